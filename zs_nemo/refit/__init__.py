@@ -1,0 +1,1 @@
+"""Policy weights into generation engines: one verb, one file per transport."""

@@ -1,0 +1,1 @@
+"""Search engines: the simulator and real ones, behind one protocol."""

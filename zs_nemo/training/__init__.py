@@ -1,0 +1,1 @@
+"""megatron-core: model, schedule, policy, reference, checkpoints. The only importer of megatron."""

@@ -1,0 +1,59 @@
+"""Token ids in, token ids and logprobs out."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+
+class StopReason(Enum):
+    """Why an engine stopped to generate."""
+
+    stop_string = "one of the stop strings was completed; it is part of the output"
+    end_of_text = "the model sampled its end-of-text token; the token is part of the output"
+    length = "max_tokens was reached"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How to sample one completion."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    """0.0 is greedy."""
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    """Generation ends with the token that completes one of these strings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What an engine sampled, exactly as it sampled it."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Per token, under the distribution that was sampled from (after temperature and top-p)."""
+    text: str
+    """The decoded tokens, stop string included. For finding actions only: never encoded again."""
+    stop_reason: StopReason
+    weight_version: int
+    """The refit version under which every one of these tokens was sampled."""
+
+
+class GenerationEngine(Protocol):
+    """A language model that completes token ids."""
+
+    async def generate(self, prompt_ids: list[int], sampling: SamplingParams, seed: int) -> Completion:
+        """Sample one completion. ``seed`` makes it repeatable whatever else is in the batch."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that this project uses."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Turn text into token ids."""
+        ...
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
+        """Turn token ids into text."""
+        ...

@@ -1,0 +1,77 @@
+"""What passes between an episode and a search engine."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from zs_nemo.types.keys import SampleKey
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One search result. Untrusted text: whoever shows it to a policy neutralises control tags first."""
+
+    text: str
+    id: str = ""
+    """Identifier in the corpus; empty for a simulated document."""
+    score: float = 0.0
+    """Relevance as the engine reports it; 0.0 for a simulated document."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRequest:
+    """One search call. It belongs to its trajectory and carries everything an engine may need to answer it."""
+
+    query: str
+    question: str
+    answers: tuple[str, ...]
+    """All gold answers. A simulator may see them, a real engine never reads them."""
+    key: SampleKey
+    """Names the trajectory and the turn; every random draw for this call derives from it."""
+    num_documents: int
+    noisy: bool = False
+    """Asks a simulator for unhelpful documents. Real engines ignore it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """The documents of one call with what they cost."""
+
+    documents: tuple[Document, ...]
+    source: str
+    """Name of the engine, such as ``bm25`` or ``simulator``."""
+    noisy: bool = False
+    latency_s: float = 0.0
+    prompt_tokens: int = 0
+    """Tokens a simulator read; 0 for a real engine."""
+    completion_tokens: int = 0
+    """Tokens a simulator wrote; 0 for a real engine."""
+    defects: dict[str, int] = field(default_factory=dict)
+    """Counts of what was wrong with the raw output and has been mended, such as ``empty``, ``cut``, ``control_tag``."""
+
+
+class SearchFailureKind(Enum):
+    """Why a search call brought no documents."""
+
+    timeout = "the deadline passed"
+    unavailable = "the engine could not be reached or is shutting down"
+    empty = "the engine answered, but with nothing that can be shown"
+    invalid = "the engine answered with something that does not follow its protocol"
+
+
+class SearchFailure(Exception):  # noqa: N818  (a typed outcome, not a programming error)
+    """A search call that failed. It is retried within the deadline and counted; it never becomes a document."""
+
+    def __init__(self, kind: SearchFailureKind, detail: str) -> None:
+        super().__init__(f"{kind.name}: {detail}")
+        self.kind = kind
+
+
+class SearchEngine(Protocol):
+    """Anything that turns a query into documents: a simulator, a local index, an HTTP retriever, the web."""
+
+    name: str
+
+    async def search(self, request: SearchRequest) -> SearchResult:
+        """Answer one request; raise ``SearchFailure`` when there is nothing to show."""
+        ...

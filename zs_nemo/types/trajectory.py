@@ -1,0 +1,93 @@
+"""One episode of a policy with a search engine, as it happened, token by token."""
+
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+
+from zs_nemo.types.keys import SampleKey
+from zs_nemo.types.question import Question
+from zs_nemo.types.search import SearchResult
+
+
+class Role(IntEnum):
+    """Who wrote a token. Decides what is trained on: policy tokens alone."""
+
+    prompt = 0
+    policy = 1
+    document = 2
+    notice = 3
+
+
+class Status(Enum):
+    """How a trajectory ended."""
+
+    answered = "the policy closed an answer tag"
+    no_action = "the policy ended its text, or a turn, without a search or an answer"
+    turn_cut = "a turn reached rollout.max_turn_tokens before it closed a tag"
+    turn_limit = "rollout.max_turns were used without an answer"
+    sequence_limit = "the next turn or documents would not fit into rollout.max_sequence_tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One generation of the policy and, if it searched, what came back."""
+
+    start: int
+    """Index of the first policy token of this turn in the trajectory's token ids."""
+    end: int
+    """One past the last policy token of this turn."""
+    text: str
+    query: str | None
+    """The query when the turn ended in a search, otherwise None."""
+    result: SearchResult | None
+    sampling_seed: int
+    weight_version: int
+
+
+@dataclass(kw_only=True)
+class Trajectory:
+    """An episode. Lists are parallel over tokens.
+
+    Example, with one search::
+
+        token_ids            [prompt ......] [policy: <search>q</search>] [document: <information>...] [policy: <answer>a</answer>]
+        roles                 0 0 0 0 0 0 0   1 1 1 1 1 1                  2 2 2 2 2 2 2 2              1 1 1 1
+        generation_logprobs   0 0 0 0 0 0 0  -.3 ...                       0 0 0 0 0 0 0 0             -.1 ...
+    """
+
+    key: SampleKey
+    question: Question
+    token_ids: list[int]
+    roles: list[Role]
+    generation_logprobs: list[float]
+    """As the engine returned them; 0.0 where the policy did not write."""
+    turns: list[Turn] = field(default_factory=list)
+    status: Status = Status.no_action
+    answer: str | None = None
+    """What stands in the answer tag that the policy wrote; None when it wrote none."""
+    reward: float = 0.0
+    search_failures: int = 0
+    """Calls that failed and were tried again."""
+    elapsed_s: float = 0.0
+
+    @property
+    def num_searches(self) -> int:
+        """Searches whose documents the policy was shown."""
+        return sum(turn.result is not None for turn in self.turns)
+
+    @property
+    def num_policy_tokens(self) -> int:
+        """Tokens that the policy sampled."""
+        return sum(role is Role.policy for role in self.roles)
+
+
+@dataclass(kw_only=True)
+class TrajectoryGroup:
+    """The samples of one prompt."""
+
+    question: Question
+    trajectories: list[Trajectory]
+
+    @property
+    def rewards(self) -> list[float]:
+        """Rewards in the order of the members."""
+        return [trajectory.reward for trajectory in self.trajectories]

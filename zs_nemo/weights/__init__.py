@@ -1,0 +1,1 @@
+"""Hugging Face <-> megatron-core parameter maps, one file per model family."""
