@@ -11,7 +11,7 @@ class GenerationConfig:
     tensor_model_parallel_size: int = 1
     dtype: str = "auto"
     """``auto`` follows ``policy.precision``; or bfloat16, float32."""
-    kv_cache_gib: int = 1
+    kv_cache_gib: float = 0.75
     """Memory for keys and values per engine on CPU, in GiB."""
     gpu_memory_utilization: float = 0.4
     """Share of a GPU that one engine may take, weights included; not used on CPU."""
@@ -41,7 +41,7 @@ class RolloutConfig:
     num_prompts_per_step: int = 8
     num_generations_per_prompt: int = 4
     """Samples of one prompt: the group that GRPO compares."""
-    max_turns: int = 3
+    max_turns: int = 4
     """Generations of the policy in one episode. A search is only run when a turn is left to read its documents."""
     max_turn_tokens: int = 96
     """New tokens of the policy in one turn."""

@@ -24,8 +24,13 @@ class SimulatedSearchConfig(SearchConfig):
     num_engines: int = 1
     tensor_model_parallel_size: int = 1
     dtype: str = "bfloat16"
-    kv_cache_gib: int = 1
+    kv_cache_gib: float = 0.5
+    """Memory for keys and values per engine on CPU, in GiB."""
     max_num_seqs: int = 64
+    max_sequence_tokens: int = 512
+    """Tokens of one call, the simulator's prompt and its document together."""
+    gpu_memory_utilization: float = 0.4
+    """Share of a GPU that one engine may take, weights included; not used on CPU."""
     temperature: float = 0.8
     max_tokens: int = 48
     """Longest document in tokens; one that is cut here loses its unfinished end."""

@@ -29,6 +29,8 @@ class SearchRequest:
     key: SampleKey
     """Names the trajectory and the turn; every random draw for this call derives from it."""
     num_documents: int
+    noise_probability: float = 0.0
+    """The curriculum's P(noisy) for this step; the callback that asks a simulator tosses the coin."""
     noisy: bool = False
     """Asks a simulator for unhelpful documents. Real engines ignore it."""
 

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Installs what is needed and runs the checks and tests, stopping at the first group that fails: see usage below.
+set -euo pipefail
+
+groups=(ruff format mypy imports unit parity functional)
+
+usage() {
+    cat <<TEXT
+usage: launch/test.sh [GROUP ...]
+
+Without a group, all of them run in this order: ${groups[*]}
+Environment: as launch/quickstart.sh --help says.
+TEXT
+}
+
+for group in "$@"; do
+    case $group in -h | --help)
+        usage
+        exit
+        ;;
+    esac
+    if [[ " ${groups[*]} " != *" $group "* ]]; then
+        printf 'error: unknown group %s; the groups are: %s\n' "$group" "${groups[*]}" >&2
+        exit 2
+    fi
+done
+
+. "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+
+run_group() {
+    case $1 in
+        ruff) "$python" -m ruff check . ;;
+        format) "$python" -m ruff format --check . ;;
+        mypy) "$python" -m mypy ;;
+        imports) "$python" -c 'from importlinter.cli import lint_imports_command; lint_imports_command()' ;;
+        *) "$python" -m pytest "tests/$1" ;;
+    esac
+}
+
+ensure_environment dev
+cd -- "$root"
+for group in "${@:-${groups[@]}}"; do
+    printf '\n=== %s (after %s s)\n' "$group" "$SECONDS"
+    run_group "$group" || fail "group $group failed, after $SECONDS s in all." "To run it alone: launch/test.sh $group"
+done

@@ -1,0 +1,214 @@
+"""One real vLLM engine on CPU, held against Hugging Face in float32. The engine is shared: a test that changes its
+weights loads those that it wants first."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.tiny_model import build_tiny_model
+from zs_nemo.generation.vllm_engine import EngineSetup, VllmEngine
+from zs_nemo.types.generation import Completion, SamplingParams, StopReason
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MAX_MODEL_LEN = 320
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two untied models of one shape, and a tied pair."""
+    root = tmp_path_factory.mktemp("models")
+    return {
+        f"{kind}-{seed}": build_tiny_model(root / f"{kind}-{seed}", seed=seed, tie=kind == "tied")
+        for kind in ("untied", "tied")
+        for seed in (0, 1)
+    }
+
+
+async def start(model: Path) -> VllmEngine:
+    return VllmEngine(EngineSetup(model_path=str(model), dtype="float32", max_model_len=MAX_MODEL_LEN, name="test"))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(models: dict[str, Path]) -> AsyncIterator[VllmEngine]:
+    built = await start(models["untied-0"])
+    yield built
+    await built.shutdown()
+
+
+def weights(model: Path) -> str:
+    return str(model / "model.safetensors")
+
+
+def hf_logprobs(model: Path, prompt: list[int], completion: Completion, temperature: float = 1.0) -> torch.Tensor:
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    ids = torch.tensor([[*prompt, *completion.token_ids]])
+    with torch.no_grad():
+        logits = reference(ids).logits[0, len(prompt) - 1 : -1] / temperature
+    return logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0]
+
+
+def assert_matches(model: Path, prompt: list[int], completion: Completion, temperature: float = 1.0) -> None:
+    expected = hf_logprobs(model, prompt, completion, temperature)
+    torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
+
+
+PROMPT = list(range(1000, 1060))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+async def test_logprobs_are_those_of_the_sampled_distribution(
+    engine: VllmEngine, models: dict[str, Path], temperature: float
+) -> None:
+    await engine.load_weights(weights(models["untied-0"]), 0)
+    sampling = SamplingParams(max_tokens=32, temperature=temperature)
+    completions = await asyncio.gather(*[engine.generate(PROMPT[i:], sampling, seed=i) for i in range(8)])
+    for i, completion in enumerate(completions):
+        assert len(completion.token_ids) == len(completion.logprobs) == 32
+        assert completion.stop_reason is StopReason.length
+        assert_matches(models["untied-0"], PROMPT[i:], completion, temperature)
+    assert len({completion.token_ids for completion in completions}) == 8
+
+
+async def test_greedy_takes_the_likeliest_token(engine: VllmEngine, models: dict[str, Path]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    await engine.load_weights(weights(models["untied-0"]), 0)
+    completion = await engine.generate(PROMPT, SamplingParams(max_tokens=12, temperature=0.0), seed=3)
+    reference = AutoModelForCausalLM.from_pretrained(models["untied-0"], dtype=torch.float32)
+    expected = reference.generate(torch.tensor([PROMPT]), max_new_tokens=12, do_sample=False, eos_token_id=None)
+    assert list(completion.token_ids) == expected[0, len(PROMPT) :].tolist()
+    assert_matches(models["untied-0"], PROMPT, completion)
+
+
+async def test_a_seed_repeats_its_tokens_alone_and_among_others(engine: VllmEngine, models: dict[str, Path]) -> None:
+    await engine.load_weights(weights(models["untied-0"]), 0)
+    sampling = SamplingParams(max_tokens=24)
+    alone = await engine.generate(PROMPT, sampling, seed=77)
+    others = [engine.generate(PROMPT[: 5 + i], sampling, seed=i) for i in range(24)]
+    among, *_ = await asyncio.gather(engine.generate(PROMPT, sampling, seed=77), *others)
+    other_seed = await engine.generate(PROMPT, sampling, seed=78)
+    assert among.token_ids == alone.token_ids
+    torch.testing.assert_close(torch.tensor(among.logprobs), torch.tensor(alone.logprobs), atol=1e-4, rtol=0)
+    assert other_seed.token_ids != alone.token_ids
+
+
+def write_chain_model(folder: Path, model: Path, chain: list[int]) -> str:
+    """Write weights under which every token of the chain is followed by the next one, almost surely."""
+    tensors = load_file(model / "model.safetensors")
+    for name, tensor in tensors.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")) or name == "lm_head.weight":
+            tensor.zero_()
+    tensors["model.norm.weight"].fill_(1.0)
+    embedding = tensors["model.embed_tokens.weight"]
+    for token, following in zip(chain, chain[1:], strict=False):
+        # Rows of a random embedding are nearly orthogonal: only the predecessor's own row points this way.
+        direction = embedding[token] / embedding[token].norm()
+        tensors["lm_head.weight"][following] = 4.0 * direction
+    folder.mkdir()
+    save_file(tensors, folder / "chain.safetensors")
+    return str(folder / "chain.safetensors")
+
+
+@pytest.mark.parametrize("tag", ["</search>", "</answer>"])
+async def test_generation_ends_with_the_token_that_completes_a_stop_string(
+    engine: VllmEngine, models: dict[str, Path], tmp_path: Path, tag: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(models["untied-0"])
+    chain = tokenizer.encode(f" capital of France{tag} and more")
+    assert len(set(chain)) == len(chain), "a token that occurs twice would have two successors"
+    await engine.load_weights(write_chain_model(tmp_path / "chain", models["untied-0"], chain), 5)
+    stopped = await engine.generate(chain[:1], SamplingParams(max_tokens=30, stop=("</search>", "</answer>")), seed=1)
+    assert stopped.stop_reason is StopReason.stop_string
+    assert stopped.text == f" of France{tag}"
+    assert list(stopped.token_ids) == chain[1 : 1 + len(stopped.token_ids)]
+    assert tokenizer.decode(stopped.token_ids[:-1]).find(tag) == -1
+    assert stopped.weight_version == 5
+    longer = await engine.generate(chain[:1], SamplingParams(max_tokens=len(chain) - 1), seed=1)
+    assert longer.text.endswith(" and more"), "without stop strings the model goes on"
+
+
+async def test_the_end_of_text_token_is_part_of_the_output(
+    engine: VllmEngine, models: dict[str, Path], tmp_path: Path
+) -> None:
+    await engine.load_weights(write_chain_model(tmp_path / "chain", models["untied-0"], [500, 501, 502, 2]), 6)
+    completion = await engine.generate([500], SamplingParams(max_tokens=30), seed=1)
+    assert completion.token_ids == (501, 502, 2)
+    assert completion.stop_reason is StopReason.end_of_text
+    assert completion.text.endswith("<|im_end|>")
+
+
+@pytest.mark.parametrize("kind", ["untied", "tied"])
+async def test_after_a_refit_the_logprobs_are_those_of_the_new_weights(
+    engine: VllmEngine, models: dict[str, Path], kind: str
+) -> None:
+    used = engine if kind == "untied" else await start(models["tied-0"])
+    try:
+        sampling = SamplingParams(max_tokens=16)
+        long_prompt = list(range(2000, 2000 + 260))
+        for version, seed in ((10, 0), (11, 1), (12, 0)):
+            await used.load_weights(weights(models[f"{kind}-{seed}"]), version)
+            # The same long prompt again: a prefix cache that survived would bring the old weights' keys and values.
+            completion = await used.generate(long_prompt, sampling, seed=9)
+            assert completion.weight_version == version
+            assert_matches(models[f"{kind}-{seed}"], long_prompt, completion)
+    finally:
+        if used is not engine:
+            await used.shutdown()
+
+
+async def test_no_completion_mixes_weights(engine: VllmEngine, models: dict[str, Path]) -> None:
+    await engine.load_weights(weights(models["untied-0"]), 20)
+    before = asyncio.gather(*[engine.generate(PROMPT, SamplingParams(max_tokens=150), seed=i) for i in range(4)])
+    await asyncio.sleep(0.1)
+    update = asyncio.create_task(engine.load_weights(weights(models["untied-1"]), 21))
+    await asyncio.sleep(0)
+    after = asyncio.gather(*[engine.generate(PROMPT, SamplingParams(max_tokens=8), seed=i) for i in range(4)])
+    for completion in await before:
+        assert completion.weight_version == 20
+        assert_matches(models["untied-0"], PROMPT, completion)
+    await update
+    for completion in await after:
+        assert completion.weight_version == 21
+        assert_matches(models["untied-1"], PROMPT, completion)
+
+
+async def test_a_file_of_another_model_is_refused_and_nothing_changes(
+    engine: VllmEngine, models: dict[str, Path], tmp_path: Path
+) -> None:
+    await engine.load_weights(weights(models["untied-0"]), 30)
+    tensors = load_file(models["untied-1"] / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "torn.safetensors")
+    with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        await engine.load_weights(str(tmp_path / "torn.safetensors"), 31)
+    completion = await engine.generate(PROMPT, SamplingParams(max_tokens=8), seed=1)
+    assert completion.weight_version == 30
+    assert_matches(models["untied-0"], PROMPT, completion)
+
+
+async def test_a_cancelled_request_holds_up_no_refit(engine: VllmEngine, models: dict[str, Path]) -> None:
+    request = asyncio.create_task(engine.generate(PROMPT, SamplingParams(max_tokens=250), seed=1))
+    await asyncio.sleep(0.1)
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    await asyncio.wait_for(engine.load_weights(weights(models["untied-0"]), 40), timeout=10)
+    assert engine.weight_version == 40
+
+
+async def test_a_request_that_cannot_fit_names_the_limit(engine: VllmEngine) -> None:
+    with pytest.raises(ValueError, match=f"max_model_len={MAX_MODEL_LEN}"):
+        await engine.generate(PROMPT, replace(SamplingParams(max_tokens=1), max_tokens=MAX_MODEL_LEN), seed=1)
+    with pytest.raises(ValueError, match="prompt_ids is empty"):
+        await engine.generate([], SamplingParams(max_tokens=1), seed=1)

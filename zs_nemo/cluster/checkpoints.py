@@ -1,0 +1,65 @@
+"""The folder of a run's checkpoints: which are whole, which is newest, which go. Knows nothing of what is inside."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+STATE_FILE = "driver_state.json"
+"""Written last: a checkpoint without it was torn by a crash."""
+
+
+class CheckpointFolder:
+    """Checkpoints ``step_NNNNNN`` under one root. ``step`` counts finished steps: the run goes on with that one."""
+
+    def __init__(self, root: Path, *, keep: int) -> None:
+        """``keep`` newest checkpoints stay, at least 1."""
+        self._root = root
+        self._keep = keep
+        root.mkdir(parents=True, exist_ok=True)
+
+    def save(self, step: int, state: dict[str, Any], write: Callable[[Path], None]) -> Path:
+        """Have ``write`` fill a folder, add ``state``, and only then give it its name. Older ones beyond ``keep`` go."""
+        final = self._path(step)
+        partial = final.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        write(partial)
+        with open(partial / STATE_FILE, "w", encoding="utf-8") as file:
+            json.dump({"step": step} | state, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync_folder(self._root)
+        for old in self.whole()[: -self._keep]:
+            shutil.rmtree(self._path(old))
+        return final
+
+    def whole(self) -> list[int]:
+        """Return the steps of whole checkpoints, oldest first. Torn ones are passed over."""
+        named = ((re.fullmatch(r"step_(\d+)", path.name), path) for path in self._root.iterdir())
+        return sorted(int(match[1]) for match, path in named if match and (path / STATE_FILE).is_file())
+
+    def latest(self) -> tuple[Path, dict[str, Any]] | None:
+        """Return the newest whole checkpoint and its state, or None when there is none."""
+        steps = self.whole()
+        if not steps:
+            return None
+        path = self._path(steps[-1])
+        return path, json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+
+    def _path(self, step: int) -> Path:
+        return self._root / f"step_{step:06d}"
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a rename survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,64 @@
+"""The engines of one role behind one client: the least loaded is asked first."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zs_nemo.cluster.roles import Role, gather
+from zs_nemo.types.generation import Completion, SamplingParams
+
+
+@dataclass(kw_only=True)
+class EngineUsage:
+    """What the engines of a role have done, for the account of a run's cost."""
+
+    num_requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    busy_s: float = 0.0
+    """Seconds with at least one request under way, summed over engines."""
+
+
+class _Engine:
+    def __init__(self, role: Role) -> None:
+        self.role = role
+        self.num_running = 0
+        self._busy_since = 0.0
+
+    def begin(self) -> None:
+        if self.num_running == 0:
+            self._busy_since = time.monotonic()
+        self.num_running += 1
+
+    def end(self) -> float:
+        """Return the seconds of a busy stretch that ends with this request, otherwise 0."""
+        self.num_running -= 1
+        return time.monotonic() - self._busy_since if self.num_running == 0 else 0.0
+
+
+class EnginePool:
+    """Implements ``GenerationEngine`` in the driver. Used from one thread; any event loop."""
+
+    def __init__(self, roles: Sequence[Role], refit_timeout_s: float = 600.0) -> None:
+        self._engines = [_Engine(role) for role in roles]
+        self._refit_timeout_s = refit_timeout_s
+        self.usage = EngineUsage()
+
+    async def generate(self, prompt_ids: list[int], sampling: SamplingParams, seed: int) -> Completion:
+        """Sample one completion on the engine with the fewest requests under way. Raises ``RoleError``."""
+        engine = min(self._engines, key=lambda engine: engine.num_running)
+        engine.begin()
+        try:
+            completion: Completion = await engine.role.call("generate", prompt_ids, sampling, seed)
+        finally:
+            self.usage.busy_s += engine.end()
+        self.usage.num_requests += 1
+        self.usage.prompt_tokens += len(prompt_ids)
+        self.usage.completion_tokens += len(completion.token_ids)
+        return completion
+
+    def load_weights(self, path: str, version: int) -> None:
+        """Load a weight file into all engines at once and wait for all of them."""
+        roles = [engine.role for engine in self._engines]
+        references = [role.submit("load_weights", path, version) for role in roles]
+        gather(roles, references, "load_weights", self._refit_timeout_s)

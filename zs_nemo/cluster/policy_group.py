@@ -1,0 +1,78 @@
+"""The ranks of the trained model as one object: a call goes to all of them, rank 0 answers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from torch import Tensor
+
+from zs_nemo.cluster.roles import Role, gather
+from zs_nemo.config.policy import OptimConfig
+from zs_nemo.types.batch import TrainBatch
+from zs_nemo.types.loss import TokenLoss
+
+
+class PolicyGroup:
+    """The methods of ``training.worker.MegatronWorker``, on every rank at once; their documentation is there.
+
+    The whole batch goes to the object store once; every rank takes its own share of it. The first failure is raised at
+    once: the other ranks then wait in a collective for ever, so the run cannot go on.
+    """
+
+    def __init__(self, roles: Sequence[Role], *, has_reference: bool, refit_dtype: str) -> None:
+        """``roles`` in order of rank; ``refit_dtype`` is that of the generation engines."""
+        self._roles = list(roles)
+        self._has_reference = has_reference
+        self._refit_dtype = refit_dtype
+
+    def logprobs(self, batch: TrainBatch) -> Tensor:
+        """Return the policy's logprobs, float32 [T], 0 off the mask."""
+        logprobs: Tensor = self._call("logprobs", ray.put(batch))
+        return logprobs
+
+    def reference_logprobs(self, batch: TrainBatch) -> Tensor:
+        """Return the frozen reference's logprobs, float32 [T], 0 off the mask."""
+        logprobs: Tensor = self._call("reference_logprobs", ray.put(batch))
+        return logprobs
+
+    def train_step(self, batch: TrainBatch, loss: TokenLoss) -> dict[str, float]:
+        """Make one optimizer update over the whole batch; return its metrics."""
+        metrics: dict[str, float] = self._call("train_step", ray.put(batch), loss)
+        return metrics
+
+    def set_reference(self) -> None:
+        """Make the current weights the reference. Does nothing when no loss reads one (``algorithm.kl.where=off``)."""
+        if self._has_reference:
+            self._call("set_reference")
+
+    def load_reference(self, folder: str) -> None:
+        """Load the reference from a Hugging Face folder. Does nothing when no loss reads one."""
+        if self._has_reference:
+            self._call("load_reference", folder)
+
+    def reset_optimizer(self, optim: OptimConfig, *, max_steps: int | None = None) -> None:
+        """Start a fresh optimizer and schedule; ``max_steps`` None keeps the number of updates of the whole run."""
+        self._call("reset_optimizer", optim.lr, max_steps=max_steps, optim=optim)
+
+    def save_checkpoint(self, folder: str) -> None:
+        """Write policy, optimizer, schedule and random states into a folder."""
+        self._call("save_checkpoint", folder)
+
+    def load_checkpoint(self, folder: str) -> None:
+        """Read what ``save_checkpoint`` wrote, under any parallel layout."""
+        self._call("load_checkpoint", folder)
+
+    def export_hf(self, folder: str) -> None:
+        """Write a Hugging Face folder."""
+        self._call("export_hf", folder)
+
+    def export_refit(self, path: str) -> None:
+        """Write the weights as one safetensors file for the generation engines."""
+        self._call("export_refit", path, dtype=self._refit_dtype)
+
+    def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        # Only rank 0 sends its result back. Ray puts the batch itself in place of a reference to it.
+        references = [
+            role.submit("call", method, rank == 0, *arguments, **options) for rank, role in enumerate(self._roles)
+        ]
+        return gather(self._roles, references, method)[0]

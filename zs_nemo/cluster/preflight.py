@@ -1,0 +1,115 @@
+"""What can be known to go wrong before anything expensive starts: ``ValueError`` naming setting, rule and remedy."""
+
+import json
+import logging
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import psutil
+
+from zs_nemo.cluster.memory_estimate import estimate_memory, weight_bytes
+from zs_nemo.cluster.setups import Layout
+from zs_nemo.config.grpo import GrpoRecipeConfig
+from zs_nemo.weights.llama import LlamaConfig
+
+_LOGGER = logging.getLogger(__name__)
+_SHM = Path("/dev/shm")
+_OBJECT_STORE_BYTES = 512 * 2**20
+
+
+def check(cfg: GrpoRecipeConfig, layout: Layout) -> None:
+    """Check layouts and, for a run on this machine, its port, memory and shared memory."""
+    LlamaConfig.from_folder(layout.policy_folder).check_layout(
+        tensor_parallel=cfg.policy.tensor_model_parallel_size,
+        pipeline_parallel=cfg.policy.pipeline_model_parallel_size,
+    )
+    check_engine_layout("generation.tensor_model_parallel_size", layout.policy_engines[0].model_path, cfg.generation)
+    if layout.simulator_engines:
+        check_engine_layout("search.tensor_model_parallel_size", layout.simulator_engines[0].model_path, cfg.search)
+    if cfg.cluster.ray_address:
+        return
+    check_one_machine(cfg)
+    check_port(cfg.cluster.master_port)
+    check_shared_memory(weight_bytes(layout.policy_engines[0]), shutil.disk_usage(_SHM).free)
+    if not layout.use_gpu:
+        check_memory(cfg, layout, psutil.virtual_memory().available)
+        warn_of_too_few_cores(cfg, len(os.sched_getaffinity(0)))
+
+
+def check_engine_layout(setting: str, model_path: str, settings: object) -> None:
+    """Raise unless vLLM can cut the model's heads over the engine's tensor-parallel ranks."""
+    size: int = settings.tensor_model_parallel_size  # type: ignore[attr-defined]
+    config = json.loads(Path(model_path, "config.json").read_text())
+    heads: int = config["num_attention_heads"]
+    kv_heads: int = config.get("num_key_value_heads") or heads
+    # vLLM repeats key/value heads when there are more ranks than heads.
+    if heads % size or (kv_heads % size and size % kv_heads):
+        fitting = [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
+        raise ValueError(
+            f"{setting}={size} must divide the model's {heads} attention heads, and divide its {kv_heads} key/value "
+            f"heads or be a multiple of them ({model_path}); set it to one of {fitting}"
+        )
+
+
+def check_one_machine(cfg: GrpoRecipeConfig) -> None:
+    """Raise when more machines are asked for than a Ray of our own can have."""
+    if cfg.trainer.num_nodes > 1:
+        raise ValueError(
+            f"trainer.num_nodes={cfg.trainer.num_nodes}, but cluster.ray_address is empty, which starts Ray on this "
+            "machine alone; start a Ray cluster first (launch/slurm) and give its address, or set trainer.num_nodes=1"
+        )
+
+
+def check_port(port: int) -> None:
+    """Raise when the port for torch.distributed is in use. 0 means any free one."""
+    if port == 0:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ValueError(
+                f"cluster.master_port={port} cannot be used ({error.strerror}); "
+                "set cluster.master_port=0 for any free port, or end the process that holds it"
+            ) from error
+
+
+def check_shared_memory(refit_bytes: int, free: int) -> None:
+    """Raise when /dev/shm is too small for Ray's object store and the weights of one refit."""
+    needed = refit_bytes + _OBJECT_STORE_BYTES
+    if free < needed:
+        raise ValueError(
+            f"/dev/shm has {free / 2**20:.0f} MiB free, but Ray's object store and the weights of one refit need "
+            f"{needed / 2**20:.0f} MiB; enlarge it (container: --shm-size={needed // 2**30 + 1}g, machine: "
+            f"mount -o remount,size={needed // 2**30 + 1}g /dev/shm)"
+        )
+
+
+def check_memory(cfg: GrpoRecipeConfig, layout: Layout, available: int) -> None:
+    """Raise when the estimate for all processes exceeds the memory that is available."""
+    estimate = estimate_memory(cfg, layout)
+    needed = sum(estimate.values())
+    if needed > available:
+        parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in estimate.items())
+        raise ValueError(
+            f"this run needs about {needed / 2**30:.1f} GiB of memory ({parts}), but {available / 2**30:.1f} GiB are "
+            "available; lower policy.train_mb_tokens, generation.kv_cache_gib, search.kv_cache_gib or trainer.devices, "
+            "choose a smaller model, or free memory"
+        )
+
+
+def warn_of_too_few_cores(cfg: GrpoRecipeConfig, cores: int) -> None:
+    """Log a warning when the ranks alone have more threads than there are cores."""
+    threads = cfg.trainer.devices * cfg.cluster.threads_per_process
+    if threads > cores:
+        _LOGGER.warning(
+            "trainer.devices=%d with cluster.threads_per_process=%d make %d threads on %d cores: "
+            "they will wait for each other",
+            cfg.trainer.devices,
+            cfg.cluster.threads_per_process,
+            threads,
+            cores,
+        )

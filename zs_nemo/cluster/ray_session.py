@@ -1,0 +1,87 @@
+"""Starts Ray for one run, on loopback and out of sight, or joins a cluster that is already there."""
+
+import os
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+
+from zs_nemo.cluster.reaper import MARKER, Reaper
+
+_OBJECT_STORE_BYTES = 512 * 2**20
+# Ray puts sockets under its folder, with about 60 characters of its own; a socket's path may have 107.
+_LONGEST_TEMPORARY_ROOT = 30
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_RECORD_ACTOR_TASK_LOGGING": "0",
+    # Process titles (ray::..., VLLM::...) would otherwise be written over the environment, where the marker is.
+    "SPT_NOENV": "1",
+    # Ray lowers the priority of its workers by 15, so that anything else on the machine starves them.
+    "RAY_worker_niceness": "0",
+}
+# Without clusters of several machines, Ray 2.60 binds its ports to 127.0.0.1 instead of all interfaces. The name of the
+# variable speaks of the systems on which this is the default.
+_CLUSTER_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+
+class RaySession:
+    """Ray for the time of one run, with the reaper that ends whatever is left of it."""
+
+    def __init__(self, address: str, num_processes: int, num_gpus: int, logs: Path) -> None:
+        """Start Ray on this machine with room for ``num_processes`` actors, or join the cluster at ``address``."""
+        self.token = uuid.uuid4().hex
+        root = _temporary_root()
+        self._ray_folder = root / f"zsn-{self.token[:8]}"
+        self.shm_folder = Path("/dev/shm", f"zs_nemo-{self.token[:8]}")
+        self._logs = logs
+        self._reaper = Reaper(self.token, [self._ray_folder, self.shm_folder])
+        try:
+            self.shm_folder.mkdir(mode=0o700)
+            self._start(address, num_processes, num_gpus)
+        except BaseException:
+            self.close(failed=True)
+            raise
+
+    def _start(self, address: str, num_processes: int, num_gpus: int) -> None:
+        os.environ[MARKER] = self.token
+        os.environ.update(_ENVIRONMENT)
+        os.environ[_CLUSTER_VARIABLE] = "1" if address else "0"
+        import ray
+        from ray._private import ray_constants
+
+        # The variable is for Ray's processes; here it was read at the first import of ray, maybe before this.
+        ray_constants.ENABLE_RAY_CLUSTER = bool(address)
+        quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+        if address:
+            ray.init(address=address, **quiet)
+            return
+        ray.init(
+            num_cpus=num_processes,
+            num_gpus=num_gpus,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=str(self._ray_folder),
+            **quiet,
+        )
+
+    def close(self, *, failed: bool = False) -> None:
+        """End Ray and every process of the run; after a failure Ray's own logs are kept beside the roles' logs."""
+        import ray
+
+        ray.shutdown()
+        if failed:
+            self._keep_logs()
+        self._reaper.finish()
+        if os.environ.get(MARKER) == self.token:
+            del os.environ[MARKER]
+
+    def _keep_logs(self) -> None:
+        kept = self._logs / "ray"
+        for source in self._ray_folder.glob("session_2*/logs"):
+            shutil.copytree(source, kept, dirs_exist_ok=True)
+
+
+def _temporary_root() -> Path:
+    root = Path(tempfile.gettempdir())
+    return root if len(str(root)) <= _LONGEST_TEMPORARY_ROOT else Path("/tmp")

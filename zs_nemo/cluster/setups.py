@@ -1,0 +1,163 @@
+"""What every process of a run is told, derived from the configuration. Knows the roles, not Ray."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from zs_nemo.config.algorithm import KlPlace
+from zs_nemo.config.experiment import Accelerator
+from zs_nemo.config.grpo import GrpoRecipeConfig
+from zs_nemo.config.policy import Precision
+from zs_nemo.config.search import SimulatedSearchConfig
+from zs_nemo.generation.engine_setup import EngineSetup
+from zs_nemo.weights.pretrained import resolve_model
+
+_DTYPE_OF = {Precision.bf16: "bfloat16", Precision.fp32: "float32"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The processes of a run."""
+
+    num_ranks: int
+    policy_folder: Path
+    policy_engines: tuple[EngineSetup, ...]
+    simulator_engines: tuple[EngineSetup, ...]
+    use_gpu: bool
+    has_reference: bool
+
+    @property
+    def engines(self) -> tuple[EngineSetup, ...]:
+        """All engines, the policy's first."""
+        return self.policy_engines + self.simulator_engines
+
+
+def derive_layout(cfg: GrpoRecipeConfig) -> Layout:
+    """Resolve the models and decide on CPU or GPU. Raises ``ValueError`` for a missing model or GPU."""
+    use_gpu = _use_gpu(cfg)
+    policy_folder = _resolve("policy.model", cfg.policy.model)
+    return Layout(
+        num_ranks=cfg.trainer.num_nodes * cfg.trainer.devices,
+        policy_folder=policy_folder,
+        policy_engines=_policy_engines(cfg, policy_folder, use_gpu),
+        simulator_engines=_simulator_engines(cfg, use_gpu),
+        use_gpu=use_gpu,
+        has_reference=cfg.algorithm.kl.where is not KlPlace.off,
+    )
+
+
+def _resolve(setting: str, source: str) -> Path:
+    try:
+        return resolve_model(source)
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from error
+
+
+def _use_gpu(cfg: GrpoRecipeConfig) -> bool:
+    if cfg.trainer.accelerator is Accelerator.cpu:
+        return False
+    import torch
+
+    # The driver of a cluster may sit on a machine without a GPU; then only accelerator=gpu can ask for them.
+    if cfg.trainer.accelerator is Accelerator.gpu and not cfg.cluster.ray_address and not torch.cuda.is_available():
+        raise ValueError(
+            "trainer.accelerator=gpu, but PyTorch sees no GPU here; set trainer.accelerator=cpu, "
+            "or install the CUDA requirements (requirements/) on a machine with an NVIDIA driver"
+        )
+    return cfg.trainer.accelerator is Accelerator.gpu or torch.cuda.is_available()
+
+
+def _policy_engines(cfg: GrpoRecipeConfig, folder: Path, use_gpu: bool) -> tuple[EngineSetup, ...]:
+    settings = cfg.generation
+    dtype = _DTYPE_OF[cfg.policy.precision] if settings.dtype == "auto" else settings.dtype
+    return tuple(
+        EngineSetup(
+            name=f"policy-engine-{index}",
+            model_path=str(folder),
+            dtype=dtype,
+            tensor_model_parallel_size=settings.tensor_model_parallel_size,
+            kv_cache_gib=settings.kv_cache_gib,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            max_num_seqs=settings.max_num_seqs,
+            max_model_len=cfg.rollout.max_sequence_tokens,
+            threads=cfg.cluster.threads_per_process,
+            use_gpu=use_gpu,
+            seed=cfg.seed,
+        )
+        for index in range(settings.num_engines)
+    )
+
+
+def _simulator_engines(cfg: GrpoRecipeConfig, use_gpu: bool) -> tuple[EngineSetup, ...]:
+    settings = cfg.search
+    if not isinstance(settings, SimulatedSearchConfig):
+        return ()
+    folder = _resolve("search.model", settings.model)
+    return tuple(
+        EngineSetup(
+            name=f"simulator-engine-{index}",
+            model_path=str(folder),
+            dtype=settings.dtype,
+            tensor_model_parallel_size=settings.tensor_model_parallel_size,
+            kv_cache_gib=settings.kv_cache_gib,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            max_num_seqs=settings.max_num_seqs,
+            max_model_len=settings.max_sequence_tokens,
+            threads=cfg.cluster.threads_per_process,
+            use_gpu=use_gpu,
+            seed=cfg.seed,
+        )
+        for index in range(settings.num_engines)
+    )
+
+
+def num_updates(cfg: GrpoRecipeConfig) -> int:
+    """Return the optimizer updates of a whole run, for the learning-rate schedule."""
+    trajectories = cfg.rollout.num_prompts_per_step * cfg.rollout.num_generations_per_prompt
+    return max(1, cfg.trainer.max_steps * math.ceil(trajectories / cfg.policy.global_batch_size))
+
+
+def rank_builder(cfg: GrpoRecipeConfig, layout: Layout, rank: int, address: tuple[str, int]) -> partial[Any]:
+    """Return the call that builds one training rank; its process makes it."""
+    return partial(
+        _build_rank,
+        rank=rank,
+        world_size=layout.num_ranks,
+        master_addr=address[0],
+        master_port=address[1],
+        model_path=str(layout.policy_folder),
+        policy=cfg.policy,
+        temperature=cfg.generation.temperature,
+        max_steps=num_updates(cfg),
+        seed=cfg.seed,
+        use_gpu=layout.use_gpu,
+        with_reference=layout.has_reference,
+    )
+
+
+def engine_builder(setup: EngineSetup) -> partial[Any]:
+    """Return the call that builds one engine; its process makes it."""
+    return partial(_build_engine, setup)
+
+
+def rank_environment(cfg: GrpoRecipeConfig, use_gpu: bool) -> dict[str, str]:
+    """Return what a training rank's process must have in its environment before torch is imported."""
+    environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if use_gpu:
+        # megatron-core's tensor parallelism counts on this order of kernels and communication.
+        return environment | {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+    return environment | {"OMP_NUM_THREADS": str(cfg.cluster.threads_per_process), "TORCHDYNAMO_DISABLE": "1"}
+
+
+def _build_rank(**fields: Any) -> Any:
+    from zs_nemo.training.worker import MegatronWorker, WorkerSetup
+
+    return MegatronWorker(WorkerSetup(**fields))
+
+
+def _build_engine(setup: EngineSetup) -> Any:
+    from zs_nemo.generation.vllm_engine import VllmEngine
+
+    return VllmEngine(setup)

@@ -1,0 +1,199 @@
+"""The handle that a recipe owns: starts every process of a run, gives access to them, and ends them all."""
+
+import contextlib
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from zs_nemo.cluster import preflight
+from zs_nemo.cluster.engine_pool import EnginePool, EngineUsage
+from zs_nemo.cluster.memory_estimate import weight_bytes
+from zs_nemo.cluster.placement import Placement, place_on_gpus
+from zs_nemo.cluster.policy_group import PolicyGroup
+from zs_nemo.cluster.ray_session import RaySession
+from zs_nemo.cluster.roles import Role, gather
+from zs_nemo.cluster.setups import Layout, derive_layout, engine_builder, rank_builder, rank_environment
+from zs_nemo.config.grpo import GrpoRecipeConfig
+from zs_nemo.generation.engine_setup import engine_environment
+from zs_nemo.refit.shared_memory import SharedMemoryRefit
+
+_SHUTDOWN_S = 3.0
+# Requests wait inside vLLM, not in Ray's queue, where they would keep a weight update from being seen.
+_MAX_REQUESTS_PER_ENGINE = 10_000
+
+
+class System:
+    """All processes of a run. Use with ``with``: whatever ends the block, Ctrl-C included, ends them too.
+
+    A driver that is killed cannot clean up; the reaper does it then.
+    """
+
+    policy: PolicyGroup
+    generation: EnginePool
+    """The policy's engines."""
+    simulator: EnginePool | None
+    """The frozen simulator's engines; None when a real engine answers during training."""
+
+    def __init__(self, cfg: GrpoRecipeConfig, layout: Layout, session: RaySession, run_dir: Path) -> None:
+        """Not for callers: ``System.start``."""
+        self._cfg = cfg
+        self._layout = layout
+        self._session: RaySession | None = session
+        self._logs = run_dir / "logs"
+        self._roles: list[Role] = []
+        self.simulator = None
+
+    @classmethod
+    def start(cls, cfg: GrpoRecipeConfig, run_dir: Path) -> "System":
+        """Check, start Ray, start all processes at once, and return when every one of them is ready.
+
+        Raises ``ValueError`` before anything is started for what ``preflight`` finds, ``RoleError`` for a process that
+        fails, ``TimeoutError`` after ``cluster.startup_timeout_s``.
+        """
+        layout = derive_layout(cfg)
+        preflight.check(cfg, layout)
+        logs = run_dir / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        num_gpus = _local_gpus() if layout.use_gpu else 0
+        num_processes = layout.num_ranks + len(layout.engines)
+        session = RaySession(cfg.cluster.ray_address, num_processes, num_gpus, logs)
+        system = cls(cfg, layout, session, run_dir)
+        try:
+            system._start_roles()
+        except BaseException as error:
+            # An interrupt is no failure: nobody wants Ray's logs for it.
+            system._close(failed=isinstance(error, Exception))
+            raise
+        return system
+
+    def refit(self, version: int) -> None:
+        """Bring the policy's current weights into its generation engines, stamped with ``version``."""
+        self._refit.refit(version)
+
+    def usage(self) -> dict[str, EngineUsage]:
+        """Return tokens and busy seconds by role."""
+        pools = {"policy": self.generation, "simulator": self.simulator}
+        return {name: pool.usage for name, pool in pools.items() if pool is not None}
+
+    def close(self) -> None:
+        """End every process of the run. May be called again."""
+        self._close(failed=False)
+
+    def __enter__(self) -> "System":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close(failed=isinstance(error, Exception))
+
+    def _close(self, *, failed: bool) -> None:
+        session, self._session = self._session, None
+        if session is None:
+            return
+        import ray
+
+        try:
+            # Politely first, so that vLLM and torch.distributed end in order; a role in the middle of a call cannot.
+            calls = [role.submit("shutdown") for role in self._roles if not failed]
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.wait(calls, num_returns=len(calls), timeout=_SHUTDOWN_S) if calls else None
+        finally:
+            session.close(failed=failed)
+
+    def _start_roles(self) -> None:
+        layout, cfg = self._layout, self._cfg
+        placement = self._placement()
+        ranks = [self._rank(rank, placement) for rank in range(layout.num_ranks)]
+        engines = [self._engine(index, placement) for index in range(len(layout.engines))]
+        self._roles = [*engines, *ranks]
+        # The engines need longest: they are first in the queue for the cores.
+        starts = [
+            role.submit("start", engine_builder(setup)) for role, setup in zip(engines, layout.engines, strict=True)
+        ]
+        address = self._rendezvous(ranks[0])
+        starts += [role.submit("start", rank_builder(cfg, layout, rank, address)) for rank, role in enumerate(ranks)]
+        gather(self._roles, starts, "start", cfg.cluster.startup_timeout_s)
+        self._connect(ranks, engines)
+
+    def _connect(self, ranks: Sequence[Role], engines: Sequence[Role]) -> None:
+        layout = self._layout
+        first = layout.policy_engines[0]
+        self.policy = PolicyGroup(ranks, has_reference=layout.has_reference, refit_dtype=first.dtype)
+        self.generation = EnginePool(engines[: len(layout.policy_engines)])
+        if layout.simulator_engines:
+            self.simulator = EnginePool(engines[len(layout.policy_engines) :])
+        assert self._session is not None
+        folder = self._session.shm_folder
+        if self._cfg.trainer.num_nodes > 1:
+            # Shared memory ends at the machine; the run directory is on a file system that all of them see.
+            folder = self._logs.parent / "refit"
+            folder.mkdir(exist_ok=True)
+        self._refit = SharedMemoryRefit(self.policy, self.generation, folder, weight_bytes(first))
+
+    def _rendezvous(self, first_rank: Role) -> tuple[str, int]:
+        import ray
+
+        port = self._cfg.cluster.master_port
+        if self._cfg.cluster.ray_address:
+            address: tuple[str, int] = ray.get(first_rank.submit("address", port))
+            return address
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return "127.0.0.1", int(probe.getsockname()[1])
+
+    def _placement(self) -> Placement | None:
+        if not self._layout.use_gpu:
+            return None
+        import ray
+
+        sizes = [setup.tensor_model_parallel_size for setup in self._layout.engines]
+        placement = place_on_gpus(int(ray.cluster_resources().get("GPU", 0)), self._layout.num_ranks, sizes)
+        self._group = ray.util.placement_group(list(placement.bundles), strategy="PACK")
+        ray.get(self._group.ready(), timeout=self._cfg.cluster.startup_timeout_s)
+        return placement
+
+    def _rank(self, rank: int, placement: Placement | None) -> Role:
+        from zs_nemo.cluster.actors import RankActor
+
+        environment = rank_environment(self._cfg, self._layout.use_gpu) | self._local_network()
+        return self._role(
+            f"policy-rank-{rank}", RankActor, environment, self._resources(placement and placement.ranks[rank])
+        )
+
+    def _engine(self, index: int, placement: Placement | None) -> Role:
+        from zs_nemo.cluster.actors import EngineActor
+
+        setup = self._layout.engines[index]
+        resources = self._resources(placement and placement.engines[index])
+        resources["max_concurrency"] = _MAX_REQUESTS_PER_ENGINE
+        return self._role(setup.name, EngineActor, engine_environment(setup) | self._local_network(), resources)
+
+    def _role(self, name: str, actor: type, environment: dict[str, str], resources: dict[str, Any]) -> Role:
+        import ray
+
+        log_path = (self._logs / f"{name}.log").resolve()
+        handle = ray.remote(actor).options(name=None, **resources).remote(environment, str(log_path))
+        return Role(name, handle, log_path)
+
+    def _resources(self, place: tuple[int, float] | None) -> dict[str, Any]:
+        if place is None:
+            return {"num_cpus": 1}
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        bundle, num_gpus = place
+        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
+        return {"num_cpus": 1, "num_gpus": num_gpus, "scheduling_strategy": strategy}
+
+    def _local_network(self) -> dict[str, str]:
+        if self._cfg.cluster.ray_address:
+            return {}
+        return {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
+
+
+def _local_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

@@ -1,0 +1,56 @@
+"""What a recipe's command does around its work: messages instead of stack traces, and exit codes."""
+
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from zs_nemo.config.grpo import GrpoRecipeConfig
+from zs_nemo.observability.files import write_text
+from zs_nemo.observability.progress import Progress
+from zs_nemo.observability.run_dir import RunDir
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+Train = Callable[[GrpoRecipeConfig, RunDir, Progress], Path]
+
+
+def run_in_terminal(composed: DictConfig, convert: Callable[[DictConfig], GrpoRecipeConfig], train: Train) -> int:
+    """Run ``train`` and return the exit code: 0 done, 2 refused input, 130 interrupted (Ctrl-C or SIGTERM)."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        cfg = convert(composed)
+        with RunDir(Path(cfg.exp_manager.exp_dir) / cfg.exp_manager.name, cfg) as run_dir:
+            return _train(cfg, run_dir, train)
+    except ValueError as error:
+        # Every check of ours raises it with the setting, the rule and the remedy; a stack trace would bury them.
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_BAD_INPUT
+
+
+def _train(cfg: GrpoRecipeConfig, run_dir: RunDir, train: Train) -> int:
+    report = run_dir.path / "report.html"
+    if run_dir.finished:
+        sys.stdout.write(f"this run is already done: {report}\nfor another one give it a name: exp_manager.name=NAME\n")
+        return 0
+    try:
+        with Progress(cfg.exp_manager.name) as progress:
+            report = train(cfg, run_dir, progress)
+    except KeyboardInterrupt:
+        command = shlex.join(["python", *sys.argv])
+        sys.stdout.write(f"\ninterrupted; all processes are ended. Go on from the last checkpoint with:\n  {command}\n")
+        return EXIT_INTERRUPTED
+    except ValueError:
+        write_text(run_dir.path / "logs" / "driver_error.log", traceback.format_exc())
+        raise
+    sys.stdout.write(f"done. The report: {report}\n")
+    return 0
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt

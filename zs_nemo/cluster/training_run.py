@@ -1,0 +1,230 @@
+"""A run as a recipe sees it: the system, the questions, the run directory, and what surrounds every training loop.
+
+Owns starting, resuming, the warm start, evaluation, checkpoints and the report. Owns no algorithm: the loop and the loss
+are the recipe's.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from zs_nemo.algorithms.supervised_loss import SupervisedLoss
+from zs_nemo.cluster.checkpoints import CheckpointFolder
+from zs_nemo.cluster.search_engines import SearchEngines, build_real_engine
+from zs_nemo.cluster.system import System
+from zs_nemo.config.grpo import GrpoRecipeConfig
+from zs_nemo.config.search import SimulatedSearchConfig
+from zs_nemo.evaluation.evaluator import CLOSED_BOOK, Evaluator
+from zs_nemo.evaluation.scores import EvaluationName
+from zs_nemo.observability.files import read_json
+from zs_nemo.observability.memory import MemoryWatch
+from zs_nemo.observability.metrics import step_metrics
+from zs_nemo.observability.phase import Phase
+from zs_nemo.observability.progress import Progress
+from zs_nemo.observability.report import write_report
+from zs_nemo.observability.run_dir import RunDir
+from zs_nemo.observability.timer import StageTimer
+from zs_nemo.qa.facts import load_facts_world
+from zs_nemo.qa.prompts import policy_prompt
+from zs_nemo.qa.warm_start import scripted_episode
+from zs_nemo.rollout.build import build_collector, episode_limits
+from zs_nemo.rollout.collector import Decoding, check_prompts_fit, questions_of_step
+from zs_nemo.rollout.ledger import SearchLedger
+from zs_nemo.rollout.packing import pack_scripted
+from zs_nemo.types.batch import TrainBatch
+from zs_nemo.types.keys import SampleKey
+from zs_nemo.types.trajectory import Role, TrajectoryGroup
+from zs_nemo.weights.pretrained import load_tokenizer, resolve_model
+
+
+class TrainingRun:
+    """Everything a loop needs. Use with ``with``: whatever ends the block, no process is left behind."""
+
+    start_step: int
+    """The first step that is still to be trained."""
+    system: System
+    timer: StageTimer
+
+    def __init__(self, cfg: GrpoRecipeConfig, run_dir: RunDir, progress: Progress) -> None:
+        """Check what can be checked, start the system, and load the newest checkpoint if there is one."""
+        self._cfg = cfg
+        self._run_dir = run_dir
+        self._progress = progress
+        self.timer = StageTimer(on_stage=progress.stage)
+        self._checkpoints = CheckpointFolder(run_dir.path / "checkpoints", keep=cfg.exp_manager.save_top_k)
+        self._reference_folder = run_dir.path / "reference"
+        self._served_version = -1
+        self._stack = ExitStack()
+        try:
+            with self.timer("start"):
+                self._start()
+            self._resume()
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> "TrainingRun":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _start(self) -> None:
+        cfg = self._cfg
+        self._world = load_facts_world(cfg.data)
+        self._tokenizer = load_tokenizer(resolve_model(cfg.policy.model))
+        check_prompts_fit(
+            [*self._world.train, *self._world.split(cfg.evaluation.split)], self._tokenizer, episode_limits(cfg)
+        )
+        simulator_tokenizer = (
+            load_tokenizer(resolve_model(cfg.search.model)) if isinstance(cfg.search, SimulatedSearchConfig) else None
+        )
+        self._memory = self._stack.enter_context(MemoryWatch())
+        with ThreadPoolExecutor(1) as pool:
+            # The index needs seconds of one core while the actors mostly wait for imports.
+            real = pool.submit(build_real_engine, cfg, self._world)
+            self.system = self._stack.enter_context(System.start(cfg, self._run_dir.path))
+        self._ledger = SearchLedger(read_json(self._run_dir.path / "search.json", {}))
+        self._engines = SearchEngines(
+            cfg, self._world, self._ledger, real.result(), self.system.simulator, simulator_tokenizer
+        )
+        self._collector = build_collector(cfg, self.system.generation, self._tokenizer)
+        self._stack.callback(self._collector.close)
+        questions = self._world.split(cfg.evaluation.split)
+        self._evaluator = Evaluator(
+            self._collector,
+            questions[: cfg.evaluation.num_questions or len(questions)],
+            self._run_dir,
+            self._progress,
+            bootstrap_samples=cfg.evaluation.bootstrap_samples,
+        )
+
+    def _resume(self) -> None:
+        newest = self._checkpoints.latest()
+        self._resumed = newest is not None
+        self.start_step = 0
+        if newest is None:
+            return
+        folder, state = newest
+        self.start_step = int(state["step"])
+        with self.timer("checkpoint"):
+            self.system.policy.load_reference(str(self._reference_folder))
+            self.system.policy.load_checkpoint(str(folder))
+        self._run_dir.truncate_after(self.start_step - 1)
+        self._progress.say(f"resumed from {folder} at step {self.start_step}")
+
+    def warm_start(self) -> None:
+        """Teach the tags by imitation, make the result the reference, and save it as checkpoint 0. Once per run."""
+        if self._resumed:
+            return
+        policy, settings = self.system.policy, self._cfg.warm_start
+        with self.timer("warm_start"):
+            self._progress.begin("warm start", settings.steps)
+            self._run_dir.truncate_after(-1, Phase.warm_start)
+            policy.reset_optimizer(dataclasses.replace(self._cfg.policy.optim, lr=settings.lr), max_steps=settings.steps)
+            for step in range(settings.steps):
+                update = policy.train_step(self._scripted_batch(step), SupervisedLoss())
+                metrics = {f"train/{name}": value for name, value in update.items()}
+                self._run_dir.log_step(step, metrics, Phase.warm_start)
+                self._progress.advance(metrics)
+            policy.set_reference()
+            policy.reset_optimizer(self._cfg.policy.optim, max_steps=self._cfg.trainer.max_steps)
+            policy.export_hf(str(self._reference_folder))
+        self._save(0)
+        self._save_progress()
+
+    def _scripted_batch(self, step: int) -> TrainBatch:
+        count, seed = self._cfg.warm_start.global_batch_size, self._cfg.seed
+        questions = questions_of_step(self._world.train, step, count, seed, phase=Phase.warm_start)
+        episodes = []
+        for prompt, question in enumerate(questions):
+            key = SampleKey(run_seed=seed, step=step, prompt=prompt, member=0)
+            script = scripted_episode(question, self._world, key)
+            episodes.append([(policy_prompt(question.text), Role.prompt), *script])
+        return pack_scripted(episodes, self._tokenizer)
+
+    def refit(self, version: int) -> None:
+        """Bring the policy's weights after ``version`` updates steps into the generation engines, if not there yet."""
+        if version != self._served_version:
+            self.system.refit(version)
+            self._served_version = version
+
+    def collect(self, step: int, *, noise: float) -> list[TrajectoryGroup]:
+        """Run the episodes of one step."""
+        settings = self._cfg.rollout
+        questions = questions_of_step(self._world.train, step, settings.num_prompts_per_step, self._cfg.seed)
+        return self._collector.collect(
+            questions,
+            self._engines.training(noise),
+            Decoding(temperature=self._cfg.generation.temperature, top_p=self._cfg.generation.top_p),
+            step=step,
+            group_size=settings.num_generations_per_prompt,
+        )
+
+    def finish_step(
+        self,
+        step: int,
+        groups: Sequence[TrajectoryGroup],
+        batch: TrainBatch | None,
+        updates: Sequence[Mapping[str, float]],
+        *,
+        noise: float,
+    ) -> None:
+        """Log the step, write a sample of its trajectories, and save a checkpoint when it is due."""
+        metrics = step_metrics(groups, updates, batch=batch, noise=noise, stage_s=self.timer.take())
+        self._run_dir.log_step(step, metrics)
+        self._run_dir.write_trajectories(
+            step, groups, self._tokenizer, self._cfg.exp_manager.trajectories_per_step
+        )
+        # The log comes before the checkpoint: a resume drops rows that are too many, but could not make missing ones.
+        finished = step + 1
+        if finished % self._cfg.exp_manager.save_every_n_steps == 0 or finished == self._cfg.trainer.max_steps:
+            self._save(finished)
+        self._save_progress()
+        self._progress.advance(metrics)
+
+    def begin_training(self) -> None:
+        """Show the training loop in the progress display; start-up and evaluation are no part of the first step."""
+        self._ledger.phase = Phase.rl
+        self._progress.begin("training", self._cfg.trainer.max_steps, self.start_step)
+        self.timer.take()
+
+    def evaluate(self, when: str, *, step: int) -> None:
+        """Evaluate the policy after ``step`` steps on the real engine; at the end (``after``) also without it."""
+        temperatures = self._cfg.evaluation.temperatures
+        names = [EvaluationName(when=when, engine="bm25", temperature=value) for value in temperatures]
+        if when == "after":
+            names.append(EvaluationName(when=when, engine=CLOSED_BOOK, temperature=0.0))
+            if self._engines.evaluates_with_simulator:
+                names.append(EvaluationName(when=when, engine="simulator", temperature=0.0))
+        self._ledger.phase = Phase.evaluation
+        with self.timer("evaluation"):
+            for name in names:
+                if self._run_dir.finished_evaluation(str(name), step=step) is None:
+                    self.refit(step)
+                    self._evaluator.evaluate(name, self._engines.evaluation(name.engine), step=step)
+                    self._save_progress()
+
+    def finish(self) -> Path:
+        """Export the policy, mark the run as done, and return the path of its report."""
+        with self.timer("export"):
+            self.system.policy.export_hf(str(self._run_dir.path / "policy"))
+        self._save_progress()
+        write_report(self._run_dir.path)
+        self._run_dir.finish()
+        write_report(self._run_dir.path)
+        return self._run_dir.path / "report.html"
+
+    def _save(self, step: int) -> None:
+        with self.timer("checkpoint"):
+            self._checkpoints.save(step, {}, lambda folder: self.system.policy.save_checkpoint(str(folder)))
+
+    def _save_progress(self) -> None:
+        self._run_dir.save_progress(
+            self.timer, search=self._ledger.state(), peak_memory_gib=self._memory.peak_gib
+        )

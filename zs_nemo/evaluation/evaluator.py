@@ -1,0 +1,77 @@
+"""Evaluations of a run: each question once, all rows counted, finished ones never repeated."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zs_nemo.evaluation.scores import EvaluationName, EvaluationRow, summarise
+from zs_nemo.observability.progress import Progress
+from zs_nemo.observability.run_dir import RunDir
+from zs_nemo.qa.rewards import exact_match, token_f1
+from zs_nemo.rollout.collector import Decoding, RolloutCollector
+from zs_nemo.rollout.episode import SearchSetting
+from zs_nemo.types.question import Question
+from zs_nemo.types.trajectory import Trajectory
+
+CLOSED_BOOK = "closed_book"
+"""Name of the evaluation in which the policy answers without a search."""
+
+
+class Evaluator:
+    """Answers one set of questions under several settings and keeps the results in the run directory."""
+
+    def __init__(
+        self,
+        collector: RolloutCollector,
+        questions: Sequence[Question],
+        run_dir: RunDir,
+        progress: Progress,
+        *,
+        bootstrap_samples: int,
+    ) -> None:
+        self._collector = collector
+        self._questions = questions
+        self._run_dir = run_dir
+        self._progress = progress
+        self._bootstrap_samples = bootstrap_samples
+
+    def evaluate(self, name: EvaluationName, search: SearchSetting | None, *, step: int) -> None:
+        """Run one evaluation of the policy after ``step`` updates, unless the run directory already holds it.
+
+        ``search=None`` is closed book. The same questions get the same sampling seeds before and after training, so
+        that the paired difference is of the policy and not of the dice.
+        """
+        if self._run_dir.finished_evaluation(str(name), step=step) is not None:
+            return
+        self._progress.begin(f"evaluation {name}", len(self._questions))
+        trajectories = self._collector.evaluate(
+            self._questions,
+            search,
+            Decoding(temperature=name.temperature),
+            evaluation_index=_stable_index(name),
+            on_done=lambda _: self._progress.tick(),
+        )
+        rows = [_grade(trajectory) for trajectory in trajectories]
+        summary = summarise(
+            rows, name, bootstrap_samples=self._bootstrap_samples, baseline=self._baseline(name)
+        )
+        self._run_dir.write_evaluation(str(name), summary, [row.to_json() for row in rows], step=step)
+        self._progress.evaluated(str(name), summary)
+
+    def _baseline(self, name: EvaluationName) -> list[EvaluationRow] | None:
+        """Return the rows of the same evaluation before training, if this one is after it and they exist."""
+        if name.when == "before":
+            return None
+        before = EvaluationName(when="before", engine=name.engine, temperature=name.temperature)
+        rows: list[Mapping[str, Any]] | None = self._run_dir.finished_evaluation(str(before), step=0)
+        return None if rows is None else [EvaluationRow.from_json(row) for row in rows]
+
+
+def _grade(trajectory: Trajectory) -> EvaluationRow:
+    prediction, answers = trajectory.answer or "", trajectory.question.answers
+    return EvaluationRow.of(trajectory, em=exact_match(prediction, answers), f1=token_f1(prediction, answers))
+
+
+def _stable_index(name: EvaluationName) -> int:
+    """Key the sampling by engine and temperature, not by when: before and after share their dice."""
+    return zlib.crc32(f"{name.engine}/{name.decoding}".encode())

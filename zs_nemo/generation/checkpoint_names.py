@@ -1,0 +1,43 @@
+"""Names and sizes of the tensors in safetensors files, read from the headers alone."""
+
+import json
+import math
+from pathlib import Path
+
+_HEADER_LENGTH_BYTES = 8
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in one safetensors file."""
+    with file.open("rb") as handle:
+        length = int.from_bytes(handle.read(_HEADER_LENGTH_BYTES), "little")
+        header = json.loads(handle.read(length))
+    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+
+
+def folder_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in a Hugging Face folder; raises ``ValueError`` when it has no safetensors."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(
+            f"model folder {str(folder)!r} holds no *.safetensors file; convert its weights to safetensors"
+        )
+    return {name: shape for file in files for name, shape in tensor_shapes(file).items()}
+
+
+def num_parameters(folder: Path) -> int:
+    """Return the number of parameters stored in a Hugging Face folder (tied ones once)."""
+    return sum(math.prod(shape) for shape in folder_shapes(folder).values())
+
+
+def check_same_tensors(expected: dict[str, tuple[int, ...]], file: Path, *, optional: frozenset[str]) -> None:
+    """Raise ``ValueError`` unless ``file`` holds the expected tensors and no others, apart from ``optional`` ones."""
+    given = tensor_shapes(file)
+    names_differ = (set(given) ^ set(expected)) - optional
+    shapes_differ = {name for name in set(given) & set(expected) if given[name] != expected[name]}
+    wrong = sorted(names_differ | shapes_differ)
+    if wrong:
+        raise ValueError(
+            f"{file} does not fit the model: {len(wrong)} tensors are missing, unknown or of another shape, "
+            f"such as {wrong[0]!r} (given {given.get(wrong[0])}, expected {expected.get(wrong[0])})"
+        )

@@ -1,0 +1,51 @@
+"""What an engine needs to start, and the environment its process must have before vLLM is imported."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSetup:
+    """Everything one engine needs. Picklable: it travels to the process that runs the engine."""
+
+    model_path: str
+    """A Hugging Face folder with safetensors and a tokenizer."""
+    dtype: str
+    """``bfloat16`` or ``float32``."""
+    tensor_model_parallel_size: int = 1
+    kv_cache_gib: float = 0.75
+    """Memory for keys and values on CPU, per tensor-parallel rank."""
+    gpu_memory_utilization: float = 0.4
+    """Share of a GPU, weights included; not used on CPU."""
+    max_num_seqs: int = 64
+    max_model_len: int = 1024
+    """Longest sequence in tokens, prompt and completion together."""
+    threads: int = 1
+    """Compute threads on CPU."""
+    use_gpu: bool = False
+    name: str = "engine"
+    """The role, for messages and log files, such as ``policy-engine-0``."""
+    seed: int = 0
+    """Of the engine itself; every request brings its own."""
+
+
+def engine_environment(setup: EngineSetup) -> dict[str, str]:
+    """Return the environment variables to set before vLLM (and torch) is imported in an engine's process."""
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if setup.use_gpu:
+        return environment
+    return environment | {
+        "OMP_NUM_THREADS": str(setup.threads),
+        "TORCHDYNAMO_DISABLE": "1",
+        # vLLM pins threads to the first cores it may use; several engines and ranks would pin to the same ones.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # With one rank the model lives in the engine-core process; vLLM's default adds a worker process on CPU, which
+        # costs 0.4 GB and 6 s of imports. Read by vLLM's CPU platform only; AsyncLLM keeps its engine-core process.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if setup.tensor_model_parallel_size == 1 else "1",
+    }

@@ -1,0 +1,154 @@
+"""One vLLM engine behind the project's ``GenerationEngine`` protocol. The only place where vLLM's API is used."""
+
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+from zs_nemo.generation.checkpoint_names import check_same_tensors, folder_shapes
+from zs_nemo.generation.engine_setup import EngineSetup, engine_environment
+from zs_nemo.generation.weight_gate import WeightGate
+from zs_nemo.types.generation import Completion, SamplingParams, StopReason
+
+__all__ = ["EngineSetup", "VllmEngine"]
+
+_PREFILL_TOKENS = 2048
+_SHUTDOWN_S = 2.0
+
+
+class VllmEngine:
+    """Token ids in; sampled token ids with the logprobs of the sampled distribution out.
+
+    Greedy decoding (temperature 0) reports logprobs of the distribution at temperature 1.
+
+    Repeatability on CPU: a request's random numbers come from its own seed alone, whatever else is in the batch. Its
+    logits do not: the batch's size picks the matrix kernels and thereby the order of summation. REPEATABILITY_FIGURES
+    """
+
+    def __init__(self, setup: EngineSetup) -> None:
+        for name, value in engine_environment(setup).items():
+            os.environ.setdefault(name, value)
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self.setup = setup
+        self._tensors = folder_shapes(Path(setup.model_path))
+        self._gate = WeightGate()
+        self._request_numbers = itertools.count()
+        self._llm = AsyncLLM.from_engine_args(_engine_args(setup))
+        tied = getattr(self._llm.model_config.hf_config, "tie_word_embeddings", False)
+        # A tied output layer is the embedding: a file may repeat it or leave it out.
+        self._optional_tensors = frozenset({"lm_head.weight"} if tied else ())
+
+    @property
+    def weight_version(self) -> int:
+        """Version given with the last successful ``load_weights``; 0 for the weights of ``model_path``."""
+        return self._gate.version
+
+    async def generate(self, prompt_ids: list[int], sampling: SamplingParams, seed: int) -> Completion:
+        """Sample one completion; concurrent calls are batched. Waits while weights are being loaded."""
+        self._check_length(prompt_ids, sampling)
+        async with self._gate.request() as version:
+            output = await self._run(prompt_ids, sampling, seed)
+        return _completion(output, version)
+
+    async def load_weights(self, path: str, version: int) -> None:
+        """Replace all weights by those of one safetensors file with Hugging Face names.
+
+        Waits for the requests under way, holds back new ones, and drops the prefix cache. Raises ``ValueError`` before
+        anything is changed when the file's tensors are not the model's.
+        """
+        check_same_tensors(self._tensors, Path(path), optional=self._optional_tensors)
+        async with self._gate.update(version):
+            await self._llm.collective_rpc("refit_from_file", args=(path,))
+            if not await self._llm.reset_prefix_cache():
+                raise RuntimeError(f"{self.setup.name}: the prefix cache of the old weights could not be dropped")
+
+    async def shutdown(self) -> None:
+        """End vLLM's processes. The engine is of no use afterwards."""
+        self._llm.shutdown(timeout=_SHUTDOWN_S)
+        # Its destructor shuts down once more, and fails when the interpreter has got there first.
+        del self._llm
+
+    def _check_length(self, prompt_ids: list[int], sampling: SamplingParams) -> None:
+        if not prompt_ids:
+            raise ValueError(f"{self.setup.name}: prompt_ids is empty; give at least one token")
+        wanted = len(prompt_ids) + sampling.max_tokens
+        if wanted > self.setup.max_model_len:
+            raise ValueError(
+                f"{self.setup.name}: {len(prompt_ids)} prompt tokens and max_tokens={sampling.max_tokens} make {wanted}"
+                f" tokens, more than the engine's max_model_len={self.setup.max_model_len}; ask for fewer tokens"
+            )
+
+    async def _run(self, prompt_ids: list[int], sampling: SamplingParams, seed: int) -> Any:
+        request_id = f"{self.setup.name}-{next(self._request_numbers)}"
+        from vllm.inputs import tokens_input
+
+        params = _vllm_sampling(sampling, seed)
+        prompt = tokens_input(list(prompt_ids))
+        outputs = [output async for output in self._llm.generate(prompt, params, request_id)]
+        assert outputs and outputs[-1].finished, f"{request_id} ended without an output"
+        return outputs[-1].outputs[0]
+
+
+def _engine_args(setup: EngineSetup) -> Any:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    cpu: dict[str, Any] = {
+        "kv_cache_memory_bytes": int(setup.kv_cache_gib * 2**30),
+        "enforce_eager": True,
+        # A prompt that is prefilled in parts makes vLLM rewind its random generator, which raises on CPU.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(_PREFILL_TOKENS, setup.max_model_len),
+        "distributed_executor_backend": "uni" if setup.tensor_model_parallel_size == 1 else "mp",
+    }
+    gpu: dict[str, Any] = {"gpu_memory_utilization": setup.gpu_memory_utilization}
+    return AsyncEngineArgs(
+        model=setup.model_path,
+        dtype=setup.dtype,  # type: ignore[arg-type]  (vLLM narrows it to a Literal)
+        tensor_parallel_size=setup.tensor_model_parallel_size,
+        max_num_seqs=setup.max_num_seqs,
+        max_model_len=setup.max_model_len,
+        seed=setup.seed,
+        enable_prefix_caching=True,
+        logprobs_mode="processed_logprobs",
+        # The folder's generation_config.json would slip in top_k, top_p and repetition penalties.
+        generation_config="vllm",
+        worker_extension_cls="zs_nemo.generation.worker_extension.RefitExtension",
+        disable_log_stats=True,
+        enable_log_requests=False,
+        **(gpu if setup.use_gpu else cpu),
+    )
+
+
+def _vllm_sampling(sampling: SamplingParams, seed: int) -> Any:
+    from vllm import SamplingParams as VllmSamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return VllmSamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        stop=list(sampling.stop),
+        include_stop_str_in_output=True,
+        skip_special_tokens=False,
+        spaces_between_special_tokens=False,
+        seed=seed,
+        logprobs=0,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _completion(output: Any, version: int) -> Completion:
+    token_ids = tuple(output.token_ids)
+    logprobs = tuple(step[token].logprob for token, step in zip(token_ids, output.logprobs, strict=True))
+    if output.finish_reason == "length":
+        reason = StopReason.length
+    elif output.finish_reason != "stop":
+        raise RuntimeError(f"vLLM ended a request with finish_reason={output.finish_reason!r}; see the engine's log")
+    elif isinstance(output.stop_reason, str):
+        reason = StopReason.stop_string
+    else:
+        reason = StopReason.end_of_text
+    return Completion(
+        token_ids=token_ids, logprobs=logprobs, text=output.text, stop_reason=reason, weight_version=version
+    )

@@ -1,0 +1,51 @@
+"""The part of a refit that runs inside vLLM's worker, where the model is."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class RefitExtension:
+    """Mixed into vLLM's worker class by ``worker_extension_cls``; called through ``collective_rpc``."""
+
+    model_runner: Any
+    """vLLM's: present on the worker that this class is mixed into."""
+
+    def refit_from_file(self, path: str) -> int:
+        """Load a safetensors file with Hugging Face names over the weights in place; return the number of tensors.
+
+        ``reload_weights`` undoes and redoes the kernel-specific packing of the layers; writing into the parameters
+        directly does not work on CPU. The weights travel as an iterator, not as vLLM's ``weights_path``, which would
+        change the model folder in vLLM's configuration.
+        """
+        names: list[str] = []
+        self.model_runner.reload_weights(weights_iterator=_tensors(path, names))
+        _repack_tied_layers(self.model_runner.get_model())
+        return len(names)
+
+
+def _repack_tied_layers(model: Any) -> None:
+    """Pack anew what ``reload_weights`` passes over: layers that share the weight of another one.
+
+    In vLLM 0.32 a tied output layer gets no tensor of its own, so its packed copy on CPU would stay that of the old
+    weights: the model would read the new embedding and write through the old one, without a message.
+    """
+    seen: set[int] = set()
+    for layer in model.modules():
+        weight = layer._parameters.get("weight")
+        if weight is None or weight.numel() == 0:
+            continue
+        if weight.data_ptr() in seen:
+            layer.quant_method.process_weights_after_loading(layer)
+        seen.add(weight.data_ptr())
+
+
+def _tensors(path: str, names: list[str]) -> "Iterator[tuple[str, Tensor]]":
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+            names.append(name)
+            yield name, file.get_tensor(name)

@@ -1,0 +1,88 @@
+"""``config.yaml`` of a run directory: the resolved settings, credentials left out, and what may change on resume."""
+
+import re
+from typing import Any
+
+from omegaconf import OmegaConf
+
+REDACTED = "***"
+
+_CREDENTIAL_LAST_WORDS = {
+    "apikey",
+    "authorization",
+    "credential",
+    "credentials",
+    "key",
+    "passphrase",
+    "passwd",
+    "password",
+    "secret",
+    "token",
+}
+_USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
+
+# They say where a run computes, not what: a checkpoint made under one value goes on under another.
+_FREE_ON_RESUME = (
+    "cluster.",
+    "exp_manager.",
+    "trainer.num_nodes",
+    "trainer.devices",
+    "trainer.accelerator",
+    "policy.tensor_model_parallel_size",
+    "policy.pipeline_model_parallel_size",
+    "policy.train_mb_tokens",
+    "policy.use_distributed_optimizer",
+    "generation.num_engines",
+    "generation.tensor_model_parallel_size",
+    "generation.kv_cache_gib",
+    "generation.gpu_memory_utilization",
+    "generation.max_num_seqs",
+    "search.num_engines",
+    "search.tensor_model_parallel_size",
+    "search.kv_cache_gib",
+    "search.max_num_seqs",
+    "rollout.max_concurrency",
+)
+
+
+def to_yaml(cfg: Any) -> str:
+    """Return the settings of a dataclass as YAML, credentials redacted."""
+    container = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
+    return OmegaConf.to_yaml(OmegaConf.create(redact(container)))
+
+
+def redact(value: Any, key: str = "") -> Any:
+    """Replace credentials in nested settings.
+
+    A credential is a text whose key ends in a word such as key, token, secret or password (``api_key``, but not
+    ``max_tokens``), or the user part of a URL.
+    """
+    if isinstance(value, dict):
+        return {name: redact(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [redact(item, key) for item in value]
+    if not isinstance(value, str) or not value:
+        return value
+    if re.split(r"[_\-.]", key.lower())[-1] in _CREDENTIAL_LAST_WORDS:
+        return REDACTED
+    return _USER_INFO.sub(f"{REDACTED}@", value)
+
+
+def changed_settings(before_yaml: str, after_yaml: str) -> list[str]:
+    """Name the settings that differ and would make a resumed run another experiment, as ``key: old -> new``."""
+    before, after = (_flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (before_yaml, after_yaml))
+    return [
+        f"{key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(_FREE_ON_RESUME)
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        path: leaf
+        for name, item in value.items()
+        for path, leaf in _flat(item, f"{prefix}.{name}" if prefix else str(name)).items()
+    }

@@ -1,0 +1,161 @@
+"""The report of a run, from the files of its run directory alone: ``report.json`` and ``report.html``."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from zs_nemo.observability.files import read_json, read_json_lines, write_json, write_text
+from zs_nemo.observability.phase import Phase
+
+SIMULATED_ENGINES = frozenset({"simulator"})
+"""Every other engine counts as real: one that nobody has thought of must not pass as simulated."""
+
+ABSENT = "\N{EN DASH}"
+"""What tables show where nothing was measured."""
+
+Counts = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles:
+    """What a run directory holds, as read."""
+
+    path: Path
+    config: dict[str, Any]
+    config_yaml: str
+    state: dict[str, Any]
+    steps: list[dict[str, Any]]
+    """Reinforcement-learning steps of ``metrics.jsonl``."""
+    warm_start_steps: list[dict[str, Any]]
+    evaluations: dict[str, dict[str, Any]]
+    search: dict[str, dict[str, Counts]] | None
+    """{phase: {engine: counts}}; None if the run never saved it."""
+
+    @classmethod
+    def read(cls, path: Path | str) -> "RunFiles":
+        """Read a run directory; raises ``ValueError`` if it is none."""
+        path = Path(path)
+        if not (path / "config.yaml").exists() or not (path / "state.json").exists():
+            raise ValueError(
+                f"{path} is no run directory: config.yaml or state.json is missing; give the folder "
+                "exp_manager.exp_dir/exp_manager.name of a run that has begun"
+            )
+        config_yaml = (path / "config.yaml").read_text(encoding="utf-8")
+        rows = read_json_lines(path / "metrics.jsonl")
+        summaries = sorted((path / "evaluations").glob("*.json"))
+        return cls(
+            path=path,
+            config=OmegaConf.to_container(OmegaConf.create(config_yaml)),  # type: ignore[arg-type]
+            config_yaml=config_yaml,
+            state=read_json(path / "state.json", {}),
+            steps=[row for row in rows if row["phase"] == Phase.rl.value],
+            warm_start_steps=[row for row in rows if row["phase"] == Phase.warm_start.value],
+            evaluations={file.stem: read_json(file, {}) for file in summaries},
+            search=read_json(path / "search.json", None),
+        )
+
+
+def write_report(run_dir: Path | str) -> dict[str, Any]:
+    """Write ``report.json`` and ``report.html`` into a run directory and return the former.
+
+    Works at any time, also for a run that was broken off: what is not there yet is missing from the report.
+    """
+    # The page is needed at the end of a run alone; its template engine is not loaded before.
+    from zs_nemo.observability.page import render_page
+
+    files = RunFiles.read(run_dir)
+    report = build_report(files)
+    write_json(files.path / "report.json", report)
+    write_text(files.path / "report.html", render_page(files, report))
+    return report
+
+
+def build_report(files: RunFiles) -> dict[str, Any]:
+    """Return the content of ``report.json``."""
+    sessions = files.state.get("sessions", [])
+    search = search_summary(files.search)
+    asked = search["phases"]["rl"]
+    configured = "simulator" if "model" in (files.config.get("search") or {}) else "bm25"
+    peaks = [session["peak_memory_gib"] for session in sessions if session.get("peak_memory_gib") is not None]
+    shares = [row[_SHARE] for row in files.steps if row.get(_SHARE) is not None]
+    return {
+        "recipe": files.state.get("recipe"),
+        "name": files.path.resolve().name,
+        "finished": files.state.get("finished", False),
+        "seed": files.config.get("seed"),
+        "steps": len(files.steps),
+        "warm_start_steps": len(files.warm_start_steps),
+        "rl_engine": max(asked, key=lambda name: asked[name].get("calls", 0)) if asked else configured,
+        "sessions": len(sessions),
+        "began": sessions[0]["began"] if sessions else None,
+        "wall_s": sum(session["wall_s"] for session in sessions),
+        "stage_s": _total(session["stage_s"] for session in sessions),
+        "evaluation": files.evaluations,
+        "search": search,
+        "integrity": {
+            "token_in_token_out_share": min(shares, default=None),
+            "unread_searches": sum(row.get("search/unread") or 0 for row in files.steps) if files.steps else None,
+        },
+        "cost": _cost(search),
+        "peak_memory_gib": max(peaks, default=None),
+        "machine": sessions[-1].get("machine", {}) if sessions else {},
+        "versions": sessions[-1].get("versions", {}) if sessions else {},
+    }
+
+
+_SHARE = "tokens/token_in_token_out_share"
+
+
+def search_summary(counts: Mapping[str, Mapping[str, Counts]] | None) -> dict[str, Any]:
+    """Return what the engines were asked, in all and by phase, from {phase: {engine: counts}}.
+
+    ``real_engine_searches_in_rl`` counts failed calls too; it is None if nothing was recorded.
+    """
+    phases = {phase.value: dict((counts or {}).get(phase.value, {})) for phase in Phase}
+    names = sorted({engine for engines in phases.values() for engine in engines})
+    real = [count for engine, count in phases[Phase.rl.value].items() if engine not in SIMULATED_ENGINES]
+    asked = int(sum(count.get("calls", 0) + count.get("failures", 0) for count in real))
+    return {
+        "engines": {name: _total(engines.get(name, {}) for engines in phases.values()) for name in names},
+        "phases": phases,
+        "real_engine_searches_in_rl": None if counts is None else asked,
+    }
+
+
+def find_evaluation(report: Mapping[str, Any], when: str, engine: str, decoding: str) -> dict[str, Any] | None:
+    """Return one entry of ``evaluation`` by what it measured, or None."""
+    for entry in report["evaluation"].values():
+        if (entry["when"], entry["engine"], entry["decoding"]) == (when, engine, decoding):
+            return dict(entry)
+    return None
+
+
+def real_engine(report: Mapping[str, Any]) -> str | None:
+    """Return the name of the real search engine that the policy was evaluated on; None if there was none yet."""
+    engines = {entry["engine"] for entry in report["evaluation"].values()}
+    return min(engines - SIMULATED_ENGINES - {"closed_book"}, default=None)
+
+
+def _cost(search: Mapping[str, Any]) -> dict[str, Any]:
+    engines: Mapping[str, Counts] = search["engines"]
+    return {
+        "searches": {name: count.get("calls", 0) for name, count in engines.items()},
+        "simulator_tokens": {
+            name: count.get("prompt_tokens", 0) + count.get("completion_tokens", 0)
+            for name, count in engines.items()
+            if name in SIMULATED_ENGINES
+        },
+        "busy_s": {name: count.get("busy_s", 0.0) for name, count in engines.items()},
+        "prices": None,
+    }
+
+
+def _total(parts: Iterable[Mapping[str, float]]) -> Counts:
+    total: Counts = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total.get(name, 0) + value
+    return total

@@ -1,0 +1,74 @@
+"""A Markdown table over finished runs, for the documentation: every run a line, nothing left out."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from zs_nemo.observability.report import ABSENT, RunFiles, build_report, find_evaluation, real_engine
+from zs_nemo.observability.timer import duration
+
+_SCORES = (
+    ("F1, greedy", "greedy", "f1"),
+    ("F1, T = 1", "temperature_1", "f1"),
+    ("EM, greedy", "greedy", "em"),
+    ("EM, T = 1", "temperature_1", "em"),
+)
+
+
+def results_table(run_dirs: Sequence[Path | str]) -> str:
+    """Return the table: scores on the real engine before -> after with 95 % intervals, time, memory, searches.
+
+    Runs are ordered by engine and seed; after an engine's runs stands their mean, when there is more than one.
+    """
+    reports = [build_report(RunFiles.read(path)) for path in run_dirs]
+    reports.sort(key=lambda report: (report["rl_engine"], report["seed"]))
+    head = ["search in training", "seed", *(label for label, _, _ in _SCORES), "wall time", "peak memory"]
+    head.append("real searches in RL")
+    lines = [head, ["---"] * len(head)]
+    for engine in dict.fromkeys(report["rl_engine"] for report in reports):
+        having = [report for report in reports if report["rl_engine"] == engine]
+        lines += [_run_line(report) for report in having]
+        if len(having) > 1:
+            lines.append(_mean_line(engine, having))
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _run_line(report: Mapping[str, Any]) -> list[str]:
+    scores = [
+        " → ".join(_score(_entry(report, when, decoding), measure) for when in ("before", "after"))
+        for _, decoding, measure in _SCORES
+    ]
+    real = report["search"]["real_engine_searches_in_rl"]
+    return [
+        report["rl_engine"],
+        str(report["seed"]),
+        *scores,
+        duration(report["wall_s"]),
+        ABSENT if report["peak_memory_gib"] is None else f"{report['peak_memory_gib']:.1f} GiB",
+        ABSENT if real is None else f"{real:,}",
+    ]
+
+
+def _mean_line(engine: str, reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    scores = []
+    for _, decoding, measure in _SCORES:
+        entries = [[_entry(report, when, decoding) for report in reports] for when in ("before", "after")]
+        means = [
+            f"{mean(entry[measure] for entry in having if entry):.3f}" if all(having) else ABSENT for having in entries
+        ]
+        scores.append(f"**{' → '.join(means)}**")
+    wall = duration(mean(report["wall_s"] for report in reports))
+    return [f"**{engine}**", f"**mean of {len(reports)}**", *scores, wall, "", ""]
+
+
+def _entry(report: Mapping[str, Any], when: str, decoding: str) -> dict[str, Any] | None:
+    engine = real_engine(report)
+    return find_evaluation(report, when, engine, decoding) if engine else None
+
+
+def _score(entry: Mapping[str, Any] | None, measure: str) -> str:
+    if entry is None:
+        return ABSENT
+    low, high = entry[f"{measure}_ci95"]
+    return f"{entry[measure]:.3f} [{low:.3f}, {high:.3f}]"

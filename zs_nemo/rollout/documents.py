@@ -1,0 +1,32 @@
+"""Search results as token ids that fit a budget."""
+
+from zs_nemo.qa.prompts import INFORMATION_FOOTER, INFORMATION_HEADER, document_line
+from zs_nemo.search.markup import neutralize
+from zs_nemo.types.generation import Tokenizer
+from zs_nemo.types.search import Document
+
+
+def information_tokens(documents: tuple[Document, ...], tokenizer: Tokenizer, max_tokens: int) -> list[int]:
+    """Return the <information> block in at most ``max_tokens`` ids; the closing tag is always there.
+
+    Control tags inside documents are neutralised. Documents come in the engine's order; the one that does not fit is
+    cut, those after it are left out.
+    """
+    footer = tokenizer.encode(INFORMATION_FOOTER, add_special_tokens=False)
+    ids = tokenizer.encode(INFORMATION_HEADER, add_special_tokens=False)
+    newline = tokenizer.encode("\n", add_special_tokens=False)
+    room = max_tokens - len(ids) - len(footer)
+    for number, document in enumerate(documents, start=1):
+        line = tokenizer.encode(document_line(number, neutralize(document.text)), add_special_tokens=False)
+        if len(line) > room:
+            kept = max(room - len(newline), 0)
+            ids += line[:kept] + (newline if kept else [])
+            break
+        ids += line
+        room -= len(line)
+    return ids + footer
+
+
+def smallest_information_block(tokenizer: Tokenizer) -> int:
+    """Return the number of tokens of a block without documents, the least that a budget must allow."""
+    return len(information_tokens((), tokenizer, 0))

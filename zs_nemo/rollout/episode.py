@@ -1,0 +1,156 @@
+"""One episode: the policy thinks, searches, reads and answers, until it is done or a limit is reached."""
+
+import time
+from dataclasses import dataclass, replace
+
+from zs_nemo.qa.actions import AnswerAction, SearchAction, parse_action
+from zs_nemo.qa.tags import STOP_STRINGS
+from zs_nemo.rollout.callbacks import RolloutCallback
+from zs_nemo.rollout.documents import information_tokens
+from zs_nemo.rollout.search_call import search_within_deadline
+from zs_nemo.types.generation import Completion, GenerationEngine, SamplingParams, StopReason, Tokenizer
+from zs_nemo.types.keys import SampleKey
+from zs_nemo.types.question import Question
+from zs_nemo.types.search import SearchRequest, SearchResult
+from zs_nemo.types.trajectory import Role, Status, Trajectory, Turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeLimits:
+    """How far an episode may go; see ``config.rollout.RolloutConfig`` for the meaning of each."""
+
+    max_turns: int
+    max_turn_tokens: int
+    max_document_tokens: int
+    max_sequence_tokens: int
+    search_deadline_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodePlan:
+    """What one episode starts from."""
+
+    question: Question
+    key: SampleKey
+    prompt_ids: list[int]
+    opened: str = ""
+    """Text at the end of the prompt that already belongs to the action, such as an open answer tag."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSetting:
+    """How the searches of a phase are answered."""
+
+    callback: RolloutCallback
+    num_documents: int
+    noise_probability: float = 0.0
+
+
+class EpisodeRunner:
+    """Runs episodes against a generation engine. Stateless between episodes."""
+
+    def __init__(self, engine: GenerationEngine, tokenizer: Tokenizer, limits: EpisodeLimits) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._limits = limits
+
+    async def run(
+        self, plan: EpisodePlan, search: SearchSetting | None, *, temperature: float, top_p: float
+    ) -> Trajectory:
+        """Run one episode to its end. Without ``search`` the policy has one turn and nothing to look up."""
+        started = time.monotonic()
+        size = len(plan.prompt_ids)
+        trajectory = Trajectory(
+            key=plan.key,
+            question=plan.question,
+            token_ids=list(plan.prompt_ids),
+            roles=[Role.prompt] * size,
+            generation_logprobs=[0.0] * size,
+        )
+        max_turns = self._limits.max_turns if search else 1
+        for turn in range(max_turns):
+            status = await self._run_turn(trajectory, plan, search, turn, SamplingParams(
+                max_tokens=min(self._limits.max_turn_tokens, self._room(trajectory)),
+                temperature=temperature, top_p=top_p, stop=STOP_STRINGS,
+            ), is_last=turn == max_turns - 1)
+            if status is not None:
+                trajectory.status = status
+                break
+        trajectory.elapsed_s = time.monotonic() - started
+        return trajectory
+
+    def _room(self, trajectory: Trajectory) -> int:
+        return self._limits.max_sequence_tokens - len(trajectory.token_ids)
+
+    async def _run_turn(
+        self,
+        trajectory: Trajectory,
+        plan: EpisodePlan,
+        search: SearchSetting | None,
+        turn: int,
+        sampling: SamplingParams,
+        *,
+        is_last: bool,
+    ) -> Status | None:
+        """Generate, act, and return how the episode ended, or None to go on."""
+        key = replace(plan.key, turn=turn)
+        seed = key.seed("sampling")
+        completion = await self._engine.generate(trajectory.token_ids, sampling, seed)
+        _append_policy_tokens(trajectory, completion, seed)
+        opened = plan.opened if turn == 0 else ""
+        action = parse_action(opened + completion.text)
+        if isinstance(action, AnswerAction):
+            trajectory.answer = action.answer
+            return Status.answered
+        if action is None:
+            if completion.stop_reason is not StopReason.length:
+                return Status.no_action
+            return Status.turn_cut if sampling.max_tokens == self._limits.max_turn_tokens else Status.sequence_limit
+        # A search is run only if its documents can be shown and a turn is left to read them.
+        if is_last or search is None:
+            return Status.turn_limit
+        if self._room(trajectory) <= self._limits.max_document_tokens:
+            return Status.sequence_limit
+        result = await self._search(trajectory, search, action, key)
+        trajectory.turns[-1] = replace(trajectory.turns[-1], query=action.query, result=result)
+        if result is None:
+            return Status.search_failed
+        ids = information_tokens(result.documents, self._tokenizer, self._limits.max_document_tokens)
+        trajectory.token_ids += ids
+        trajectory.roles += [Role.document] * len(ids)
+        trajectory.generation_logprobs += [0.0] * len(ids)
+        return None
+
+    async def _search(
+        self, trajectory: Trajectory, search: SearchSetting, action: SearchAction, key: SampleKey
+    ) -> SearchResult | None:
+        request = SearchRequest(
+            query=action.query,
+            question=trajectory.question.text,
+            answers=trajectory.question.answers,
+            key=key,
+            num_documents=search.num_documents,
+            noise_probability=search.noise_probability,
+        )
+        result, failures = await search_within_deadline(search.callback, request, self._limits.search_deadline_s)
+        trajectory.search_failures += len(failures)
+        return result
+
+
+def _append_policy_tokens(trajectory: Trajectory, completion: Completion, seed: int) -> None:
+    start = len(trajectory.token_ids)
+    trajectory.token_ids += completion.token_ids
+    trajectory.roles += [Role.policy] * len(completion.token_ids)
+    trajectory.generation_logprobs += completion.logprobs
+    trajectory.turns.append(
+        Turn(
+            start=start,
+            end=len(trajectory.token_ids),
+            text=completion.text,
+            query=None,
+            result=None,
+            sampling_seed=seed,
+            weight_version=completion.weight_version,
+            sampled_ids=completion.token_ids,
+        )
+    )

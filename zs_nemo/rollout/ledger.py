@@ -1,0 +1,72 @@
+"""Counts every search call of a run, by phase and engine, at the engine itself: no call goes by uncounted."""
+
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+
+from zs_nemo.observability.phase import Phase
+from zs_nemo.types.search import SearchEngine, SearchRequest, SearchResult
+
+
+@dataclass
+class SearchCounts:
+    """What one engine was asked in one phase."""
+
+    calls: int = 0
+    """Calls that brought documents."""
+    failures: int = 0
+    """Calls that failed or were cut off by their deadline, whether or not a later try succeeded."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    busy_s: float = 0.0
+    """Sum over calls; they overlap, so this can be more than the wall time."""
+
+
+class SearchLedger:
+    """Owns the counts. ``phase`` says to which part of the run the next calls belong."""
+
+    def __init__(self, state: dict[str, dict[str, dict[str, float]]] | None = None) -> None:
+        """``state`` is what an earlier session of the run had counted."""
+        self.phase = Phase.warm_start
+        self._counts: defaultdict[str, defaultdict[str, SearchCounts]] = defaultdict(lambda: defaultdict(SearchCounts))
+        for phase, engines in (state or {}).items():
+            for name, counts in engines.items():
+                self._counts[phase][name] = SearchCounts(**counts)  # type: ignore[arg-type]
+
+    def watch(self, engine: SearchEngine) -> "WatchedSearch":
+        """Return the engine, counted. Only what this returns may be called."""
+        return WatchedSearch(engine, self)
+
+    def counts(self, engine: str) -> SearchCounts:
+        """Return the counts of one engine in the current phase, to be added to."""
+        return self._counts[self.phase.value][engine]
+
+    def state(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Return {phase: {engine: counts}}, for the run directory."""
+        return {phase: {name: asdict(c) for name, c in engines.items()} for phase, engines in self._counts.items()}
+
+
+class WatchedSearch:
+    """A search engine whose calls are counted; otherwise as the one that it wraps."""
+
+    def __init__(self, engine: SearchEngine, ledger: SearchLedger) -> None:
+        self.name = engine.name
+        self._engine = engine
+        self._ledger = ledger
+
+    async def search(self, request: SearchRequest) -> SearchResult:
+        """Pass the request on; raise what the engine raises."""
+        counts = self._ledger.counts(self.name)
+        began = time.monotonic()
+        try:
+            result = await self._engine.search(request)
+        except BaseException:
+            # A call that its deadline cancelled has reached the engine all the same.
+            counts.failures += 1
+            raise
+        finally:
+            counts.busy_s += time.monotonic() - began
+        counts.calls += 1
+        counts.prompt_tokens += result.prompt_tokens
+        counts.completion_tokens += result.completion_tokens
+        return result

@@ -1,0 +1,37 @@
+"""One search call within its deadline, retried with growing pauses."""
+
+import asyncio
+import time
+
+from zs_nemo.rollout.callbacks import RolloutCallback
+from zs_nemo.types.search import SearchFailure, SearchFailureKind, SearchRequest, SearchResult
+
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 5.0
+
+
+async def search_within_deadline(
+    callback: RolloutCallback, request: SearchRequest, deadline_s: float
+) -> tuple[SearchResult | None, list[SearchFailure]]:
+    """Return (the result, or None once the deadline has passed, and the failures on the way).
+
+    Pauses double from 0.2 s to 5 s, with jitter keyed by the request, so that many callers do not return at once.
+    Anything but ``SearchFailure`` is a defect of the callback and is raised.
+    """
+    give_up_at = time.monotonic() + deadline_s
+    failures: list[SearchFailure] = []
+    pause = FIRST_PAUSE_S
+    while True:
+        try:
+            async with asyncio.timeout(max(give_up_at - time.monotonic(), 0)):
+                return await callback.search(request), failures
+        except TimeoutError:
+            failures.append(SearchFailure(SearchFailureKind.timeout, f"no answer within {deadline_s:g} s"))
+            return None, failures
+        except SearchFailure as failure:
+            failures.append(failure)
+        wait = pause * (0.5 + request.key.uniform(f"pause/{len(failures)}"))
+        if time.monotonic() + wait >= give_up_at:
+            return None, failures
+        await asyncio.sleep(wait)
+        pause = min(2 * pause, LONGEST_PAUSE_S)

@@ -1,0 +1,154 @@
+"""A real search engine: BM25 over a local corpus (bm25s), with an index that is built once and kept on disk."""
+
+import hashlib
+import json
+import re
+import tempfile
+import time
+import unicodedata
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from zs_nemo.qa.cache import cache_folder
+from zs_nemo.types.search import Document, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
+
+if TYPE_CHECKING:
+    import bm25s
+
+K1, B = 1.2, 0.75
+_TOKENS_VERSION = 1
+"""Raise it when ``tokens`` or the parameters above change: an index on disk would not match any more."""
+_WORD = re.compile(r"[A-Za-z0-9]+")
+STOP_WORDS = frozenset(
+    "a an and are as at be by did do does for from had has have he her his how i in is it its me my name no of on or "
+    "she so tell that the their them there they this to use used using was we were what when where which who whom "
+    "whose why will with would you your".split()
+)
+"""Words of a query that say nothing about what is sought."""
+
+
+class Bm25Search:
+    """Searches a JSON-lines corpus of {"id", "contents"}. Implements ``types.search.SearchEngine``.
+
+    The whole text of the documents stays in memory (20 MB for 115,000 short ones), the index is read from disk.
+    """
+
+    name = "bm25"
+
+    def __init__(self, corpus: str | Path, cache: Path | None = None) -> None:
+        """Load ``corpus`` and its index; build the index in ``cache`` (default: the project's) on the first use.
+
+        Raises ``ValueError`` naming file and line for a corpus that cannot be read.
+        """
+        self._ids, self._texts = read_corpus(Path(corpus))
+        self._index = _load_index(self._texts, cache or cache_folder())
+
+    async def search(self, request: SearchRequest) -> SearchResult:
+        """Return the best documents, best first; raise ``SearchFailure`` (empty) if no document has a word in common."""
+        start = time.perf_counter()
+        documents = self.lookup(request.query, request.num_documents)
+        if not documents:
+            raise SearchFailure(SearchFailureKind.empty, f"no document shares a word with the query {request.query!r}")
+        return SearchResult(documents=documents, source=self.name, latency_s=time.perf_counter() - start)
+
+    def lookup(self, query: str, num_documents: int) -> tuple[Document, ...]:
+        """Return at most ``num_documents`` documents with a score above 0; equal scores in the order of the corpus."""
+        known = [token for token in query_tokens(query) if token in self._index.vocab_dict]
+        if not known:
+            return ()
+        scores = self._index.get_scores(known)
+        count = min(num_documents, len(self._texts))
+        threshold = np.partition(scores, -count)[-count]
+        candidates = np.flatnonzero((scores >= threshold) & (scores > 0))
+        best = candidates[np.argsort(-scores[candidates], kind="stable")][:count]
+        return tuple(Document(text=self._texts[i], id=self._ids[i], score=float(scores[i])) for i in best)
+
+
+def read_corpus(path: Path) -> tuple[list[str], list[str]]:
+    """Return identifiers and texts; raise ``ValueError`` naming file and line for one that cannot be used."""
+    if not path.is_file():
+        raise ValueError(f"search.corpus={str(path)!r} is no file; leave it empty for the corpus of the facts world")
+    ids, texts = [], []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+                identifier, text = row["id"], row["contents"]
+                valid = isinstance(identifier, str) and isinstance(text, str) and bool(text.strip())
+            except (ValueError, KeyError, TypeError):
+                valid = False
+            if not valid:
+                raise ValueError(
+                    f'search.corpus: {path}, line {number}: must be a JSON object with the texts "id" and "contents", '
+                    f"but reads {line[:80]!r}; mend or remove the line"
+                )
+            ids.append(identifier)
+            texts.append(text)
+    if not texts:
+        raise ValueError(f"search.corpus={str(path)!r} holds no document; name a file with at least one line")
+    return ids, texts
+
+
+def tokens(text: str) -> list[str]:
+    """Return the terms of a text: lower case, no accents, numbers without separators, light stemming.
+
+    No stop words are removed and single letters count: "In" and "I" are chemical symbols.
+    """
+    return [_stem(word.lower()) for word in _words(text)]
+
+
+def query_tokens(query: str) -> list[str]:
+    """Return the terms of a query, without stop words unless nothing else is left.
+
+    A stop word in capitals within the query stays: in "symbol In" it is a name, in "In which" it is not.
+    """
+    found = _words(query)
+    kept = [
+        word for place, word in enumerate(found) if word.lower() not in STOP_WORDS or (place and word[0].isupper())
+    ]
+    return [_stem(word.lower()) for word in kept or found]
+
+
+def _words(text: str) -> list[str]:
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return _WORD.findall(re.sub(r"(?<=\d),(?=\d{3})", "", plain).replace("'", "").replace("’", ""))
+
+
+@lru_cache(maxsize=200_000)
+def _stem(word: str) -> str:
+    """Fold plurals and the commonest verb and noun endings: cities -> city, located -> locat, discoverer -> discover."""
+    if len(word) <= 3 or word.isdigit():
+        return word
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        word = word[:-1]
+    for ending in ("ation", "ating", "ated", "ing", "ered", "erer", "ery", "ed"):
+        if word.endswith(ending) and len(word) - len(ending) >= 4:
+            return word[: -len(ending)] + {"ered": "er", "erer": "er", "ery": "er"}.get(ending, "")
+    return word[:-1] if word.endswith("e") and len(word) > 4 else word
+
+
+def _load_index(texts: list[str], cache: Path) -> "bm25s.BM25":
+    import bm25s
+
+    digest = hashlib.blake2b(f"{bm25s.__version__}/{_TOKENS_VERSION}/{K1}/{B}".encode(), digest_size=8)
+    for text in texts:
+        digest.update(text.encode() + b"\n")
+    folder = cache / f"bm25-{digest.hexdigest()}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        index = bm25s.BM25(k1=K1, b=B)
+        index.index([tokens(text) for text in texts], show_progress=False)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=f".{folder.name}-") as temporary:
+            new = Path(temporary) / folder.name
+            index.save(str(new), show_progress=False)
+            try:
+                new.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # Otherwise another process was quicker and has written the same.
+                    raise
+    return bm25s.BM25.load(str(folder))

@@ -1,0 +1,133 @@
+"""The examples in the simulator's prompts: training questions with queries and the documents that answer them.
+
+All of them are built from training questions of the facts world by a fixed key, so what holds for training text (no
+held-out fact in any form) holds for the prompts as well.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from zs_nemo.qa.facts import FactsWorld
+from zs_nemo.qa.queries import hop_queries
+from zs_nemo.search.bm25 import query_tokens, tokens
+from zs_nemo.types.question import Question
+
+EXAMPLES_PER_GROUP = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstration:
+    """One example: somebody looks for the answer to ``question``, asks ``query`` and is shown ``document``."""
+
+    question: str
+    answer: str
+    query: str
+    document: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemonstrationGroup:
+    """Examples that show how one kind of question is answered.
+
+    A question in two steps has other examples for the first step, where a good document does not hold the answer but
+    what leads to it, than for the last step, where it does. With one step both are the same.
+    """
+
+    name: str
+    questions: tuple[str, ...]
+    first: tuple[Demonstration, ...]
+    last: tuple[Demonstration, ...]
+
+    def likeness(self, question: str) -> float:
+        """Return how much ``question`` is worded like the questions of this group, in [0, 1]."""
+        words = set(tokens(question))
+        likenesses = (len(words & set(tokens(own))) / len(words | set(tokens(own))) for own in self.questions)
+        return max(likenesses)
+
+    def is_first_step(self, question: str, query: str) -> bool:
+        """Whether the query asks about what the question names, rather than about something found out meanwhile.
+
+        What the question names are its words that are no part of the wording that the group has in common.
+        """
+        if self.first == self.last:
+            return False
+        named = set(tokens(question)) - {word for own in self.questions for word in tokens(own)}
+        return bool(named & set(query_tokens(query)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstrations:
+    """All examples: groups for useful documents, and pairs of a query and a document that does not help."""
+
+    groups: tuple[DemonstrationGroup, ...]
+    noisy: tuple[Demonstration, ...]
+
+    def group_for(self, question: str) -> DemonstrationGroup:
+        """Return the group whose questions are worded most like this one; the first of equals."""
+        return max(self.groups, key=lambda group: group.likeness(question))
+
+
+def build_demonstrations(world: FactsWorld) -> Demonstrations:
+    """Return the examples from the training questions of ``world``."""
+    by_kind: dict[str, list[Question]] = defaultdict(list)
+    for question in sorted(world.train, key=lambda q: _draw(q.id)):
+        by_kind[question.kind].append(question)
+    groups = tuple(_group(kind, by_kind[kind], world) for kind in sorted(by_kind))
+    return Demonstrations(groups=groups, noisy=_noisy(groups))
+
+
+def _group(kind: str, questions: Sequence[Question], world: FactsWorld) -> DemonstrationGroup:
+    chosen = _different_wordings(questions)[: 2 * EXAMPLES_PER_GROUP]
+    steps = len(chosen[0].evidence)
+    if steps == 1:
+        last = _examples(chosen[:EXAMPLES_PER_GROUP], 0, world)
+        first = last
+    else:
+        first = _examples(chosen[:EXAMPLES_PER_GROUP], 0, world)
+        last = _examples(chosen[EXAMPLES_PER_GROUP:], steps - 1, world)
+    return DemonstrationGroup(name=kind, questions=tuple(q.text for q in chosen), first=first, last=last)
+
+
+def _different_wordings(questions: Sequence[Question]) -> list[Question]:
+    """The questions reordered so that differently worded ones come first."""
+    common = [set(tokens(question.text)) for question in questions]
+    frequent = {word for words in common for word in words if sum(word in other for other in common) > 2}
+    turns: dict[frozenset[str], int] = defaultdict(int)
+    ranked = []
+    for place, (question, words) in enumerate(zip(questions, common, strict=True)):
+        wording = frozenset(words & frequent)
+        ranked.append((turns[wording], place, question))
+        turns[wording] += 1
+    return [question for *_, question in sorted(ranked, key=lambda row: row[:2])]
+
+
+def _examples(questions: Iterable[Question], step: int, world: FactsWorld) -> tuple[Demonstration, ...]:
+    """One example a question; they take turns between the keywords, the question itself and other keywords."""
+    examples = []
+    for number, question in enumerate(questions):
+        keywords, other_keywords, _ = hop_queries(question)[step]
+        query = (keywords, question.text if step == 0 else other_keywords, other_keywords)[number % 3]
+        document = world.evidence[question.evidence[step]]
+        examples.append(
+            Demonstration(question=question.text, answer=question.answers[0], query=query, document=document)
+        )
+    return tuple(examples)
+
+
+def _noisy(groups: Sequence[DemonstrationGroup]) -> tuple[Demonstration, ...]:
+    """Queries with the documents of another example: of its own kind, and of another kind."""
+    named = {group.name: group for group in groups}
+    pairs = (("capital", "capital"), ("discoverer", "atomic_number"), ("city_country", "city_country"), ("currency", "region"))
+    examples = []
+    for kind, other in pairs:
+        asked, shown = named[kind].last[0], named[other].last[1]
+        examples.append(
+            Demonstration(question=asked.question, answer=asked.answer, query=asked.query, document=shown.document)
+        )
+    return tuple(examples)
+
+
+def _draw(name: str) -> bytes:
+    return hashlib.blake2b(f"demonstration/{name}".encode(), digest_size=8).digest()

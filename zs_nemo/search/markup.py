@@ -1,0 +1,35 @@
+"""Makes our control tags harmless in text that others wrote."""
+
+import re
+
+from zs_nemo.qa.tags import TAG_NAMES
+
+_INVISIBLE = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]*"
+_TAG = re.compile(
+    rf"[<\uff1c\u2039\u3008]{_INVISIBLE}/?{_INVISIBLE}"
+    rf"({'|'.join(_INVISIBLE.join(name) for name in TAG_NAMES)})"
+    rf"{_INVISIBLE}/?{_INVISIBLE}(?:[>\uff1e\u203a\u3009]|$|(?=<))",
+    re.IGNORECASE,
+)
+
+
+def neutralize(text: str) -> str:
+    """Return ``text`` with every control tag turned into plain words: ``</Information >`` becomes ``(information)``.
+
+    No angle bracket is left that a parser or a model could take for a tag. Finds any case, white space and invisible
+    characters inside the tag, look-alike brackets, and a tag that the end of the text cuts. Text that only becomes a
+    tag by this (``<sea<search>rch>``) is treated again.
+    """
+    while True:
+        text, found = _TAG.subn(lambda match: f"({_name(match[1])})", text)
+        if not found:
+            return text
+
+
+def count_control_tags(text: str) -> int:
+    """Return how many control tags ``neutralize`` finds in ``text`` as it stands."""
+    return len(_TAG.findall(text))
+
+
+def _name(matched: str) -> str:
+    return re.sub(_INVISIBLE, "", matched).lower()

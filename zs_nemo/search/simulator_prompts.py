@@ -1,0 +1,44 @@
+"""The prompts of the simulated search engine: raw completion text, the part that is always the same first.
+
+The fixed part makes the engine's prefix cache useful; what differs between two calls are the last three lines.
+"""
+
+from zs_nemo.search.demonstrations import Demonstration, Demonstrations
+
+USEFUL_HEAD = "A search engine returns a one-sentence encyclopedia text that answers the query.\n\n"
+NOISY_HEAD = "A bad search engine returns a one-sentence text about something else, which does not answer the query.\n\n"
+STOP = ("\n",)
+"""A document is one line."""
+
+
+def useful_prompt(demonstrations: Demonstrations, question: str, answer: str, query: str) -> str:
+    """Return a prompt for a document that helps.
+
+    It tells the model what it must know to write one: the question and a gold answer. In the first of two steps the
+    examples show documents that lead to the answer without it.
+    """
+    group = demonstrations.group_for(question)
+    first_step = group.is_first_step(question, query)
+    examples = group.first if first_step else group.last
+    cue = "leads to" if first_step and group.first != group.last else "mentions"
+    shown = "".join(_useful(example, cue) + f" {example.document}\n\n" for example in examples)
+    asked = Demonstration(question=question, answer=answer, query=query, document="")
+    return USEFUL_HEAD + shown + _useful(asked, cue)
+
+
+def noisy_prompt(demonstrations: Demonstrations, query: str) -> str:
+    """Return a prompt for a document that does not help. The model sees neither the question nor an answer."""
+    shown = "".join(f"Query: {example.query}\nText: {example.document}\n\n" for example in demonstrations.noisy)
+    return NOISY_HEAD + shown + f"Query: {one_line(query)}\nText:"
+
+
+def _useful(example: Demonstration, cue: str) -> str:
+    return (
+        f"Question: {one_line(example.question)}\nQuery: {one_line(example.query)}\n"
+        f"Text that {cue} {one_line(example.answer)}:"
+    )
+
+
+def one_line(text: str) -> str:
+    """Return ``text`` without line breaks, so that it cannot end its field of the prompt."""
+    return " ".join(text.split())

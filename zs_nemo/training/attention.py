@@ -1,0 +1,57 @@
+"""Core attention over packed sequences for megatron-core's local layer spec; runs on CPU and on any GPU."""
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from zs_nemo.training.kernels import rotary
+
+
+@dataclass
+class PackedRow(PackedSeqParams):
+    """megatron-core's description of a packed row, with what every layer's attention would otherwise compute again."""
+
+    seqlens: list[int] | None = None
+    cos: Tensor | None = None
+    """[T, 1, d / 2]: of the rotary angles, which start anew in each sequence"""
+    sin: Tensor | None = None
+
+
+class SegmentAttention(torch.nn.Module):
+    """Rotary embedding, then causal attention of each sequence with itself, one by one: no mask is ever built."""
+
+    def __init__(self, config: TransformerConfig, softmax_scale: float | None = None, **_placement: object) -> None:
+        super().__init__()
+        assert config.attention_dropout == 0.0, "attention dropout has no place in reinforcement learning"
+        self._scale = softmax_scale
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        packed_seq_params: PackedRow,
+        **_unused: object,
+    ) -> Tensor:
+        """Attend. ``query`` [T, heads, d], ``key`` and ``value`` [T, kv heads, d]; returns [T, heads * d]."""
+        assert attention_mask is None, "packed sequences are causal; a mask would be ignored"
+        row = packed_seq_params
+        assert row.seqlens is not None and row.cos is not None and row.sin is not None
+        query, key = rotary(query, row.cos, row.sin), rotary(key, row.cos, row.sin)
+        group = query.shape[1] // key.shape[1]
+        # The CPU's flash kernel takes no grouped queries; repeating the few key/value heads is cheaper than its
+        # fallback, which builds the whole attention matrix.
+        key, value = (x.repeat_interleave(group, dim=1) if group > 1 else x for x in (key, value))
+        segments = zip(*(x.split(row.seqlens) for x in (query, key, value)), strict=True)
+        return torch.cat([self._attend(*segment) for segment in segments])
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
+        out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=self._scale)
+        return out.squeeze(0).transpose(0, 1).flatten(1)

@@ -1,0 +1,246 @@
+"""Builds megatron-core's GPT model from a Hugging Face configuration, with outputs at masked positions only."""
+
+from collections.abc import Iterator
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_layer_specs import (
+    HAVE_TE,
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from zs_nemo.config.policy import PolicyConfig, Precision
+from zs_nemo.training.attention import PackedRow, SegmentAttention
+from zs_nemo.training.kernels import RmsNorm, SwiGlu
+from zs_nemo.training.microbatch import PackedTokens
+from zs_nemo.training.vocab_parallel import logprobs_and_entropy
+from zs_nemo.weights.hf_folder import HfTensors
+from zs_nemo.weights.llama import LlamaConfig, rule_for
+
+
+class PackedGptModel(GPTModel):
+    """A GPT model over packed sequences that projects onto the vocabulary only where a masked token is predicted."""
+
+    real_vocab_size: int
+    """Without the padding that makes the vocabulary divisible by the tensor-parallel ranks."""
+
+    def forward(self, packed: PackedTokens, temperature: float, *, as_logits: bool = False) -> Tensor:  # type: ignore[override]
+        """Return float32 [2, N], logprobs and entropies of the targets; before the last stage, hidden states.
+
+        ``as_logits`` returns this rank's columns of the logits [N, V / ranks] instead, for comparisons.
+        """
+        row = PackedRow(
+            qkv_format="thd",
+            cu_seqlens_q=packed.cu_seqlens,
+            cu_seqlens_kv=packed.cu_seqlens,
+            max_seqlen_q=packed.max_seqlen,
+            max_seqlen_kv=packed.max_seqlen,
+        )
+        decoder_input, angles = self._preprocess(
+            input_ids=packed.input_ids.unsqueeze(0), position_ids=None, packed_seq_params=row
+        )[:2]
+        if not self.config.apply_rope_fusion:
+            self._prepare_rotary(row, packed, angles)
+            angles = None
+        hidden = self.decoder(
+            hidden_states=decoder_input, attention_mask=None, rotary_pos_emb=angles, packed_seq_params=row
+        )
+        if not self.post_process:
+            return hidden
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        logits = self.output_layer(hidden.squeeze(1).index_select(0, packed.output_positions), weight=weight)[0]
+        if as_logits:
+            return logits
+        return logprobs_and_entropy(
+            logits,
+            packed.targets,
+            temperature=temperature,
+            vocab_size=self.real_vocab_size,
+            group=parallel_state.get_tensor_model_parallel_group(),
+        )
+
+    def _prepare_rotary(self, row: PackedRow, packed: PackedTokens, angles: Tensor) -> None:
+        """Leave the rotation to ``SegmentAttention``, with the cosines of all layers computed once."""
+        row.seqlens = packed.seqlens
+        half = angles[:, 0, :, : angles.shape[-1] // 2]
+        of_tokens = torch.cat([half[:length] for length in row.seqlens])
+        row.cos, row.sin = of_tokens.cos().to(self.config.params_dtype), of_tokens.sin().to(self.config.params_dtype)
+
+
+def transformer_config(llama: LlamaConfig, policy: PolicyConfig, *, fused: bool) -> TransformerConfig:
+    """Translate to megatron-core's configuration. ``fused`` switches on kernels that need a GPU."""
+    dtype = torch.bfloat16 if policy.precision is Precision.bf16 else torch.float32
+    return TransformerConfig(
+        num_layers=llama.num_layers,
+        hidden_size=llama.hidden_size,
+        ffn_hidden_size=llama.intermediate_size,
+        num_attention_heads=llama.num_heads,
+        num_query_groups=llama.num_kv_heads,
+        kv_channels=llama.head_dim,
+        layernorm_epsilon=llama.norm_eps,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bf16=dtype is torch.bfloat16,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        tensor_model_parallel_size=policy.tensor_model_parallel_size,
+        pipeline_model_parallel_size=policy.pipeline_model_parallel_size,
+        # Packed rows differ in length, and the schedules exchange shapes only if told so; the dispatcher is never
+        # used (there are no experts) but the combination with the default one is refused.
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",
+        # Gradients are sums over micro-batches and ranks; the loss is already divided by the whole batch's normalizer.
+        calculate_per_token_loss=True,
+        use_cpu_initialization=not fused,
+        perform_initialization=False,
+        apply_rope_fusion=fused,
+        bias_activation_fusion=fused,
+        # The name is megatron-core's; on the local spec it means that the activation is a module of the spec.
+        use_te_activation_func=not fused,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+    )
+
+
+def _layer_spec(num_layers: int, *, use_transformer_engine: bool) -> ModuleSpec | TransformerBlockSubmodules:
+    if use_transformer_engine:
+        return get_gpt_layer_with_transformer_engine_spec()
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    layer = spec.submodules
+    layer.self_attention.submodules.core_attention = SegmentAttention
+    layer.input_layernorm = layer.pre_mlp_layernorm = RmsNorm
+    layer.mlp.submodules.activation_func = SwiGlu
+    return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RmsNorm)
+
+
+def build_model(llama: LlamaConfig, policy: PolicyConfig, device: torch.device) -> torch.nn.Module:
+    """Build this rank's part of the model, with weights still to be loaded.
+
+    In bf16 the result is megatron-core's half-precision wrapper, whose ``module`` is the ``PackedGptModel``.
+    """
+    use_te = HAVE_TE and device.type == "cuda"
+    config = transformer_config(llama, policy, fused=use_te)
+    ranks = policy.tensor_model_parallel_size
+    model = PackedGptModel(
+        config=config,
+        transformer_layer_spec=_layer_spec(
+            llama.num_layers // policy.pipeline_model_parallel_size, use_transformer_engine=use_te
+        ),
+        vocab_size=llama.vocab_size + -llama.vocab_size % ranks,
+        max_sequence_length=llama.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        share_embeddings_and_output_weights=llama.tied,
+        position_embedding_type="rope",
+        rotary_base=llama.rope_theta,
+        rope_scaling=llama.rope_factor is not None,
+        rope_scaling_factor=llama.rope_factor or 1.0,
+    ).to(device)
+    model.real_vocab_size = llama.vocab_size
+    return Float16Module(config, model) if config.bf16 else model
+
+
+def unwrap(model: torch.nn.Module) -> PackedGptModel:
+    """Return the model inside megatron-core's wrappers."""
+    while not isinstance(model, PackedGptModel):
+        model = model.module
+    return model
+
+
+def named_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Yield the weights of this pipeline stage under their names in the whole model."""
+    inner = unwrap(model)
+    first_layer = inner.decoder.layers[0].layer_number - 1
+    for name, parameter in inner.named_parameters():
+        if name.startswith("decoder.layers."):
+            local, rest = name.removeprefix("decoder.layers.").split(".", 1)
+            name = f"decoder.layers.{int(local) + first_layer}.{rest}"
+        yield name, parameter
+
+
+@torch.no_grad()
+def load_hf(model: torch.nn.Module, llama: LlamaConfig, tensors: HfTensors) -> None:
+    """Fill every weight of this rank from a Hugging Face folder, tensor by tensor.
+
+    Raises ``ValueError`` when a tensor is missing or has another shape than the configuration says.
+    """
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    size = parallel_state.get_tensor_model_parallel_world_size()
+    shapes = llama.hf_shapes()
+    for name, parameter in named_weights(model):
+        rule = rule_for(llama, name)
+        sources = [tensors.read(hf_name) for hf_name in rule.hf_names]
+        for hf_name, source in zip(rule.hf_names, sources, strict=True):
+            if tuple(source.shape) != shapes[hf_name]:
+                raise ValueError(
+                    f"tensor {hf_name!r} has shape {tuple(source.shape)} but the model's config.json makes it "
+                    f"{shapes[hf_name]}; give a folder whose weights and configuration belong together"
+                )
+        parameter.copy_(rule.to_megatron(sources, rank, size))
+
+
+@torch.no_grad()
+def iterate_hf(model: torch.nn.Module, llama: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
+    """Yield the whole model's tensors under their Hugging Face names, on every rank of the first replica.
+
+    Collective over that replica (data-parallel rank 0), where every rank must exhaust the iterator; yields nothing
+    elsewhere. At most one layer's tensor is held at a time.
+    """
+    if parallel_state.get_data_parallel_rank() != 0:
+        return
+    stages = parallel_state.get_pipeline_model_parallel_world_size()
+    mine = dict(named_weights(model))
+    names: list[list[str]] = [list(mine)]
+    if stages > 1:
+        names = [[] for _ in range(stages)]
+        torch.distributed.all_gather_object(
+            names, list(mine), group=parallel_state.get_pipeline_model_parallel_group()
+        )
+    for stage, stage_names in enumerate(names):
+        for name in stage_names:
+            rule = rule_for(llama, name)
+            if name == "output_layer.weight" and llama.tied:
+                continue
+            whole = _gather_tensor_parallel(rule.to_hf, mine[name]) if name in mine else None
+            yield from zip(rule.hf_names, _from_stage(whole, stage, rule.hf_names, llama, model), strict=True)
+
+
+def _gather_tensor_parallel(to_hf, parameter: Tensor) -> list[Tensor]:  # type: ignore[no-untyped-def]
+    size = parallel_state.get_tensor_model_parallel_world_size()
+    if size == 1:
+        return to_hf([parameter.detach()])
+    shards = [torch.empty_like(parameter) for _ in range(size)]
+    torch.distributed.all_gather(
+        shards, parameter.detach().contiguous(), group=parallel_state.get_tensor_model_parallel_group()
+    )
+    return to_hf(shards)
+
+
+def _from_stage(
+    tensors: list[Tensor] | None, stage: int, names: tuple[str, ...], llama: LlamaConfig, model: torch.nn.Module
+) -> list[Tensor]:
+    """Hand one stage's tensors to all stages."""
+    if parallel_state.get_pipeline_model_parallel_world_size() == 1:
+        assert tensors is not None
+        return tensors
+    group = parallel_state.get_pipeline_model_parallel_group()
+    if parallel_state.get_pipeline_model_parallel_rank() != stage:
+        like = next(unwrap(model).parameters())
+        shapes = llama.hf_shapes()
+        tensors = [torch.empty(shapes[name], dtype=like.dtype, device=like.device) for name in names]
+    assert tensors is not None
+    tensors = [tensor.contiguous() for tensor in tensors]
+    for tensor in tensors:
+        torch.distributed.broadcast(tensor, group=group, group_src=stage)
+    return tensors

@@ -1,0 +1,146 @@
+"""Adam with float32 master weights through megatron-core's optimizers, with the learning-rate schedule."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import ChainedOptimizer
+from torch import Tensor
+
+from zs_nemo.config.policy import OptimConfig, PolicyConfig, Precision, SchedConfig
+from zs_nemo.training.schedule import learning_rate
+
+
+class PolicyOptimizer:
+    """The optimizer of one rank and where it stands in its schedule."""
+
+    def __init__(self, model: DistributedDataParallel, policy: PolicyConfig, max_steps: int) -> None:
+        optim = policy.optim
+        self._clip = policy.gradient_clip_val
+        self.megatron: ChainedOptimizer = get_megatron_optimizer(
+            OptimizerConfig(
+                optimizer="adam",
+                lr=optim.lr,
+                weight_decay=optim.weight_decay,
+                adam_beta1=optim.betas[0],
+                adam_beta2=optim.betas[1],
+                adam_eps=optim.eps,
+                bf16=policy.precision is Precision.bf16,
+                params_dtype=torch.bfloat16 if policy.precision is Precision.bf16 else torch.float32,
+                use_distributed_optimizer=policy.use_distributed_optimizer,
+            ),
+            [model],
+        )
+        self.lr, self.sched, self.max_steps, self.num_updates = optim.lr, optim.sched, max_steps, 0
+        self._use_fused_adam()
+        self.allocate_state()
+
+    def _inner(self) -> Iterator[torch.optim.Optimizer]:
+        for optimizer in self.megatron.chained_optimizers:
+            if optimizer.optimizer is not None:
+                yield optimizer.optimizer
+
+    def _use_fused_adam(self) -> None:
+        """PyTorch's AdamW updates a parameter in one pass over memory only if told so; megatron-core cannot tell it."""
+        for optimizer in self._inner():
+            if isinstance(optimizer, torch.optim.AdamW):
+                optimizer.defaults["fused"] = True
+                for group in optimizer.param_groups:
+                    group["fused"] = True
+
+    def allocate_state(self) -> None:
+        """Make the moments exist, as zeros, so that a checkpoint can be written or read before the first update."""
+        for optimizer in self._inner():
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    state = optimizer.state[parameter]
+                    for name in ("exp_avg", "exp_avg_sq"):
+                        state.setdefault(name, torch.zeros_like(parameter.data))
+                    if isinstance(optimizer, torch.optim.AdamW):
+                        state.setdefault("step", torch.zeros((), dtype=torch.float32))
+
+    def reset(self, optim: OptimConfig, max_steps: int) -> None:
+        """Start anew from the present master weights: zero moments, first step of the schedule."""
+        self.lr, self.sched, self.max_steps, self.num_updates = optim.lr, optim.sched, max_steps, 0
+        for optimizer in self._inner():
+            for group in optimizer.param_groups:
+                group.update(betas=tuple(optim.betas), eps=optim.eps)
+                group["weight_decay"] = optim.weight_decay * group.get("wd_mult", 1.0)
+                if "step" in group:
+                    group["step"] = 0
+        for moments in self._states():
+            for value in moments.values():
+                if isinstance(value, Tensor):
+                    value.zero_()
+
+    def load_state(self, state: dict) -> None:
+        """Take up loaded master weights and moments."""
+        distributed = self.megatron.chained_optimizers[0]
+        if not isinstance(distributed, DistributedOptimizer):
+            distributed.load_state_dict(state)
+            return self._separate_step_counters()
+        tensors = state.pop("param_state")
+        distributed.load_state_dict(state)
+        # PyTorch's Adam keeps its step beside the moments, where megatron-core would look for it in the checkpoint.
+        steps = [(moments, moments.pop("step")) for moments in self._states() if "step" in moments]
+        distributed.load_parameter_state_from_fully_reshardable(tensors)
+        for moments, step in steps:
+            moments["step"] = step
+        return self._separate_step_counters()
+
+    def _separate_step_counters(self) -> None:
+        """megatron-core gives all loaded parameters one counter, which each of them would then advance."""
+        for moments in self._states():
+            if "step" in moments:
+                moments["step"] = moments["step"].clone()
+
+    def _states(self) -> Iterator[dict]:
+        for optimizer in self._inner():
+            yield from optimizer.state.values()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of the master weights."""
+        self.megatron.zero_grad()
+
+    @torch.no_grad()
+    def step(self) -> tuple[float, float]:
+        """Update the weights; return (gradient norm before clipping, learning rate).
+
+        Raises ``FloatingPointError`` instead of an update when the norm is not finite: the weights stay as they are.
+        """
+        lr = learning_rate(self.sched, lr=self.lr, step=self.num_updates, max_steps=self.max_steps)
+        for group in self.megatron.param_groups:
+            group["lr"] = lr * group.get("lr_mult", 1.0)
+        self.megatron.prepare_grads()
+        norm = float(self.megatron.get_grad_norm())
+        if not math.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient norm of update {self.num_updates} is {norm}; the weights were left as they are. "
+                "Resume from the last checkpoint with a smaller policy.optim.lr"
+            )
+        parameters = self.megatron.get_parameters()
+        if self._clip > 0 and parameters:
+            clip_grad_by_total_norm_fp32(parameters, max_norm=self._clip, total_norm=norm)
+        self.megatron.step_with_ready_grads()
+        self.num_updates += 1
+        return norm, lr
+
+    def schedule_state(self) -> dict[str, object]:
+        """Return what a checkpoint needs beside the moments and master weights."""
+        sched = self.sched
+        return {
+            "lr": self.lr,
+            "max_steps": self.max_steps,
+            "num_updates": self.num_updates,
+            "sched": {"name": sched.name.name, "warmup_steps": sched.warmup_steps, "min_lr": sched.min_lr},
+        }
+
+    def load_schedule_state(self, state: dict) -> None:
+        """Take up the schedule where ``schedule_state`` left it."""
+        name = type(self.sched.name)[state["sched"]["name"]]
+        self.sched = SchedConfig(**{**state["sched"], "name": name})
+        self.lr, self.max_steps, self.num_updates = state["lr"], state["max_steps"], state["num_updates"]

@@ -1,0 +1,121 @@
+"""Hugging Face model folders on disk: tensors read one by one, safetensors files written one tensor at a time."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+_DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+class HfTensors:
+    """The tensors of a Hugging Face folder, read from its safetensors files when asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file_of = _tensor_files(folder)
+
+    def names(self) -> set[str]:
+        """Return the names of all tensors in the folder."""
+        return set(self._file_of)
+
+    def read(self, name: str) -> Tensor:
+        """Load one tensor into CPU memory. Raises ``ValueError`` when the folder does not hold it."""
+        if name not in self._file_of:
+            raise ValueError(
+                f"model folder {self._folder} has no tensor {name!r}, which its config.json calls for; "
+                "give a folder whose weights and configuration belong together"
+            )
+        with safe_open(self._folder / self._file_of[name], framework="pt") as file:
+            return file.get_tensor(name)
+
+
+def _tensor_files(folder: Path) -> dict[str, str]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return dict(json.loads(index.read_text())["weight_map"])
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(
+            f"model folder {folder} holds no .safetensors file; convert the model with "
+            "transformers' save_pretrained, which writes safetensors"
+        )
+    found: dict[str, str] = {}
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            found |= dict.fromkeys(file.keys(), path.name)
+    return found
+
+
+class SafetensorsWriter:
+    """Writes one safetensors file whose tensors arrive one at a time, so that a model never lies in memory twice.
+
+    The whole size is reserved at once: a full disk or shared memory raises ``OSError`` here, not in the middle. The
+    file appears under its name only when the context ends without an error.
+    """
+
+    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.part")
+        self._dtype = dtype
+        self._shapes = dict(shapes)
+        self._missing = set(shapes)
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        self._start: dict[str, int] = {}
+        position = 0
+        for name, shape in shapes.items():
+            end = position + torch.Size(shape).numel() * dtype.itemsize
+            header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
+            self._start[name], position = position, end
+        encoded = json.dumps(header, separators=(",", ":")).encode()
+        encoded += b" " * (-len(encoded) % 8)
+        self._preamble = len(encoded).to_bytes(8, "little") + encoded
+        self._size = len(self._preamble) + position
+
+    def __enter__(self) -> "SafetensorsWriter":
+        self._file = open(self._temporary, "wb")  # noqa: SIM115 (closed in __exit__)
+        try:
+            os.posix_fallocate(self._file.fileno(), 0, self._size)
+        except OSError:
+            self._file.close()
+            self._temporary.unlink()
+            raise
+        self._file.write(self._preamble)
+        return self
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Write one of the announced tensors, in any order, converted to the file's type."""
+        assert tuple(tensor.shape) == self._shapes[name], f"{name}: {tuple(tensor.shape)} != {self._shapes[name]}"
+        data = tensor.detach().to(device="cpu", dtype=self._dtype).contiguous().view(torch.uint8)
+        self._file.seek(len(self._preamble) + self._start[name])
+        self._file.write(memoryview(data.reshape(-1).numpy()))
+        self._missing.remove(name)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if kind is not None:
+            self._temporary.unlink()
+            return
+        assert not self._missing, f"tensors that were announced but not written: {sorted(self._missing)}"
+        os.replace(self._temporary, self._path)
+
+
+def copy_all_but_weights(source: Path, target: Path, *, dtype: torch.dtype) -> None:
+    """Copy configuration and tokenizer files, with the configuration's ``dtype`` set to that of the new weights."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        is_weights = ".safetensors" in path.name or path.suffix in (".bin", ".gguf", ".pt", ".pth")
+        if path.is_file() and not is_weights and path.name != "config.json":
+            shutil.copyfile(path, target / path.name)
+    config = json.loads((source / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")

