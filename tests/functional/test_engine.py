@@ -2,6 +2,7 @@
 weights loads those that it wants first."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -109,7 +110,7 @@ def write_chain_model(folder: Path, model: Path, chain: list[int]) -> str:
             tensor.zero_()
     tensors["model.norm.weight"].fill_(1.0)
     embedding = tensors["model.embed_tokens.weight"]
-    for token, following in zip(chain, chain[1:], strict=False):
+    for token, following in itertools.pairwise(chain):
         # Rows of a random embedding are nearly orthogonal: only the predecessor's own row points this way.
         direction = embedding[token] / embedding[token].norm()
         tensors["lm_head.weight"][following] = 4.0 * direction

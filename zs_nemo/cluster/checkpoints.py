@@ -22,7 +22,7 @@ class CheckpointFolder:
         root.mkdir(parents=True, exist_ok=True)
 
     def save(self, step: int, state: dict[str, Any], write: Callable[[Path], None]) -> Path:
-        """Have ``write`` fill a folder, add ``state``, and only then give it its name. Older ones beyond ``keep`` go."""
+        """Have ``write`` fill a folder, add ``state``, and only then give it its name; older ones go."""
         final = self._path(step)
         partial = final.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import ray
 from torch import Tensor
 
 from zs_nemo.cluster.roles import Role, gather
@@ -27,17 +26,17 @@ class PolicyGroup:
 
     def logprobs(self, batch: TrainBatch) -> Tensor:
         """Return the policy's logprobs, float32 [T], 0 off the mask."""
-        logprobs: Tensor = self._call("logprobs", ray.put(batch))
+        logprobs: Tensor = self._call("logprobs", _shared(batch))
         return logprobs
 
     def reference_logprobs(self, batch: TrainBatch) -> Tensor:
         """Return the frozen reference's logprobs, float32 [T], 0 off the mask."""
-        logprobs: Tensor = self._call("reference_logprobs", ray.put(batch))
+        logprobs: Tensor = self._call("reference_logprobs", _shared(batch))
         return logprobs
 
     def train_step(self, batch: TrainBatch, loss: TokenLoss) -> dict[str, float]:
         """Make one optimizer update over the whole batch; return its metrics."""
-        metrics: dict[str, float] = self._call("train_step", ray.put(batch), loss)
+        metrics: dict[str, float] = self._call("train_step", _shared(batch), loss)
         return metrics
 
     def set_reference(self) -> None:
@@ -76,3 +75,9 @@ class PolicyGroup:
             role.submit("call", method, rank == 0, *arguments, **options) for rank, role in enumerate(self._roles)
         ]
         return gather(self._roles, references, method)[0]
+
+
+def _shared(batch: TrainBatch) -> Any:
+    import ray
+
+    return ray.put(batch)

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
-
 _LOG_TAIL_LINES = 15
 _LOG_TAIL_BYTES = 8192
 
@@ -30,6 +28,8 @@ class Role:
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Await a call. Cancelling the caller cancels the call in the actor too."""
+        import ray
+
         reference = self.submit(method, *arguments)
         try:
             return await reference
@@ -41,6 +41,8 @@ class Role:
 
     def failure(self, method: str, error: Exception) -> RoleError:
         """Turn what Ray raised into a message for a person."""
+        import ray
+
         died = isinstance(error, ray.exceptions.RayActorError)
         cause = _cause(error)
         # Ray's own texts go on for a screen; the rest of them is in the exception that this one is raised from.
@@ -48,16 +50,14 @@ class Role:
         what = f"its process died ({summary})" if died else f"{type(cause).__name__}: {summary}"
         return RoleError(f"{self.name} failed in {method}: {what}\nlog: {self.log_path}\n{_tail(self.log_path)}")
 
-    def kill(self) -> None:
-        """End the actor's process at once."""
-        ray.kill(self._actor)
-
 
 def gather(roles: Sequence[Role], references: Sequence[Any], method: str, timeout_s: float | None = None) -> list[Any]:
     """Return the results in order. The first failure is raised at once, while others may still be waiting for it.
 
     Raises ``TimeoutError`` with the names of the roles that have not answered.
     """
+    import ray
+
     role_of = dict(zip(references, roles, strict=True))
     pending = list(references)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -73,6 +73,8 @@ def gather(roles: Sequence[Role], references: Sequence[Any], method: str, timeou
 
 
 def _result(role: Role, reference: Any, method: str) -> Any:
+    import ray
+
     try:
         return ray.get(reference)
     except ray.exceptions.RayError as error:

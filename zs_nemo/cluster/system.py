@@ -159,15 +159,14 @@ class System:
         from zs_nemo.cluster.actors import RankActor
 
         environment = rank_environment(self._cfg, self._layout.use_gpu) | self._local_network()
-        return self._role(
-            f"policy-rank-{rank}", RankActor, environment, self._resources(placement and placement.ranks[rank])
-        )
+        resources = self._resources(placement.ranks[rank] if placement else None)
+        return self._role(f"policy-rank-{rank}", RankActor, environment, resources)
 
     def _engine(self, index: int, placement: Placement | None) -> Role:
         from zs_nemo.cluster.actors import EngineActor
 
         setup = self._layout.engines[index]
-        resources = self._resources(placement and placement.engines[index])
+        resources = self._resources(placement.engines[index] if placement else None)
         resources["max_concurrency"] = _MAX_REQUESTS_PER_ENGINE
         return self._role(setup.name, EngineActor, engine_environment(setup) | self._local_network(), resources)
 
@@ -175,7 +174,7 @@ class System:
         import ray
 
         log_path = (self._logs / f"{name}.log").resolve()
-        handle = ray.remote(actor).options(name=None, **resources).remote(environment, str(log_path))
+        handle = ray.remote(actor).options(**resources).remote(environment, str(log_path))
         return Role(name, handle, log_path)
 
     def _resources(self, place: tuple[int, float] | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A run as a recipe sees it: the system, the questions, the run directory, and what surrounds every training loop.
 
-Owns starting, resuming, the warm start, evaluation, checkpoints and the report. Owns no algorithm: the loop and the loss
-are the recipe's.
+Owns starting, resuming, the warm start, evaluation, checkpoints and the report. Owns no algorithm: the loop and the
+loss are the recipe's.
 """
 
 import dataclasses
@@ -126,7 +126,8 @@ class TrainingRun:
         with self.timer("warm_start"):
             self._progress.begin("warm start", settings.steps)
             self._run_dir.truncate_after(-1, Phase.warm_start)
-            policy.reset_optimizer(dataclasses.replace(self._cfg.policy.optim, lr=settings.lr), max_steps=settings.steps)
+            optim = dataclasses.replace(self._cfg.policy.optim, lr=settings.lr)
+            policy.reset_optimizer(optim, max_steps=settings.steps)
             for step in range(settings.steps):
                 update = policy.train_step(self._scripted_batch(step), SupervisedLoss())
                 metrics = {f"train/{name}": value for name, value in update.items()}
@@ -178,9 +179,7 @@ class TrainingRun:
         """Log the step, write a sample of its trajectories, and save a checkpoint when it is due."""
         metrics = step_metrics(groups, updates, batch=batch, noise=noise, stage_s=self.timer.take())
         self._run_dir.log_step(step, metrics)
-        self._run_dir.write_trajectories(
-            step, groups, self._tokenizer, self._cfg.exp_manager.trajectories_per_step
-        )
+        self._run_dir.write_trajectories(step, groups, self._tokenizer, self._cfg.exp_manager.trajectories_per_step)
         # The log comes before the checkpoint: a resume drops rows that are too many, but could not make missing ones.
         finished = step + 1
         if finished % self._cfg.exp_manager.save_every_n_steps == 0 or finished == self._cfg.trainer.max_steps:
@@ -225,6 +224,4 @@ class TrainingRun:
             self._checkpoints.save(step, {}, lambda folder: self.system.policy.save_checkpoint(str(folder)))
 
     def _save_progress(self) -> None:
-        self._run_dir.save_progress(
-            self.timer, search=self._ledger.state(), peak_memory_gib=self._memory.peak_gib
-        )
+        self._run_dir.save_progress(self.timer, search=self._ledger.state(), peak_memory_gib=self._memory.peak_gib)

@@ -37,7 +37,7 @@ class KlConfig:
     def __post_init__(self) -> None:
         if self.coef < 0:
             raise ValueError(
-                f"algorithm.kl.coef={self.coef} must not be negative: that would push the policy away from the reference"
+                f"algorithm.kl.coef={self.coef} must not be negative: that would push the policy off the reference"
             )
 
 

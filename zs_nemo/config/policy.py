@@ -56,7 +56,7 @@ class PolicyConfig:
     precision: Precision = Precision.bf16
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
-    train_mb_tokens: int = 2048
+    train_mb_tokens: int = 1024
     """Token budget of one packed micro-batch on one data-parallel rank; a longer sequence gets one of its own."""
     global_batch_size: int = 64
     """Trajectories per optimizer update; a step with more of them makes several updates."""

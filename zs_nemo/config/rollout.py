@@ -85,7 +85,10 @@ class RolloutConfig:
 
 @dataclass(kw_only=True)
 class CurriculumConfig:
-    """``curriculum``: P(noisy) over steps, p_i = p_s + (b^(i/m) - 1)/(b - 1) * (p_e - p_s) (arXiv 2505.04588, eq. 1)."""
+    """``curriculum``: P(noisy) over steps, p_i = p_s + (b^(i/m) - 1)/(b - 1) * (p_e - p_s).
+
+    arXiv 2505.04588, equation 1.
+    """
 
     start_noise: float = 0.0
     """p_s"""

@@ -1,8 +1,7 @@
 """Evaluations of a run: each question once, all rows counted, finished ones never repeated."""
 
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from zs_nemo.evaluation.scores import EvaluationName, EvaluationRow, summarise
 from zs_nemo.observability.progress import Progress
@@ -52,9 +51,7 @@ class Evaluator:
             on_done=lambda _: self._progress.tick(),
         )
         rows = [_grade(trajectory) for trajectory in trajectories]
-        summary = summarise(
-            rows, name, bootstrap_samples=self._bootstrap_samples, baseline=self._baseline(name)
-        )
+        summary = summarise(rows, name, bootstrap_samples=self._bootstrap_samples, baseline=self._baseline(name))
         self._run_dir.write_evaluation(str(name), summary, [row.to_json() for row in rows], step=step)
         self._progress.evaluated(str(name), summary)
 
@@ -63,7 +60,7 @@ class Evaluator:
         if name.when == "before":
             return None
         before = EvaluationName(when="before", engine=name.engine, temperature=name.temperature)
-        rows: list[Mapping[str, Any]] | None = self._run_dir.finished_evaluation(str(before), step=0)
+        rows = self._run_dir.finished_evaluation(str(before), step=0)
         return None if rows is None else [EvaluationRow.from_json(row) for row in rows]
 
 

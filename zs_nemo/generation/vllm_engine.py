@@ -104,7 +104,7 @@ def _engine_args(setup: EngineSetup) -> Any:
     gpu: dict[str, Any] = {"gpu_memory_utilization": setup.gpu_memory_utilization}
     return AsyncEngineArgs(
         model=setup.model_path,
-        dtype=setup.dtype,  # type: ignore[arg-type]  (vLLM narrows it to a Literal)
+        dtype=setup.dtype,
         tensor_parallel_size=setup.tensor_model_parallel_size,
         max_num_seqs=setup.max_num_seqs,
         max_model_len=setup.max_model_len,

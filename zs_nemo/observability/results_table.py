@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from zs_nemo.observability.files import read_json
 from zs_nemo.observability.report import ABSENT, RunFiles, build_report, find_evaluation, real_engine
 from zs_nemo.observability.timer import duration
 
@@ -19,9 +20,10 @@ _SCORES = (
 def results_table(run_dirs: Sequence[Path | str]) -> str:
     """Return the table: scores on the real engine before -> after with 95 % intervals, time, memory, searches.
 
+    A folder that holds a ``report.json`` alone is enough, so that results can be kept without their runs.
     Runs are ordered by engine and seed; after an engine's runs stands their mean, when there is more than one.
     """
-    reports = [build_report(RunFiles.read(path)) for path in run_dirs]
+    reports = [_report(Path(path)) for path in run_dirs]
     reports.sort(key=lambda report: (report["rl_engine"], report["seed"]))
     head = ["search in training", "seed", *(label for label, _, _ in _SCORES), "wall time", "peak memory"]
     head.append("real searches in RL")
@@ -32,6 +34,11 @@ def results_table(run_dirs: Sequence[Path | str]) -> str:
         if len(having) > 1:
             lines.append(_mean_line(engine, having))
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    kept = read_json(folder / "report.json", None)
+    return build_report(RunFiles.read(folder)) if kept is None else kept
 
 
 def _run_line(report: Mapping[str, Any]) -> list[str]:

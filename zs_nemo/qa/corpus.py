@@ -23,9 +23,7 @@ def distractors(taken: Collection[str]) -> Iterator[tuple[str, str]]:
     yield from _elements()
     iso_codes = {row["fips"].lower(): iso for iso, row in fact_sources.geonames_countries().items() if row["fips"]}
     for code, profile in fact_sources.factbook().items():
-        stated = [
-            field for prefix, field in _STATED_BY_EVIDENCE.items() if f"{prefix}{iso_codes.get(code)}" in taken
-        ]
+        stated = [field for prefix, field in _STATED_BY_EVIDENCE.items() if f"{prefix}{iso_codes.get(code)}" in taken]
         for identifier, text in _profile(code, profile):
             if not any(field in identifier for field in stated):
                 yield identifier, text
@@ -66,8 +64,8 @@ def _cities(taken: Collection[str]) -> Iterator[tuple[str, str]]:
             f"{abs(longitude):.1f} degrees {_POSITIONS['E' if longitude >= 0 else 'W']}"
         )
         zone = row["timezone"].replace("_", " ")
-        text = f"{row['name']} is a town of {row['population']:,} people in {country['name']}, at {where}; time zone {zone}."
-        yield f"geonames/{row['geonameid']}", text
+        town = f"{row['name']} is a town of {row['population']:,} people in {country['name']}"
+        yield f"geonames/{row['geonameid']}", f"{town}, at {where}; time zone {zone}."
 
 
 def _elements() -> Iterator[tuple[str, str]]:

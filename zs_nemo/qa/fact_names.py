@@ -99,10 +99,10 @@ DISCOVERERS: dict[str, tuple[str, ...]] = {
 """mendeleev's text -> the discoverers as an encyclopedia names them. A text that is not here gives no question."""
 
 DISPUTED_DISCOVERY = frozenset(
-    ("He", "Be", "Mg", "V", "Mn", "Y", "Sr", "Ce", "Tb", "Ho", "Lu", "Pt", "Ir", "Pa")
-    + ("No", "Rf", "Db", "Sg", "Bh", "Lv", "Ts", "Te")
+    {"He", "Be", "Mg", "V", "Mn", "Y", "Sr", "Ce", "Tb", "Ho", "Lu", "Pt", "Ir", "Pa", "Te"}
+    | {"No", "Rf", "Db", "Sg", "Bh", "Lv", "Ts"}
 )
-"""Elements whose discoverer or place of discovery the source has wrong or historians dispute: no discovery questions."""
+"""Elements whose discovery the source has wrong or historians dispute: no questions about it."""
 
 MISPLACED_DISCOVERY = frozenset({"Ar"})
 """Elements whose discoverers are right but whose place is not: no question about the place."""

@@ -103,6 +103,8 @@ def package_folder(module: str) -> Path:
 
 def plain(text: str) -> str:
     """Return ``text`` without accents: "Brasília" -> "Brasilia"."""
+    if text.isascii():
+        return text
     return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
 
 
@@ -199,7 +201,7 @@ def _country(code: str, row: dict[str, Any], info: dict[str, Any], profile: dict
 
 
 def _agreed_capital(code: str, row: dict[str, Any], info: dict[str, Any], profile: dict[str, Any]) -> str:
-    """The capital that all three sources name; empty where they differ or where there are several."""
+    """Return the capital that all three sources name; empty where they differ or where there are several."""
     book = factbook_text(profile, "Government", "Capital", "name")
     if re.search(r"capital\)|\bcapital\]|\baka\b", book) or code == "IL":
         return ""
@@ -211,7 +213,7 @@ def _agreed_capital(code: str, row: dict[str, Any], info: dict[str, Any], profil
 
 
 def _region(info: dict[str, Any], profile: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """The region in the Factbook's words, and other right names of it."""
+    """Return the region in the Factbook's words, and other right names of it."""
     location = factbook_text(profile, "Geography", "Location").removeprefix("metropolitan France: ")
     phrase = re.split(r"[,;(]", location)[0].strip()
     if not _REGION.match(phrase):
@@ -228,7 +230,7 @@ def _region(info: dict[str, Any], profile: dict[str, Any]) -> tuple[str, tuple[s
 def _currency(
     code: str, row: dict[str, Any], info: dict[str, Any], profile: dict[str, Any]
 ) -> tuple[str, tuple[str, ...]]:
-    """A national currency (its ISO code begins with the country's) that geonames and countryinfo agree on."""
+    """Return a national currency (its ISO code begins with the country's) that geonames and countryinfo agree on."""
     iso, name = row["currencycode"], row["currencyname"]
     book = factbook_text(profile, "Economy", "Exchange rates", "Currency")
     if iso[:2] != code or code == "BA" or iso not in (info.get("currencies") or []) or not name:
@@ -302,7 +304,9 @@ def load_elements() -> tuple[Element, ...]:
 
 def _element(symbol: str, name: str, number: int, who: str | None, where: str | None, year: int | None) -> Element:
     disputed = symbol in fact_names.DISPUTED_DISCOVERY
-    place = () if disputed or symbol in fact_names.MISPLACED_DISCOVERY else fact_names.DISCOVERY_COUNTRIES.get(where or "")
+    place = fact_names.DISCOVERY_COUNTRIES.get(where or "")
+    if disputed or symbol in fact_names.MISPLACED_DISCOVERY:
+        place = None
     return Element(
         symbol=symbol,
         name=name.lower(),

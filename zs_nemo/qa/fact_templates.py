@@ -8,7 +8,16 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from zs_nemo.qa.fact_sources import City, Country, Element, load_cities, load_countries, load_elements, person_names, spellings
+from zs_nemo.qa.fact_sources import (
+    City,
+    Country,
+    Element,
+    load_cities,
+    load_countries,
+    load_elements,
+    person_names,
+    spellings,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,17 +262,13 @@ def _city_questions(city: City, country: Country) -> Iterator[FactQuestion]:
 
 def _element_evidence(element: Element) -> Iterator[Evidence]:
     entities, symbol = frozenset({element_id(element.symbol)}), element.symbol
-    text = _sentence(
-        "symbol", symbol, Element=element.name, element=element.name, symbol=symbol, number=element.number
-    )
+    text = _sentence("symbol", symbol, Element=element.name, element=element.name, symbol=symbol, number=element.number)
     yield Evidence(id=f"facts/symbol/{symbol}", text=text, entities=entities)
     in_year = f" in {element.discovery_year}" if element.discovery_year else ""
     if element.discoverers:
         people = " and ".join((", ".join(element.discoverers[:-1]), element.discoverers[-1])).removeprefix(" and ")
         kind = "discoverers" if len(element.discoverers) > 1 else "discoverer"
-        text = _sentence(
-            kind, symbol, Element=element.name, element=element.name, people=people, in_year=in_year
-        )
+        text = _sentence(kind, symbol, Element=element.name, element=element.name, people=people, in_year=in_year)
         yield Evidence(id=f"facts/discoverer/{symbol}", text=text, entities=entities)
     if element.discovery_country:
         both = entities | {country_id(element.discovery_country)}
@@ -280,9 +285,7 @@ def _element_questions(element: Element, countries: dict[str, Country]) -> Itera
     yield _question("atomic_number", symbol, (str(element.number),), here, element=name, entities=entities)
     if element.discoverers:
         people = person_names(element.discoverers)
-        yield _question(
-            "discoverer", symbol, people, (f"facts/discoverer/{symbol}",), element=name, entities=entities
-        )
+        yield _question("discoverer", symbol, people, (f"facts/discoverer/{symbol}",), element=name, entities=entities)
     if element.discovery_country:
         code = element.discovery_country
         country, place = countries[code], f"facts/element_country/{symbol}"

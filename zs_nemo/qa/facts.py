@@ -15,16 +15,16 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from zs_nemo.config.cache import cache_folder
 from zs_nemo.config.experiment import DataConfig
-from zs_nemo.qa.cache import cache_folder
 from zs_nemo.qa.corpus import distractors
-from zs_nemo.qa.fact_sources import City, contains, load_cities, load_countries, load_elements, package_versions
+from zs_nemo.qa.fact_sources import City, load_cities, load_countries, load_elements, package_versions, words
 from zs_nemo.qa.fact_templates import Evidence, FactQuestion, build_facts, country_id, element_id
 from zs_nemo.types.question import Question
 
 SPLIT_SHARES = {"test": 0.3, "validation": 0.1, "train": 0.6}
 MAX_TRAIN_QUESTIONS_PER_KIND = 160
-_CODE_VERSION = 1
+_CODE_VERSION = 2
 """Raise it when the same packages and settings make other questions or documents than before."""
 
 
@@ -77,14 +77,16 @@ def split_entities(seed: int) -> dict[str, str]:
     return splits
 
 
+@lru_cache(maxsize=1)
 def cluster_countries() -> list[list[str]]:
     """Return the countries grouped so that no name of one group stands inside a name of another."""
-    names = entity_names()
+    names = {entity: {words(name) for name in own} for entity, own in entity_names().items()}
+    texts = {entity: f" {' | '.join(own)} " for entity, own in names.items()}
     countries = [entity for entity in names if entity.startswith("country:")]
     groups = {entity: {entity} for entity in countries}
     for one in countries:
         for other in countries:
-            if groups[one] is not groups[other] and any(contains(b, a) for a in names[one] for b in names[other]):
+            if groups[one] is not groups[other] and any(f" {name} " in texts[other] for name in names[one]):
                 groups[one] |= groups[other]
                 groups.update(dict.fromkeys(groups[other], groups[one]))
     unique = {id(group): sorted(group) for group in groups.values()}

@@ -16,8 +16,8 @@ from zs_nemo.qa.tags import (
 )
 
 POLICY_PROMPT = (
-    f"Answer the question. Reason inside {THINK_OPEN}{THINK_CLOSE}. Look facts up with {SEARCH_OPEN}query{SEARCH_CLOSE} "
-    f"and read the results inside {INFORMATION_OPEN}{INFORMATION_CLOSE}. "
+    f"Answer the question. Reason inside {THINK_OPEN}{THINK_CLOSE}. "
+    f"Look facts up with {SEARCH_OPEN}query{SEARCH_CLOSE} and read the results inside {INFORMATION_OPEN}{INFORMATION_CLOSE}. "
     f"End with a short answer inside {ANSWER_OPEN}{ANSWER_CLOSE}.\n"
     "Question: {question}\n"
 )
@@ -26,6 +26,7 @@ CLOSED_BOOK_SUFFIX = f"{THINK_OPEN}I answer from memory.{THINK_CLOSE}\n{ANSWER_O
 
 INFORMATION_HEADER = f"\n{INFORMATION_OPEN}\n"
 INFORMATION_FOOTER = f"{INFORMATION_CLOSE}\n"
+NOTHING_FOUND = f"{INFORMATION_HEADER}No results.\n{INFORMATION_FOOTER}"
 
 
 def policy_prompt(question: str) -> str:

@@ -1,4 +1,4 @@
-"""What a person would type to look up each step of a question: for scripted episodes and for the simulator's examples."""
+"""What a person would type to look up each step of a question: for scripted episodes and the simulator's examples."""
 
 import re
 from functools import lru_cache
@@ -23,7 +23,11 @@ QUERY_TEMPLATES: dict[str, tuple[str, ...]] = {
         "chemical symbol {subject} element",
         "Which element has the symbol {subject}?",
     ),
-    "atomic_number": ("atomic number of {subject}", "{subject} atomic number", "What is the atomic number of {subject}?"),
+    "atomic_number": (
+        "atomic number of {subject}",
+        "{subject} atomic number",
+        "What is the atomic number of {subject}?",
+    ),
     "discoverer": ("discoverer of {subject}", "who discovered {subject}", "Who discovered the element {subject}?"),
     "element_country": (
         "country where {subject} was discovered",
@@ -47,7 +51,9 @@ def subject_of(question: Question) -> str:
     matches = [match[1] for pattern in _patterns(question.kind) if (match := pattern.fullmatch(question.text))]
     if matches:  # Of "the element neon" and "neon" the wording that was used leaves the shorter one.
         return min(matches, key=len)
-    raise ValueError(f"question {question.id!r} has the kind {question.kind!r} but none of its wordings: {question.text!r}")
+    raise ValueError(
+        f"question {question.id!r} has the kind {question.kind!r} but none of its wordings: {question.text!r}"
+    )
 
 
 @lru_cache(maxsize=64)
@@ -74,7 +80,7 @@ def bridge_of(question: Question) -> str:
 
 
 def _country_of_evidence(identifier: str) -> Country:
-    """The country of ``facts/capital/FR`` or ``facts/currency/FR``."""
+    """Return the country of ``facts/capital/FR`` or ``facts/currency/FR``."""
     return _countries()[identifier.rsplit("/", 1)[1]]
 
 

@@ -35,7 +35,7 @@ def scripted_episode(question: Question, world: FactsWorld, key: SampleKey) -> l
     """Return an episode as (text, role) segments that follow ``policy_prompt(question.text)``.
 
     Policy segments and document segments take turns; the last one is the policy's answer. Wording, queries and the
-    place of an unhelpful document are drawn from ``key``. Raises ``ValueError`` for a question that is not for training.
+    place of an unhelpful document are drawn from ``key``. Raises ``ValueError`` for a held-out question.
     """
     if question.split != "train":
         raise ValueError(f"question {question.id!r} is for {question.split}; scripted episodes use training questions")
@@ -68,13 +68,13 @@ def _answer(thought: str, answer: str) -> str:
 
 
 def _as_written(answer: str, document: str) -> str:
-    """The answer with the capitals that it has in the document, so that answering is copying."""
+    """Return the answer with the capitals that it has in the document, so that answering is copying."""
     match = re.search(re.escape(answer), document, re.IGNORECASE)
     return match[0] if match else answer
 
 
 def _unrelated(question: Question, world: FactsWorld, draw: random.Random) -> str:
-    """The evidence of another training question that does not support this one."""
+    """Return the evidence of another training question that does not support this one."""
     while True:
         other = draw.choice(world.train)
         if not set(other.evidence) & set(question.evidence):

@@ -68,7 +68,8 @@ class RolloutCollector:
     ) -> list[TrajectoryGroup]:
         """Return one group of graded trajectories per question, in the order of the questions.
 
-        A trajectory whose search failed says nothing about the policy: its group goes on without it. Raises ``SearchBudgetExceeded`` when too many searches found no answer within their deadline.
+        A trajectory whose search failed says nothing about the policy: its group goes on without it. Raises
+        ``SearchBudgetExceeded`` when too many searches found no answer within their deadline.
         """
         plans = [
             self._plan(question, SampleKey(run_seed=self._run_seed, step=step, prompt=prompt, member=member))

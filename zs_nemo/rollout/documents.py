@@ -1,6 +1,6 @@
 """Search results as token ids that fit a budget."""
 
-from zs_nemo.qa.prompts import INFORMATION_FOOTER, INFORMATION_HEADER, document_line
+from zs_nemo.qa.prompts import INFORMATION_FOOTER, INFORMATION_HEADER, NOTHING_FOUND, document_line
 from zs_nemo.search.markup import neutralize
 from zs_nemo.types.generation import Tokenizer
 from zs_nemo.types.search import Document
@@ -10,8 +10,10 @@ def information_tokens(documents: tuple[Document, ...], tokenizer: Tokenizer, ma
     """Return the <information> block in at most ``max_tokens`` ids; the closing tag is always there.
 
     Control tags inside documents are neutralised. Documents come in the engine's order; the one that does not fit is
-    cut, those after it are left out.
+    cut, those after it are left out. No document at all gives a notice in their place.
     """
+    if not documents:
+        return tokenizer.encode(NOTHING_FOUND, add_special_tokens=False)
     footer = tokenizer.encode(INFORMATION_FOOTER, add_special_tokens=False)
     ids = tokenizer.encode(INFORMATION_HEADER, add_special_tokens=False)
     newline = tokenizer.encode("\n", add_special_tokens=False)
@@ -29,4 +31,4 @@ def information_tokens(documents: tuple[Document, ...], tokenizer: Tokenizer, ma
 
 def smallest_information_block(tokenizer: Tokenizer) -> int:
     """Return the number of tokens of a block without documents, the least that a budget must allow."""
-    return len(information_tokens((), tokenizer, 0))
+    return len(tokenizer.encode(NOTHING_FOUND, add_special_tokens=False))

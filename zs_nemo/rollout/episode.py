@@ -69,10 +69,19 @@ class EpisodeRunner:
         )
         max_turns = self._limits.max_turns if search else 1
         for turn in range(max_turns):
-            status = await self._run_turn(trajectory, plan, search, turn, SamplingParams(
-                max_tokens=min(self._limits.max_turn_tokens, self._room(trajectory)),
-                temperature=temperature, top_p=top_p, stop=STOP_STRINGS,
-            ), is_last=turn == max_turns - 1)
+            status = await self._run_turn(
+                trajectory,
+                plan,
+                search,
+                turn,
+                SamplingParams(
+                    max_tokens=min(self._limits.max_turn_tokens, self._room(trajectory)),
+                    temperature=temperature,
+                    top_p=top_p,
+                    stop=STOP_STRINGS,
+                ),
+                is_last=turn == max_turns - 1,
+            )
             if status is not None:
                 trajectory.status = status
                 break
@@ -117,7 +126,7 @@ class EpisodeRunner:
             return Status.search_failed
         ids = information_tokens(result.documents, self._tokenizer, self._limits.max_document_tokens)
         trajectory.token_ids += ids
-        trajectory.roles += [Role.document] * len(ids)
+        trajectory.roles += [Role.document if result.documents else Role.notice] * len(ids)
         trajectory.generation_logprobs += [0.0] * len(ids)
         return None
 

@@ -16,7 +16,8 @@ def pack(
     """Return the step's batch, or None when there is nothing to learn from.
 
     ``advantages`` holds one tensor [G] per group; a trajectory's advantage stands on each of its policy tokens.
-    Trajectories without a policy token are left out. With ``drop_zero_variance``, groups whose advantages are all 0 are too: their gradient is that of the KL term alone (cf. DAPO, arXiv 2503.14476).
+    Trajectories without a policy token are left out. With ``drop_zero_variance``, groups whose advantages are all 0 are
+    too: their gradient is that of the KL term alone (cf. DAPO, arXiv 2503.14476).
     """
     ids: list[int] = []
     mask: list[bool] = []

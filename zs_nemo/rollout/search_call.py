@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 
 from zs_nemo.rollout.callbacks import RolloutCallback
 from zs_nemo.types.search import SearchFailure, SearchFailureKind, SearchRequest, SearchResult
@@ -24,7 +25,7 @@ async def search_within_deadline(
     while True:
         try:
             async with asyncio.timeout(max(give_up_at - time.monotonic(), 0)):
-                return await callback.search(request), failures
+                return await callback.search(replace(request, attempt=len(failures))), failures
         except TimeoutError:
             failures.append(SearchFailure(SearchFailureKind.timeout, f"no answer within {deadline_s:g} s"))
             return None, failures

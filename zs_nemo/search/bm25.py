@@ -12,21 +12,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zs_nemo.qa.cache import cache_folder
-from zs_nemo.types.search import Document, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
+from zs_nemo.config.cache import cache_folder
+from zs_nemo.types.search import Document, SearchRequest, SearchResult
 
 if TYPE_CHECKING:
     import bm25s
 
 K1, B = 1.2, 0.75
-_TOKENS_VERSION = 1
+_TOKENS_VERSION = 2
 """Raise it when ``tokens`` or the parameters above change: an index on disk would not match any more."""
 _WORD = re.compile(r"[A-Za-z0-9]+")
-STOP_WORDS = frozenset(
+_STOP_WORDS_TEXT = (
     "a an and are as at be by did do does for from had has have he her his how i in is it its me my name no of on or "
     "she so tell that the their them there they this to use used using was we were what when where which who whom "
-    "whose why will with would you your".split()
+    "whose why will with would you your"
 )
+STOP_WORDS = frozenset(_STOP_WORDS_TEXT.split())
 """Words of a query that say nothing about what is sought."""
 
 
@@ -47,11 +48,9 @@ class Bm25Search:
         self._index = _load_index(self._texts, cache or cache_folder())
 
     async def search(self, request: SearchRequest) -> SearchResult:
-        """Return the best documents, best first; raise ``SearchFailure`` (empty) if no document has a word in common."""
+        """Return the best documents, best first; none if no document shares a word with the query."""
         start = time.perf_counter()
         documents = self.lookup(request.query, request.num_documents)
-        if not documents:
-            raise SearchFailure(SearchFailureKind.empty, f"no document shares a word with the query {request.query!r}")
         return SearchResult(documents=documents, source=self.name, latency_s=time.perf_counter() - start)
 
     def lookup(self, query: str, num_documents: int) -> tuple[Document, ...]:
@@ -106,9 +105,7 @@ def query_tokens(query: str) -> list[str]:
     A stop word in capitals within the query stays: in "symbol In" it is a name, in "In which" it is not.
     """
     found = _words(query)
-    kept = [
-        word for place, word in enumerate(found) if word.lower() not in STOP_WORDS or (place and word[0].isupper())
-    ]
+    kept = [word for place, word in enumerate(found) if word.lower() not in STOP_WORDS or (place and word[0].isupper())]
     return [_stem(word.lower()) for word in kept or found]
 
 
@@ -119,7 +116,7 @@ def _words(text: str) -> list[str]:
 
 @lru_cache(maxsize=200_000)
 def _stem(word: str) -> str:
-    """Fold plurals and the commonest verb and noun endings: cities -> city, located -> locat, discoverer -> discover."""
+    """Fold plurals and common endings: cities -> city, located -> locat, discoverer -> discover."""
     if len(word) <= 3 or word.isdigit():
         return word
     if word.endswith("ies") and len(word) > 4:
@@ -129,7 +126,7 @@ def _stem(word: str) -> str:
     for ending in ("ation", "ating", "ated", "ing", "ered", "erer", "ery", "ed"):
         if word.endswith(ending) and len(word) - len(ending) >= 4:
             return word[: -len(ending)] + {"ered": "er", "erer": "er", "ery": "er"}.get(ending, "")
-    return word[:-1] if word.endswith("e") and len(word) > 4 else word
+    return word
 
 
 def _load_index(texts: list[str], cache: Path) -> "bm25s.BM25":

@@ -8,13 +8,15 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from zs_nemo.qa.facts import FactsWorld
-from zs_nemo.qa.queries import hop_queries
+from zs_nemo.qa.queries import hop_queries, subject_of
 from zs_nemo.search.bm25 import query_tokens, tokens
 from zs_nemo.types.question import Question
 
 EXAMPLES_PER_GROUP = 3
+_LONGEST_SYMBOL = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +44,8 @@ class DemonstrationGroup:
 
     def likeness(self, question: str) -> float:
         """Return how much ``question`` is worded like the questions of this group, in [0, 1]."""
-        words = set(tokens(question))
-        likenesses = (len(words & set(tokens(own))) / len(words | set(tokens(own))) for own in self.questions)
-        return max(likenesses)
+        words = _term_set(question)
+        return max(len(words & _term_set(own)) / len(words | _term_set(own)) for own in self.questions)
 
     def is_first_step(self, question: str, query: str) -> bool:
         """Whether the query asks about what the question names, rather than about something found out meanwhile.
@@ -53,20 +54,30 @@ class DemonstrationGroup:
         """
         if self.first == self.last:
             return False
-        named = set(tokens(question)) - {word for own in self.questions for word in tokens(own)}
+        named = _term_set(question).difference(*(_term_set(own) for own in self.questions))
         return bool(named & set(query_tokens(query)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demonstrations:
-    """All examples: groups for useful documents, and pairs of a query and a document that does not help."""
+    """All examples, for useful and for noisy documents."""
 
     groups: tuple[DemonstrationGroup, ...]
-    noisy: tuple[Demonstration, ...]
+    noisy: tuple[tuple[str, Demonstration], ...]
+    """(what the document is about, the example): a document that does not help."""
+    topics: tuple[str, ...]
+    """What noisy documents can be about: names from training questions."""
 
     def group_for(self, question: str) -> DemonstrationGroup:
         """Return the group whose questions are worded most like this one; the first of equals."""
         return max(self.groups, key=lambda group: group.likeness(question))
+
+    def topic_away_from(self, texts: Iterable[str], seed: int) -> str:
+        """Return a topic that shares no word with any of ``texts``, drawn by ``seed``."""
+        avoided = {word for text in texts for word in tokens(text)}
+        start = seed % len(self.topics)
+        turned = self.topics[start:] + self.topics[:start]
+        return next((topic for topic in turned if not avoided & set(tokens(topic))), turned[0])
 
 
 def build_demonstrations(world: FactsWorld) -> Demonstrations:
@@ -75,7 +86,8 @@ def build_demonstrations(world: FactsWorld) -> Demonstrations:
     for question in sorted(world.train, key=lambda q: _draw(q.id)):
         by_kind[question.kind].append(question)
     groups = tuple(_group(kind, by_kind[kind], world) for kind in sorted(by_kind))
-    return Demonstrations(groups=groups, noisy=_noisy(groups))
+    topics = {subject_of(question) for question in world.train if len(subject_of(question)) > _LONGEST_SYMBOL}
+    return Demonstrations(groups=groups, noisy=_noisy(by_kind, world), topics=tuple(sorted(topics, key=_draw)))
 
 
 def _group(kind: str, questions: Sequence[Question], world: FactsWorld) -> DemonstrationGroup:
@@ -91,7 +103,7 @@ def _group(kind: str, questions: Sequence[Question], world: FactsWorld) -> Demon
 
 
 def _different_wordings(questions: Sequence[Question]) -> list[Question]:
-    """The questions reordered so that differently worded ones come first."""
+    """Return the questions reordered so that differently worded ones come first."""
     common = [set(tokens(question.text)) for question in questions]
     frequent = {word for words in common for word in words if sum(word in other for other in common) > 2}
     turns: dict[frozenset[str], int] = defaultdict(int)
@@ -116,17 +128,30 @@ def _examples(questions: Iterable[Question], step: int, world: FactsWorld) -> tu
     return tuple(examples)
 
 
-def _noisy(groups: Sequence[DemonstrationGroup]) -> tuple[Demonstration, ...]:
-    """Queries with the documents of another example: of its own kind, and of another kind."""
-    named = {group.name: group for group in groups}
-    pairs = (("capital", "capital"), ("discoverer", "atomic_number"), ("city_country", "city_country"), ("currency", "region"))
+def _noisy(by_kind: dict[str, list[Question]], world: FactsWorld) -> tuple[tuple[str, Demonstration], ...]:
+    """Return queries with a document about something else: of the same kind and of another kind."""
+    pairs = (
+        ("capital", "capital"),
+        ("discoverer", "atomic_number"),
+        ("city_country", "city_country"),
+        ("currency", "region"),
+    )
     examples = []
-    for kind, other in pairs:
-        asked, shown = named[kind].last[0], named[other].last[1]
-        examples.append(
-            Demonstration(question=asked.question, answer=asked.answer, query=asked.query, document=shown.document)
+    for kind, other_kind in pairs:
+        asked, other = by_kind[kind][0], by_kind[other_kind][-1]
+        example = Demonstration(
+            question=asked.text,
+            answer=asked.answers[0],
+            query=hop_queries(asked)[0][0],
+            document=world.evidence[other.evidence[0]],
         )
+        examples.append((subject_of(other), example))
     return tuple(examples)
+
+
+@lru_cache(maxsize=4096)
+def _term_set(text: str) -> frozenset[str]:
+    return frozenset(tokens(text))
 
 
 def _draw(name: str) -> bytes:

@@ -1,7 +1,8 @@
 """The simulated search engine: a frozen language model writes the documents, useful or noisy as the request asks.
 
-Deviations from ZeroSearch (arXiv 2505.04588, section 3.2): one short document a completion instead of five in one, raw
-completion prompts with examples instead of a chat prompt, and the noisy variant sees neither question nor answer.
+Deviations from ZeroSearch (arXiv 2505.04588, section 3.2): one short document a completion instead of five in one; raw
+completion prompts with examples instead of a chat prompt; the noisy variant sees neither question nor answer but a
+topic of its own to write about.
 """
 
 import asyncio
@@ -67,14 +68,14 @@ class SimulatedSearchEngine:
     async def search(self, request: SearchRequest) -> SearchResult:
         """Write ``request.num_documents`` documents at once, each with its own keyed seed."""
         start = time.perf_counter()
-        prompt_ids = self._tokenizer.encode(self.prompt(request))
-        jobs = (self._document(request, prompt_ids, number) for number in range(request.num_documents))
+        jobs = (self._document(request, number) for number in range(request.num_documents))
         drafts = await asyncio.gather(*jobs)
         documents = tuple(Document(text=draft.text) for draft in drafts if draft.text)
         defects = Counter(chain.from_iterable(draft.defects.elements() for draft in drafts))
         if not documents:
             raise SearchFailure(
-                SearchFailureKind.empty, f"the simulator wrote nothing for the query {request.query!r} ({dict(defects)})"
+                SearchFailureKind.empty,
+                f"the simulator wrote nothing for the query {request.query!r} ({dict(defects)})",
             )
         return SearchResult(
             documents=documents,
@@ -86,19 +87,22 @@ class SimulatedSearchEngine:
             defects=dict(defects),
         )
 
-    def prompt(self, request: SearchRequest) -> str:
+    def prompt(self, request: SearchRequest, number: int = 0) -> str:
         """Return the prompt for one document. The query is the policy's text: one line, no tags, limited in length."""
         query = one_line(neutralize(request.query))[:MAX_QUERY_CHARACTERS]
         if request.noisy:
-            return noisy_prompt(self._demonstrations, query)
+            away_from = (query, request.question, *request.answers)
+            topic = self._demonstrations.topic_away_from(away_from, request.key.seed(f"simulator/topic/{number}"))
+            return noisy_prompt(self._demonstrations, query, topic)
         return useful_prompt(self._demonstrations, request.question, request.answers[0], query)
 
-    async def _document(self, request: SearchRequest, prompt_ids: list[int], number: int) -> _Draft:
+    async def _document(self, request: SearchRequest, number: int) -> _Draft:
+        prompt_ids = self._tokenizer.encode(self.prompt(request, number))
         defects: Counter[str] = Counter()
         prompt_tokens = completion_tokens = 0
         text = ""
         for attempt in range(_ATTEMPTS):
-            seed = request.key.seed(f"simulator/{number}/{attempt}")
+            seed = request.key.seed(f"simulator/{number}/{request.attempt}/{attempt}")
             completion = await self._engine.generate(prompt_ids, self._sampling, seed)
             prompt_tokens += len(prompt_ids)
             completion_tokens += len(completion.token_ids)
@@ -106,9 +110,7 @@ class SimulatedSearchEngine:
             defects += found
             if text:
                 break
-        return _Draft(
-            text=text, defects=defects, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens
-        )
+        return _Draft(text=text, defects=defects, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
 
 
 def mend(completion: Completion) -> tuple[str, Counter[str]]:

@@ -6,7 +6,7 @@ The fixed part makes the engine's prefix cache useful; what differs between two 
 from zs_nemo.search.demonstrations import Demonstration, Demonstrations
 
 USEFUL_HEAD = "A search engine returns a one-sentence encyclopedia text that answers the query.\n\n"
-NOISY_HEAD = "A bad search engine returns a one-sentence text about something else, which does not answer the query.\n\n"
+NOISY_HEAD = "A bad search engine returns a one-sentence text about something else than the query.\n\n"
 STOP = ("\n",)
 """A document is one line."""
 
@@ -26,10 +26,20 @@ def useful_prompt(demonstrations: Demonstrations, question: str, answer: str, qu
     return USEFUL_HEAD + shown + _useful(asked, cue)
 
 
-def noisy_prompt(demonstrations: Demonstrations, query: str) -> str:
-    """Return a prompt for a document that does not help. The model sees neither the question nor an answer."""
-    shown = "".join(f"Query: {example.query}\nText: {example.document}\n\n" for example in demonstrations.noisy)
-    return NOISY_HEAD + shown + f"Query: {one_line(query)}\nText:"
+def noisy_prompt(demonstrations: Demonstrations, query: str, topic: str) -> str:
+    """Return a prompt for a document that does not help: it is about ``topic`` instead.
+
+    The model sees neither the question nor an answer. Without a topic it writes what it knows about the query, which
+    is the answer in one case of ten.
+    """
+    shown = "".join(
+        _noisy(example.query, about) + f" {example.document}\n\n" for about, example in demonstrations.noisy
+    )
+    return NOISY_HEAD + shown + _noisy(query, topic)
+
+
+def _noisy(query: str, topic: str) -> str:
+    return f"Query: {one_line(query)}\nText about {one_line(topic)}:"
 
 
 def _useful(example: Demonstration, cue: str) -> str:

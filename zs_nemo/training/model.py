@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from megatron.core import parallel_state
+from megatron.core import parallel_state, tensor_parallel
 from megatron.core.models.gpt.gpt_layer_specs import (
     HAVE_TE,
     get_gpt_layer_local_spec,
@@ -22,7 +22,7 @@ from zs_nemo.training.kernels import RmsNorm, SwiGlu
 from zs_nemo.training.microbatch import PackedTokens
 from zs_nemo.training.vocab_parallel import logprobs_and_entropy
 from zs_nemo.weights.hf_folder import HfTensors
-from zs_nemo.weights.llama import LlamaConfig, rule_for
+from zs_nemo.weights.llama import Cut, LlamaConfig, rule_for
 
 
 class PackedGptModel(GPTModel):
@@ -148,7 +148,21 @@ def build_model(llama: LlamaConfig, policy: PolicyConfig, device: torch.device) 
         rope_scaling_factor=llama.rope_factor or 1.0,
     ).to(device)
     model.real_vocab_size = llama.vocab_size
+    _mark_cut_weights(model, llama)
     return Float16Module(config, model) if config.bf16 else model
+
+
+def _mark_cut_weights(model: torch.nn.Module, llama: LlamaConfig) -> None:
+    """Say which weights are cut over tensor-parallel ranks.
+
+    megatron-core does so only as it initialises weights, which are loaded here. Without the mark the gradient norm takes
+    what the other ranks hold for copies, and leaves it out.
+    """
+    for name, parameter in named_weights(model):
+        cut = rule_for(llama, name).cut
+        if cut is not Cut.whole and not hasattr(parameter, "tensor_model_parallel"):
+            dim, stride = int(cut is Cut.columns), 2 if cut is Cut.gate_up else 1
+            tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, dim, stride)
 
 
 def unwrap(model: torch.nn.Module) -> PackedGptModel:
@@ -204,9 +218,7 @@ def iterate_hf(model: torch.nn.Module, llama: LlamaConfig) -> Iterator[tuple[str
     names: list[list[str]] = [list(mine)]
     if stages > 1:
         names = [[] for _ in range(stages)]
-        torch.distributed.all_gather_object(
-            names, list(mine), group=parallel_state.get_pipeline_model_parallel_group()
-        )
+        torch.distributed.all_gather_object(names, list(mine), group=parallel_state.get_pipeline_model_parallel_group())
     for stage, stage_names in enumerate(names):
         for name in stage_names:
             rule = rule_for(llama, name)

@@ -25,7 +25,7 @@ class _LogprobsAndEntropy(torch.autograd.Function):
         rows = logits.shape[0]
         peak, total, weighted, chosen = (torch.empty(rows, device=logits.device) for _ in range(4))
         for part in _chunks(logits):
-            z = logits[part, :num_columns].float().div_(temperature)
+            z = _scaled(logits[part, :num_columns], temperature)
             peak[part] = z.amax(1)
             chosen[part] = z.gather(1, local[part, None]).squeeze(1)
             # Sums relative to this rank's own maximum; they are brought to the common one below.
@@ -57,7 +57,7 @@ class _LogprobsAndEntropy(torch.autograd.Function):
         grad = torch.empty_like(logits)
         grad[:, ctx.num_columns :] = 0
         for part in _chunks(logits):
-            log_p = logits[part, : ctx.num_columns].float().div_(ctx.temperature).sub_(log_normalizer[part, None])
+            log_p = _scaled(logits[part, : ctx.num_columns], ctx.temperature).sub_(log_normalizer[part, None])
             p = log_p.exp()
             weight = -grad_logprobs[part, None]
             if needs_entropy:
@@ -66,6 +66,11 @@ class _LogprobsAndEntropy(torch.autograd.Function):
             p.scatter_add_(1, local[part, None], (grad_logprobs[part] * is_local[part])[:, None])
             grad[part, : ctx.num_columns] = p
         return grad, None, None, None, None
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """Return a float32 copy, divided; a copy also when the logits are float32, for it is changed in place."""
+    return logits.to(torch.float32, copy=True).div_(temperature)
 
 
 def _chunks(logits: Tensor) -> list[slice]:

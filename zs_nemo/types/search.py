@@ -29,6 +29,8 @@ class SearchRequest:
     key: SampleKey
     """Names the trajectory and the turn; every random draw for this call derives from it."""
     num_documents: int
+    attempt: int = 0
+    """How often this call has failed before; a simulator draws anew, the noise coin stays."""
     noise_probability: float = 0.0
     """The curriculum's P(noisy) for this step; the callback that asks a simulator tosses the coin."""
     noisy: bool = False
@@ -40,6 +42,7 @@ class SearchResult:
     """The documents of one call with what they cost."""
 
     documents: tuple[Document, ...]
+    """Empty when the engine works and has found nothing, which the policy is told."""
     source: str
     """Name of the engine, such as ``bm25`` or ``simulator``."""
     noisy: bool = False
@@ -57,7 +60,7 @@ class SearchFailureKind(Enum):
 
     timeout = "the deadline passed"
     unavailable = "the engine could not be reached or is shutting down"
-    empty = "the engine answered, but with nothing that can be shown"
+    empty = "a simulator wrote nothing that can be shown"
     invalid = "the engine answered with something that does not follow its protocol"
 
 

@@ -52,9 +52,9 @@ class Trajectory:
 
     Example, with one search::
 
-        token_ids            [prompt ......] [policy: <search>q</search>] [document: <information>...] [policy: <answer>a</answer>]
-        roles                 0 0 0 0 0 0 0   1 1 1 1 1 1                  2 2 2 2 2 2 2 2              1 1 1 1
-        generation_logprobs   0 0 0 0 0 0 0  -.3 ...                       0 0 0 0 0 0 0 0             -.1 ...
+        token_ids            [Question...] [<search>q</search>] [<information>...] [<answer>a</answer>]
+        roles                 0 0 0 0 0 0   1 1 1 1 1 1 1       2 2 2 2 2 2 2 2    1 1 1 1 1
+        generation_logprobs   0 0 0 0 0 0   -.3 -.1 ...         0 0 0 0 0 0 0 0    -.1 ...
     """
 
     key: SampleKey

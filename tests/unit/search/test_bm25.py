@@ -8,7 +8,7 @@ import pytest
 
 from zs_nemo.search.bm25 import Bm25Search, query_tokens, tokens
 from zs_nemo.types.keys import SampleKey
-from zs_nemo.types.search import SearchFailure, SearchFailureKind, SearchRequest
+from zs_nemo.types.search import SearchRequest
 
 KEY = SampleKey(run_seed=1, step=0, prompt=0, member=0)
 DOCUMENTS = {
@@ -64,16 +64,13 @@ def test_the_index_on_disk_gives_the_same_results(corpus: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("query", ["zzzz qqqq", "", "?!", "\u4e2d\u6587"])
-def test_a_query_that_shares_no_word_with_the_corpus_is_a_typed_failure(
-    corpus: Path, tmp_path: Path, query: str
-) -> None:
-    with pytest.raises(SearchFailure) as failure:
-        asyncio.run(Bm25Search(corpus, tmp_path).search(request(query)))
-    assert failure.value.kind is SearchFailureKind.empty
+def test_a_query_that_shares_no_word_with_the_corpus_finds_nothing(corpus: Path, tmp_path: Path, query: str) -> None:
+    assert asyncio.run(Bm25Search(corpus, tmp_path).search(request(query))).documents == ()
 
 
 @pytest.mark.parametrize(
-    "line", ["not json", "[]", '"text"', '{"id": "x"}', '{"id": 1, "contents": "x"}', '{"id": "x", "contents": " "}', ""]
+    "line",
+    ["not json", "[]", '"text"', '{"id": "x"}', '{"id": 1, "contents": "x"}', '{"id": "x", "contents": " "}', ""],
 )
 def test_an_unreadable_line_is_named_by_file_and_number(corpus: Path, tmp_path: Path, line: str) -> None:
     corpus.write_text(json.dumps({"id": "a", "contents": "fine"}) + "\n" + line + "\n", encoding="utf-8")
@@ -96,7 +93,7 @@ def test_a_missing_or_empty_corpus_is_refused(tmp_path: Path) -> None:
 
 
 def test_terms_are_folded_alike_in_queries_and_documents() -> None:
-    assert tokens("Cities; 1,234,567 São Tomé's") == ["city", "1234567", "sao", "tomes"]
+    assert tokens("Cities; 1,234,567 São Tomé's") == ["city", "1234567", "sao", "tome"]
     assert tokens("discovered discoverer discovery located") == ["discover", "discover", "discover", "locat"]
     assert query_tokens("What is the capital of France?") == ["capital", "france"]
     assert query_tokens("what is it") == ["what", "is", "it"]

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -31,7 +32,8 @@ DEMONSTRATIONS = Demonstrations(
             last=(CAPITAL,),
         ),
     ),
-    noisy=(example("Who discovered neon?", "Ramsay", "discoverer of neon", "Lima is a city."),),
+    noisy=(("Lima", example("Who discovered neon?", "Ramsay", "discoverer of neon", "Lima is a city.")),),
+    topics=("Chad", "N'Djamena City", "Lima", "zinc"),
 )
 
 
@@ -54,15 +56,14 @@ class ScriptedEngine:
 
     async def generate(self, prompt_ids: list[int], sampling: SamplingParams, seed: int) -> Completion:
         self.calls.append(("".join(map(chr, prompt_ids)), sampling, seed))
+        text = self._answer(len(self.calls))
         await asyncio.sleep(0)
-        return completion(self._answer(len(self.calls)), self._stop_reason)
+        return completion(text, self._stop_reason)
 
 
 def completion(text: str, stop_reason: StopReason = StopReason.stop_string) -> Completion:
     ids = tuple(map(ord, text))
-    return Completion(
-        token_ids=ids, logprobs=(0.0,) * len(ids), text=text, stop_reason=stop_reason, weight_version=0
-    )
+    return Completion(token_ids=ids, logprobs=(0.0,) * len(ids), text=text, stop_reason=stop_reason, weight_version=0)
 
 
 def request(noisy: bool = False, num_documents: int = 1, query: str = "capital of Chad") -> SearchRequest:
@@ -180,4 +181,14 @@ def test_prompts_begin_with_the_same_text_whatever_is_asked() -> None:
     other = useful_prompt(DEMONSTRATIONS, "What is the capital of Mali?", "Bamako", "Mali capital")
     shared = one.index("Question: What is the capital of Chad?")
     assert one[:shared] == other[:shared]
-    assert noisy_prompt(DEMONSTRATIONS, "a").removesuffix("a\nText:") == noisy_prompt(DEMONSTRATIONS, "b")[:-7]
+    prompts = [noisy_prompt(DEMONSTRATIONS, query, "zinc") for query in ("a", "b")]
+    assert prompts[0].removesuffix("a\nText about zinc:") == prompts[1].removesuffix("b\nText about zinc:")
+
+
+def test_a_noisy_document_is_about_something_that_is_neither_asked_for_nor_the_answer() -> None:
+    engine = ScriptedEngine(lambda call: " Lima.\n")
+    for turn in range(20):
+        asked = replace(request(noisy=True), key=replace(KEY, turn=turn))
+        asyncio.run(simulator(engine).search(asked))
+    topics = {prompt.rsplit("Text about ", 1)[1] for prompt, *_ in engine.calls}
+    assert topics == {"Lima:", "zinc:"}

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Makes the numbers of docs/results.md: the quickstart over three seeds, trained on the simulator and on the real engine.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: launch/results.sh [SETTING=VALUE ...]
+
+Runs the quickstart six times, one after another (some two hours on two cores), keeps every report.json under
+docs/results/, and writes the table into docs/results.md. A run that is done is not repeated. Settings apply to all six.
+
+Environment: SEEDS (default "1 2 3"), ENGINES (default "simulated bm25"), and as launch/quickstart.sh --help says.
+TEXT
+}
+
+case ${1:-} in -h | --help)
+    usage
+    exit
+    ;;
+esac
+
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+. "$here/environment.sh"
+ensure_environment
+cd -- "$root"
+
+for seed in ${SEEDS:-1 2 3}; do
+    for engine in ${ENGINES:-simulated bm25}; do
+        name=${engine}_seed$seed
+        "$python" recipes/grpo.py "search=$engine" "seed=$seed" exp_manager.exp_dir=runs/results "exp_manager.name=$name" "$@"
+        mkdir -p "docs/results/$name"
+        cp -- "runs/results/$name/report.json" "docs/results/$name/report.json"
+    done
+done
+
+table=$("$python" recipes/report.py --table docs/results/*/)
+# Only what stands between the two marks is generated.
+TABLE=$table "$python" - docs/results.md <<'PYTHON'
+import os, pathlib, re, sys
+
+page = pathlib.Path(sys.argv[1])
+marked = re.compile(r"(<!-- table -->\n).*(<!-- end of table -->)", re.DOTALL)
+page.write_text(marked.sub(lambda match: match[1] + os.environ["TABLE"] + "\n" + match[2], page.read_text()))
+PYTHON
+say "docs/results.md is up to date."

@@ -1,0 +1,105 @@
+"""The whole system on a tiny model: two megatron-core ranks, a policy engine and a simulator engine, as Ray actors."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from zs_nemo.algorithms.supervised_loss import SupervisedLoss
+from zs_nemo.cluster.roles import RoleError
+from zs_nemo.cluster.system import System
+from zs_nemo.config.experiment import Accelerator
+from zs_nemo.config.grpo import GrpoRecipeConfig
+from zs_nemo.config.policy import Precision
+from zs_nemo.config.search import SimulatedSearchConfig
+from zs_nemo.types.batch import TrainBatch
+from zs_nemo.types.generation import Completion, GenerationEngine, SamplingParams
+
+PROMPTS = [list(range(100 + 50 * i, 120 + 60 * i)) for i in range(6)]
+
+
+def tiny_config(model: Path) -> GrpoRecipeConfig:
+    cfg = GrpoRecipeConfig(search=SimulatedSearchConfig(model=str(model), kv_cache_gib=0.25))
+    cfg.trainer.accelerator = Accelerator.cpu
+    cfg.policy.model = str(model)
+    cfg.policy.precision = Precision.fp32
+    cfg.policy.optim.lr = 1e-3
+    cfg.policy.train_mb_tokens = 512
+    cfg.generation.kv_cache_gib = 0.25
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def system(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    with System.start(tiny_config(tiny_model), tmp_path_factory.mktemp("run")) as started:
+        yield started
+
+
+def sample(engine: GenerationEngine, max_tokens: int = 12) -> list[Completion]:
+    async def all_at_once() -> list[Completion]:
+        sampling = SamplingParams(max_tokens=max_tokens)
+        return await asyncio.gather(*[engine.generate(ids, sampling, seed) for seed, ids in enumerate(PROMPTS)])
+
+    return asyncio.run(all_at_once())
+
+
+def to_batch(completions: list[Completion]) -> TrainBatch:
+    rows = list(zip(PROMPTS, completions, strict=True))
+    mask = [i >= len(prompt) for prompt, completion in rows for i in range(len(prompt) + len(completion.token_ids))]
+    logprobs = [value for prompt, completion in rows for value in [0.0] * len(prompt) + list(completion.logprobs)]
+    return TrainBatch(
+        token_ids=torch.tensor([t for prompt, completion in rows for t in [*prompt, *completion.token_ids]]),
+        lengths=torch.tensor([len(prompt) + len(completion.token_ids) for prompt, completion in rows]),
+        loss_mask=torch.tensor(mask),
+        advantages=torch.ones(len(mask)),
+        generation_logprobs=torch.tensor(logprobs),
+    )
+
+
+def test_engine_and_policy_agree_before_and_after_an_update_and_a_refit(system: System) -> None:
+    batch = to_batch(sample(system.generation))
+    torch.testing.assert_close(system.policy.logprobs(batch), batch.generation_logprobs, atol=1e-4, rtol=0)
+    frozen = sample(system.simulator) if system.simulator else []
+
+    before = system.policy.train_step(batch, SupervisedLoss())["loss"]
+    assert system.policy.train_step(batch, SupervisedLoss())["loss"] < before
+    stale = to_batch(sample(system.generation))
+    assert (system.policy.logprobs(stale) - stale.generation_logprobs).abs().max() > 1e-2, "the update changed nothing"
+
+    system.refit(version=1)
+    fresh = sample(system.generation)
+    assert {completion.weight_version for completion in fresh} == {1}
+    batch = to_batch(fresh)
+    torch.testing.assert_close(system.policy.logprobs(batch), batch.generation_logprobs, atol=1e-4, rtol=0)
+    assert system.simulator and sample(system.simulator) == frozen, "the simulator is frozen"
+
+
+def test_tokens_are_counted_by_role(system: System) -> None:
+    before = system.usage()["simulator"].completion_tokens
+    assert system.simulator
+    sample(system.simulator, max_tokens=5)
+    assert system.usage()["simulator"].completion_tokens - before == 5 * len(PROMPTS)
+
+
+def test_an_error_in_a_rank_names_the_rank_and_its_log(system: System) -> None:
+    with pytest.raises(RoleError, match=r"policy-rank-\d failed in load_checkpoint(?s:.*)log: .*policy-rank-\d\.log"):
+        system.policy.load_checkpoint("/nowhere/at/all")
+
+
+def test_a_dead_engine_core_fails_its_requests_with_the_engine_s_name(system: System) -> None:
+    """Last in this module: the simulator is dead afterwards."""
+    assert system.simulator
+    log = system._roles[1].log_path
+    cores = [p for p in psutil.Process().children(recursive=True) if "EngineCore" in " ".join(p.cmdline())]
+    victim = next(core for core in cores if _writes_to(core, log))
+    victim.kill()
+    with pytest.raises(RoleError, match="simulator-engine-0 failed in generate"):
+        sample(system.simulator, max_tokens=100)
+
+
+def _writes_to(process: psutil.Process, log: Path) -> bool:
+    return os.readlink(f"/proc/{process.pid}/fd/1") == str(log)

@@ -1,0 +1,155 @@
+import json
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from zs_nemo.cluster import preflight
+from zs_nemo.cluster.setups import Layout, derive_layout, num_updates
+from zs_nemo.config.algorithm import KlPlace
+from zs_nemo.config.experiment import Accelerator
+from zs_nemo.config.grpo import GrpoRecipeConfig
+from zs_nemo.config.policy import Precision
+from zs_nemo.config.search import SimulatedSearchConfig
+
+GIB = 2**30
+MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_hidden_layers": 4,
+    "hidden_size": 96,
+    "intermediate_size": 128,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 32,
+    "vocab_size": 1024,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 2048,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(MODEL))
+    save_file({"model.embed_tokens.weight": torch.zeros(1000, 1000)}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def cfg(model: Path) -> GrpoRecipeConfig:
+    cfg = GrpoRecipeConfig(search=SimulatedSearchConfig(model=str(model)))
+    cfg.policy.model = str(model)
+    cfg.trainer.accelerator = Accelerator.cpu
+    return cfg
+
+
+def test_the_quickstart_s_layout_has_two_ranks_a_policy_engine_and_a_simulator(cfg: GrpoRecipeConfig) -> None:
+    layout = derive_layout(cfg)
+    assert layout.num_ranks == 2
+    assert [setup.name for setup in layout.engines] == ["policy-engine-0", "simulator-engine-0"]
+    assert layout.policy_engines[0].max_model_len == cfg.rollout.max_sequence_tokens
+    preflight.check(cfg, layout)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "expected"),
+    [(Precision.bf16, "auto", "bfloat16"), (Precision.fp32, "auto", "float32"), (Precision.bf16, "float32", "float32")],
+)
+def test_the_engine_s_dtype_follows_the_policy_s_precision(
+    cfg: GrpoRecipeConfig, precision: Precision, dtype: str, expected: str
+) -> None:
+    cfg.policy.precision, cfg.generation.dtype = precision, dtype
+    assert derive_layout(cfg).policy_engines[0].dtype == expected
+
+
+def test_without_a_kl_term_no_reference_is_kept(cfg: GrpoRecipeConfig) -> None:
+    assert derive_layout(cfg).has_reference
+    cfg.algorithm.kl.where = KlPlace.off
+    assert not derive_layout(cfg).has_reference
+
+
+def test_the_schedule_counts_updates_and_not_steps(cfg: GrpoRecipeConfig) -> None:
+    cfg.trainer.max_steps, cfg.policy.global_batch_size = 10, 20
+    cfg.rollout.num_prompts_per_step, cfg.rollout.num_generations_per_prompt = 8, 4
+    assert num_updates(cfg) == 20
+
+
+def test_a_missing_model_folder_names_its_setting(cfg: GrpoRecipeConfig) -> None:
+    assert isinstance(cfg.search, SimulatedSearchConfig)
+    cfg.search.model = "/nowhere"
+    with pytest.raises(ValueError, match=r"search\.model.*'/nowhere'"):
+        derive_layout(cfg)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_asking_for_a_gpu_without_one_names_the_setting(cfg: GrpoRecipeConfig) -> None:
+    cfg.trainer.accelerator = Accelerator.gpu
+    with pytest.raises(ValueError, match=r"trainer\.accelerator=gpu.*trainer\.accelerator=cpu"):
+        derive_layout(cfg)
+
+
+@pytest.mark.parametrize("group", ["policy", "generation", "search"])
+def test_a_tensor_parallel_size_that_does_not_divide_the_heads_names_its_setting(
+    cfg: GrpoRecipeConfig, group: str
+) -> None:
+    getattr(cfg, group).tensor_model_parallel_size = 2
+    with pytest.raises(ValueError, match=rf"{group}\.tensor_model_parallel_size=2 must divide the model's 9 attention"):
+        preflight.check(cfg, derive_layout(cfg))
+
+
+def test_a_port_in_use_is_named_with_the_remedy(cfg: GrpoRecipeConfig) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"cluster\.master_port={port} cannot be used .*cluster\.master_port=0"):
+            preflight.check_port(port)
+    preflight.check_port(port)
+    preflight.check_port(0)
+
+
+def test_too_little_memory_is_refused_with_the_parts_of_the_estimate(cfg: GrpoRecipeConfig) -> None:
+    layout = derive_layout(cfg)
+    with pytest.raises(ValueError, match=r"needs about .* GiB .*2 training ranks.*but 1\.0 GiB are available"):
+        preflight.check_memory(cfg, layout, GIB)
+    preflight.check_memory(cfg, layout, 64 * GIB)
+
+
+def test_the_memory_estimate_grows_with_what_costs_memory(cfg: GrpoRecipeConfig) -> None:
+    def needed(layout: Layout) -> int:
+        return sum(preflight.estimate_memory(cfg, layout).values())
+
+    layout = derive_layout(cfg)
+    base = needed(layout)
+    bigger_cache = replace(layout, policy_engines=(replace(layout.policy_engines[0], kv_cache_gib=8.0),))
+    assert needed(bigger_cache) - base == pytest.approx((8 - cfg.generation.kv_cache_gib) * GIB, rel=1e-6)
+    assert needed(replace(layout, num_ranks=4)) > base
+    cfg.policy.train_mb_tokens *= 4
+    assert needed(layout) > base
+
+
+def test_shared_memory_that_is_too_small_is_refused() -> None:
+    with pytest.raises(ValueError, match="/dev/shm has 100 MiB free"):
+        preflight.check_shared_memory(refit_bytes=270 * 2**20, free=100 * 2**20)
+    preflight.check_shared_memory(refit_bytes=270 * 2**20, free=GIB)
+
+
+def test_several_nodes_need_a_cluster(cfg: GrpoRecipeConfig) -> None:
+    cfg.trainer.num_nodes = 2
+    with pytest.raises(ValueError, match=r"trainer\.num_nodes=2, but cluster\.ray_address is empty"):
+        preflight.check(cfg, derive_layout(cfg))
+
+
+def test_more_threads_than_cores_is_a_warning_only(cfg: GrpoRecipeConfig, caplog: pytest.LogCaptureFixture) -> None:
+    preflight.warn_of_too_few_cores(cfg, cores=2)
+    assert not caplog.records
+    preflight.warn_of_too_few_cores(cfg, cores=1)
+    assert "trainer.devices=2" in caplog.text

@@ -1,0 +1,43 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from zs_nemo.generation.checkpoint_names import check_same_tensors, folder_shapes, num_parameters, tensor_shapes
+
+NONE: frozenset[str] = frozenset()
+
+
+def write(path: Path, **shapes: tuple[int, ...]) -> Path:
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, path)
+    return path
+
+
+def test_shapes_are_read_from_the_headers_of_all_files(tmp_path: Path) -> None:
+    write(tmp_path / "a.safetensors", x=(2, 3))
+    write(tmp_path / "b.safetensors", y=(5,))
+    assert folder_shapes(tmp_path) == {"x": (2, 3), "y": (5,)}
+    assert num_parameters(tmp_path) == 11
+
+
+def test_a_folder_without_safetensors_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no"):
+        folder_shapes(tmp_path)
+
+
+@pytest.mark.parametrize("shapes", [{"x": (2, 3)}, {"x": (3, 2), "y": (5,)}, {"x": (2, 3), "y": (5,), "z": (1,)}])
+def test_a_missing_a_misshapen_and_an_unknown_tensor_are_refused(
+    tmp_path: Path, shapes: dict[str, tuple[int, ...]]
+) -> None:
+    expected = {"x": (2, 3), "y": (5,)}
+    with pytest.raises(ValueError, match="does not fit the model: 1 tensors"):
+        check_same_tensors(expected, write(tmp_path / "w.safetensors", **shapes), optional=NONE)
+
+
+def test_an_optional_tensor_may_be_there_or_not(tmp_path: Path) -> None:
+    with_head = write(tmp_path / "with.safetensors", x=(2,), head=(4,))
+    without_head = write(tmp_path / "without.safetensors", x=(2,))
+    for expected in (tensor_shapes(with_head), tensor_shapes(without_head)):
+        for file in (with_head, without_head):
+            check_same_tensors(expected, file, optional=frozenset({"head"}))
