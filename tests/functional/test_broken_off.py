@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from zs_nemo.cluster.reaper import marked_processes
@@ -31,6 +32,11 @@ if __name__ == "__main__":
 """
 
 
+def is_running(pid: int) -> bool:
+    # A zombie has ended; when it is collected is up to the machine's init process.
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "SIGKILL"])
 def test_a_run_that_is_broken_off_leaves_nothing_behind(
     tiny_model: Path, tmp_path: Path, number: signal.Signals
@@ -52,12 +58,11 @@ def test_a_run_that_is_broken_off_leaves_nothing_behind(
     assert len(pids) >= 12
     sent = time.monotonic()
     os.killpg(driver.pid, number) if number is signal.SIGINT else os.kill(driver.pid, number)
-    while any(Path("/proc", str(pid)).exists() for pid in pids) or driver.poll() is None:
+    while any(map(is_running, pids)) or driver.poll() is None or list(Path("/dev/shm").glob(f"*{token[:8]}*")):
         assert time.monotonic() - sent < 15, "processes are left"
         time.sleep(0.1)
     _, errors = driver.communicate()
     assert not marked_processes(token)
-    assert not list(Path("/dev/shm").glob(f"*{token[:8]}*"))
     if number is signal.SIGINT:
         assert errors.rstrip().endswith("KeyboardInterrupt"), errors
         assert errors.count("Traceback") <= 2, errors

@@ -12,11 +12,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 MARKER = "ZS_NEMO_RUN_TOKEN"
 _TERMINATE_GRACE_S = 1.5
 _KILL_GRACE_S = 6.0
+_TRACKER_GRACE_S = 1.0
 _POLL_S = 0.05
 
 
@@ -71,14 +73,31 @@ def marked_processes(token: str) -> list[int]:
 
 def end_processes(token: str) -> None:
     """Terminate, then kill, until no marked process is left; gives up after several seconds."""
-    deadline = time.monotonic() + _TERMINATE_GRACE_S
     _send_all(signal.SIGTERM, marked_processes(token))
-    while marked_processes(token) and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
-    deadline = time.monotonic() + _KILL_GRACE_S
+    _wait_until_gone(lambda: marked_processes(token), _TERMINATE_GRACE_S, None)
+
+    def all_but_trackers() -> list[int]:
+        return [pid for pid in marked_processes(token) if not _is_resource_tracker(pid)]
+
     # Again and again: a process may have started another one between the look and the kill.
-    while (left := marked_processes(token)) and time.monotonic() < deadline:
-        _send_all(signal.SIGKILL, left)
+    _wait_until_gone(all_but_trackers, _KILL_GRACE_S, signal.SIGKILL)
+    _wait_until_gone(lambda: marked_processes(token), _TRACKER_GRACE_S, None)
+    _wait_until_gone(lambda: marked_processes(token), _KILL_GRACE_S, signal.SIGKILL)
+
+
+def _is_resource_tracker(pid: int) -> bool:
+    """Tell Python's resource trackers: they delete the semaphores of their dead parent, then end by themselves."""
+    try:
+        return b"multiprocessing.resource_tracker" in Path("/proc", str(pid), "cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _wait_until_gone(look: Callable[[], list[int]], timeout_s: float, number: signal.Signals | None) -> None:
+    deadline = time.monotonic() + timeout_s
+    while (left := look()) and time.monotonic() < deadline:
+        if number is not None:
+            _send_all(number, left)
         time.sleep(_POLL_S)
 
 

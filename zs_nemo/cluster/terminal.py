@@ -14,6 +14,7 @@ from zs_nemo.observability.files import write_text
 from zs_nemo.observability.progress import Progress
 from zs_nemo.observability.run_dir import RunDir
 
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
@@ -21,7 +22,7 @@ Train = Callable[[GrpoRecipeConfig, RunDir, Progress], Path]
 
 
 def run_in_terminal(composed: DictConfig, convert: Callable[[DictConfig], GrpoRecipeConfig], train: Train) -> int:
-    """Run ``train`` and return the exit code: 0 done, 2 refused input, 130 interrupted (Ctrl-C or SIGTERM)."""
+    """Run ``train`` and return the exit code: 0 done, 1 failed on the way, 2 refused input, 130 interrupted (Ctrl-C or SIGTERM)."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         cfg = convert(composed)
@@ -48,6 +49,12 @@ def _train(cfg: GrpoRecipeConfig, run_dir: RunDir, train: Train) -> int:
     except ValueError:
         write_text(run_dir.path / "logs" / "driver_error.log", traceback.format_exc())
         raise
+    except RuntimeError as error:
+        # A worker died or searches failed: the message names what and where; the stack is for the log.
+        log = run_dir.path / "logs" / "driver_error.log"
+        write_text(log, traceback.format_exc())
+        sys.stderr.write(f"error: {error}\nstack trace: {log}\nThe same command goes on from the last checkpoint.\n")
+        return EXIT_FAILED
     sys.stdout.write(f"done. The report: {report}\n")
     return 0
 

@@ -22,7 +22,10 @@ class VllmEngine:
     Greedy decoding (temperature 0) reports logprobs of the distribution at temperature 1.
 
     Repeatability on CPU: a request's random numbers come from its own seed alone, whatever else is in the batch. Its
-    logits do not: the batch's size picks the matrix kernels and thereby the order of summation. REPEATABILITY_FIGURES
+    logits do not: the batch's size picks the matrix kernels and thereby the order of summation. Measured with 16
+    prompts of 48 tokens on SmolLM2-135M: asked twice one by one, all completions are equal in bfloat16 and float32;
+    one by one against among 32 others, all 16 in float32 (logprobs within 3e-5), but only 6 of 16 in bfloat16, where
+    a rounding sooner or later tips a token over.
     """
 
     def __init__(self, setup: EngineSetup) -> None:

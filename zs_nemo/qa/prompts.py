@@ -17,7 +17,8 @@ from zs_nemo.qa.tags import (
 
 POLICY_PROMPT = (
     f"Answer the question. Reason inside {THINK_OPEN}{THINK_CLOSE}. "
-    f"Look facts up with {SEARCH_OPEN}query{SEARCH_CLOSE} and read the results inside {INFORMATION_OPEN}{INFORMATION_CLOSE}. "
+    f"Look facts up with {SEARCH_OPEN}query{SEARCH_CLOSE} and read "
+    f"the results inside {INFORMATION_OPEN}{INFORMATION_CLOSE}. "
     f"End with a short answer inside {ANSWER_OPEN}{ANSWER_CLOSE}.\n"
     "Question: {question}\n"
 )

@@ -2,5 +2,7 @@
 
 import warnings
 
-# On CPU megatron-core warns once per module that it falls back to PyTorch's own kernels: there are no others here.
-warnings.filterwarnings("ignore", message=r".*(Apex|Transformer Engine).*", module=r"megatron\..*")
+# Spoken by megatron-core and by what it calls, about its own code: nothing that a user of this project could mend.
+warnings.filterwarnings("ignore", module=r"megatron\..*")
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*|zs_nemo\.training\..*")
+warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")

@@ -67,14 +67,14 @@ def _spread(indices: list[int], lengths: list[int], num_bins: int) -> list[list[
 
 def _fill(share: list[int], lengths: list[int], max_tokens: int) -> list[list[int]]:
     """Cut one rank's share into as few even micro-batches as the budget allows."""
-    if not share:
-        return []
+    too_long = [[index] for index in share if lengths[index] > max_tokens]
+    share = [index for index in share if lengths[index] <= max_tokens]
     total = sum(lengths[index] for index in share)
-    for count in range(-(-total // max_tokens), len(share)):
+    for count in range(-(-total // max_tokens), len(share) + 1):
         bins = _spread(share, lengths, count)
-        if all(len(members) == 1 or sum(lengths[i] for i in members) <= max_tokens for members in bins):
-            return [members for members in bins if members]
-    return [[index] for index in share]
+        if all(sum(lengths[index] for index in members) <= max_tokens for members in bins):
+            return too_long + bins
+    raise AssertionError("one sequence a micro-batch always fits")
 
 
 def pack(batch: TrainBatch, device: torch.device) -> PackedTokens:

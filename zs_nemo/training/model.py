@@ -1,6 +1,7 @@
 """Builds megatron-core's GPT model from a Hugging Face configuration, with outputs at masked positions only."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
@@ -22,7 +23,7 @@ from zs_nemo.training.kernels import RmsNorm, SwiGlu
 from zs_nemo.training.microbatch import PackedTokens
 from zs_nemo.training.vocab_parallel import logprobs_and_entropy
 from zs_nemo.weights.hf_folder import HfTensors
-from zs_nemo.weights.llama import Cut, LlamaConfig, rule_for
+from zs_nemo.weights.llama import Cut, LlamaConfig, ParameterRule, rule_for
 
 
 class PackedGptModel(GPTModel):
@@ -31,7 +32,7 @@ class PackedGptModel(GPTModel):
     real_vocab_size: int
     """Without the padding that makes the vocabulary divisible by the tensor-parallel ranks."""
 
-    def forward(self, packed: PackedTokens, temperature: float, *, as_logits: bool = False) -> Tensor:  # type: ignore[override]
+    def forward(self, packed: PackedTokens, temperature: float, *, as_logits: bool = False) -> Tensor:
         """Return float32 [2, N], logprobs and entropies of the targets; before the last stage, hidden states.
 
         ``as_logits`` returns this rank's columns of the logits [N, V / ranks] instead, for comparisons.
@@ -155,8 +156,8 @@ def build_model(llama: LlamaConfig, policy: PolicyConfig, device: torch.device) 
 def _mark_cut_weights(model: torch.nn.Module, llama: LlamaConfig) -> None:
     """Say which weights are cut over tensor-parallel ranks.
 
-    megatron-core does so only as it initialises weights, which are loaded here. Without the mark the gradient norm takes
-    what the other ranks hold for copies, and leaves it out.
+    megatron-core does so only as it initialises weights, which are loaded here. Without the mark the gradient norm
+    takes what the other ranks hold for copies, and leaves it out.
     """
     for name, parameter in named_weights(model):
         cut = rule_for(llama, name).cut
@@ -167,9 +168,10 @@ def _mark_cut_weights(model: torch.nn.Module, llama: LlamaConfig) -> None:
 
 def unwrap(model: torch.nn.Module) -> PackedGptModel:
     """Return the model inside megatron-core's wrappers."""
-    while not isinstance(model, PackedGptModel):
-        model = model.module
-    return model
+    inner: Any = model
+    while not isinstance(inner, PackedGptModel):
+        inner = inner.module
+    return inner
 
 
 def named_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -224,19 +226,19 @@ def iterate_hf(model: torch.nn.Module, llama: LlamaConfig) -> Iterator[tuple[str
             rule = rule_for(llama, name)
             if name == "output_layer.weight" and llama.tied:
                 continue
-            whole = _gather_tensor_parallel(rule.to_hf, mine[name]) if name in mine else None
+            whole = _gather_tensor_parallel(rule, mine[name]) if name in mine else None
             yield from zip(rule.hf_names, _from_stage(whole, stage, rule.hf_names, llama, model), strict=True)
 
 
-def _gather_tensor_parallel(to_hf, parameter: Tensor) -> list[Tensor]:  # type: ignore[no-untyped-def]
+def _gather_tensor_parallel(rule: ParameterRule, parameter: Tensor) -> list[Tensor]:
     size = parallel_state.get_tensor_model_parallel_world_size()
     if size == 1:
-        return to_hf([parameter.detach()])
+        return rule.to_hf([parameter.detach()])
     shards = [torch.empty_like(parameter) for _ in range(size)]
     torch.distributed.all_gather(
         shards, parameter.detach().contiguous(), group=parallel_state.get_tensor_model_parallel_group()
     )
-    return to_hf(shards)
+    return rule.to_hf(shards)
 
 
 def _from_stage(

@@ -1,7 +1,9 @@
 """Adam with float32 master weights through megatron-core's optimizers, with the learning-rate schedule."""
 
+import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
@@ -12,6 +14,7 @@ from megatron.core.optimizer.optimizer import ChainedOptimizer
 from torch import Tensor
 
 from zs_nemo.config.policy import OptimConfig, PolicyConfig, Precision, SchedConfig
+from zs_nemo.training.optimizer_state import drop_what_others_own, lean_gather, load_state
 from zs_nemo.training.schedule import learning_rate
 
 
@@ -77,20 +80,27 @@ class PolicyOptimizer:
                 if isinstance(value, Tensor):
                     value.zero_()
 
-    def load_state(self, state: dict) -> None:
-        """Take up loaded master weights and moments."""
-        distributed = self.megatron.chained_optimizers[0]
-        if not isinstance(distributed, DistributedOptimizer):
-            distributed.load_state_dict(state)
-            return self._separate_step_counters()
-        tensors = state.pop("param_state")
-        distributed.load_state_dict(state)
-        # PyTorch's Adam keeps its step beside the moments, where megatron-core would look for it in the checkpoint.
-        steps = [(moments, moments.pop("step")) for moments in self._states() if "step" in moments]
-        distributed.load_parameter_state_from_fully_reshardable(tensors)
-        for moments, step in steps:
-            moments["step"] = step
-        return self._separate_step_counters()
+    def sharded_state(self, weights: dict[str, Any], metadata: dict[str, Any], *, is_loading: bool) -> dict[str, Any]:
+        """Return master weights and moments for megatron-core's checkpoint, to be written or to be filled."""
+        inner = self.megatron.chained_optimizers[0]
+        is_distributed = isinstance(inner, DistributedOptimizer)
+        gather = lean_gather(inner) if is_distributed and not is_loading else contextlib.nullcontext()
+        with gather:
+            state = self.megatron.sharded_state_dict(weights, is_loading=is_loading, metadata=metadata)
+        if is_distributed and is_loading:
+            drop_what_others_own(inner, state["param_state"])
+        if is_distributed and state["param_state"] is None:
+            del state["param_state"]  # gathered elsewhere; megatron-core warns of values that ranks do not share
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up master weights and moments that were loaded."""
+        inner = self.megatron.chained_optimizers[0]
+        if isinstance(inner, DistributedOptimizer):
+            load_state(inner, state)
+        else:
+            inner.load_state_dict(state)
+        self._separate_step_counters()
 
     def _separate_step_counters(self) -> None:
         """megatron-core gives all loaded parameters one counter, which each of them would then advance."""
@@ -98,7 +108,7 @@ class PolicyOptimizer:
             if "step" in moments:
                 moments["step"] = moments["step"].clone()
 
-    def _states(self) -> Iterator[dict]:
+    def _states(self) -> Iterator[dict[str, Any]]:
         for optimizer in self._inner():
             yield from optimizer.state.values()
 
@@ -139,7 +149,7 @@ class PolicyOptimizer:
             "sched": {"name": sched.name.name, "warmup_steps": sched.warmup_steps, "min_lr": sched.min_lr},
         }
 
-    def load_schedule_state(self, state: dict) -> None:
+    def load_schedule_state(self, state: dict[str, Any]) -> None:
         """Take up the schedule where ``schedule_state`` left it."""
         name = type(self.sched.name)[state["sched"]["name"]]
         self.sched = SchedConfig(**{**state["sched"], "name": name})

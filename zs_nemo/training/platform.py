@@ -22,7 +22,7 @@ class _CudaMeansCpu(TorchFunctionMode):
     """Rewrites ``device="cuda"``, and lets ``Tensor.type()`` name the CUDA types that the optimizers compare with."""
 
     def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         device = kwargs.get("device")
@@ -62,6 +62,14 @@ class Platform:
     def backend(self) -> str:
         """The torch.distributed backend."""
         return "nccl" if self.use_gpu else "gloo"
+
+    def release_freed_memory(self) -> None:
+        """Hand the memory of past activations back to the system, before something else needs much of it."""
+        if self.use_gpu:
+            torch.cuda.empty_cache()
+            return
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:

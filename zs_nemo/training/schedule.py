@@ -9,8 +9,8 @@ def learning_rate(sched: SchedConfig, *, lr: float, step: int, max_steps: int) -
     """Return the learning rate of update ``step``, counted from 0, of ``max_steps``.
 
     Linear warm-up never starts at 0 but at lr / (warmup_steps + 1), so that no update is wasted. After it:
-    ``CosineAnnealing`` follows a half cosine from lr to min_lr, ``WarmupAnnealing`` a straight line, ``constant`` stays.
-    Past ``max_steps`` the annealing schedules stay at min_lr.
+    ``CosineAnnealing`` follows a half cosine from lr to min_lr, ``WarmupAnnealing`` a straight line, ``constant``
+    stays. Past ``max_steps`` the annealing schedules stay at min_lr.
     """
     warmup = sched.warmup_steps
     if step < warmup:

@@ -10,7 +10,7 @@ _ELEMENTS_PER_CHUNK = {"cpu": 2**21, "cuda": 2**27}
 
 
 class _LogprobsAndEntropy(torch.autograd.Function):
-    """Works row chunk by row chunk in float32; what stays in memory for the backward pass is the logits as they came."""
+    """Works chunk by chunk in float32; what stays in memory for the backward pass is the logits as they came."""
 
     @staticmethod
     def forward(

@@ -1,8 +1,9 @@
 """One rank of the policy: forward, update, weights in and out. A plain class; ``cluster`` wraps it in an actor."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
@@ -27,6 +28,9 @@ from zs_nemo.types.loss import TokenLoss
 from zs_nemo.weights.hf_folder import HfTensors, SafetensorsWriter, copy_all_but_weights
 from zs_nemo.weights.llama import LlamaConfig
 from zs_nemo.weights.pretrained import resolve_model
+
+Consume = Callable[[int, Tensor], Tensor]
+"""Turns the number of a micro-batch and the model's outputs [2, N] for it into a loss []."""
 
 
 @dataclass(kw_only=True)
@@ -176,7 +180,7 @@ class MegatronWorker:
         )
         return plan[self._dp_rank]
 
-    def _run(self, model: torch.nn.Module, parts: list[TrainBatch], consume, *, forward_only: bool) -> None:  # type: ignore[no-untyped-def]
+    def _run(self, model: torch.nn.Module, parts: list[TrainBatch], consume: Consume, *, forward_only: bool) -> None:
         """Run megatron-core's schedule; ``consume(index, outputs)`` turns the last stage's outputs into a loss []."""
         if not parts:
             # The schedules run at least one micro-batch; a rank without any still takes part in the reduction.
@@ -184,7 +188,7 @@ class MegatronWorker:
                 finalize_model_grads([model], None)
             return
 
-        def forward_step(indices: Iterator[int], stage: torch.nn.Module):  # type: ignore[no-untyped-def]
+        def forward_step(indices: Iterator[int], stage: torch.nn.Module) -> tuple[Tensor, Callable[[Tensor], Any]]:
             index = next(indices)
             outputs = stage(packed=pack(parts[index], self.platform.device), temperature=self.setup.temperature)
             return outputs, lambda tensor: (consume(index, tensor), torch.zeros((), dtype=torch.int), {})
@@ -235,6 +239,7 @@ class MegatronWorker:
     @on_platform
     def save_checkpoint(self, folder: str) -> None:
         """Write policy, optimizer, schedule and random state. The reference is not part of it: ``load_reference``."""
+        self.platform.release_freed_memory()
         checkpoint.save(Path(folder), self._model.module, self._optimizer)
 
     @on_platform

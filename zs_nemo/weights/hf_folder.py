@@ -94,7 +94,7 @@ class SafetensorsWriter:
         assert tuple(tensor.shape) == self._shapes[name], f"{name}: {tuple(tensor.shape)} != {self._shapes[name]}"
         data = tensor.detach().to(device="cpu", dtype=self._dtype).contiguous().view(torch.uint8)
         self._file.seek(len(self._preamble) + self._start[name])
-        self._file.write(memoryview(data.reshape(-1).numpy()))
+        data.reshape(-1).numpy().tofile(self._file)
         self._missing.remove(name)
 
     def __exit__(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,7 +98,7 @@ class LlamaConfig:
         return shapes
 
 
-def _refuse_other_architectures(folder: Path, raw: dict) -> None:
+def _refuse_other_architectures(folder: Path, raw: dict[str, Any]) -> None:
     if raw.get("model_type") != "llama":
         raise ValueError(
             f"model folder {folder} has model_type={raw.get('model_type')!r} but the weight map knows 'llama' only; "
@@ -110,7 +111,7 @@ def _refuse_other_architectures(folder: Path, raw: dict) -> None:
         raise ValueError(f"model folder {folder} has hidden_act={raw['hidden_act']!r} but must have 'silu'")
 
 
-def _rope_factor(folder: Path, rope: dict) -> float | None:
+def _rope_factor(folder: Path, rope: dict[str, Any]) -> float | None:
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "default":
         return None
