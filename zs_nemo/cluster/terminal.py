@@ -22,7 +22,10 @@ Train = Callable[[GrpoRecipeConfig, RunDir, Progress], Path]
 
 
 def run_in_terminal(composed: DictConfig, convert: Callable[[DictConfig], GrpoRecipeConfig], train: Train) -> int:
-    """Run ``train`` and return the exit code: 0 done, 1 failed on the way, 2 refused input, 130 interrupted (Ctrl-C or SIGTERM)."""
+    """Run ``train`` and return the exit code: 0 done, 1 failed on the way, 2 refused input, 130 interrupted.
+
+    SIGTERM ends a run as Ctrl-C does.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         cfg = convert(composed)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,12 +66,12 @@ class TrainBatch:
         offsets = torch.cumsum(self.lengths, 0) - self.lengths
         spans = [torch.arange(int(offsets[i]), int(offsets[i] + self.lengths[i])) for i in sequences]
         tokens = torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)
-        chosen = {
-            field.name: (None if (value := getattr(self, field.name)) is None else value[tokens])
-            for field in fields(self)
-            if field.name != "lengths"
-        }
-        return TrainBatch(lengths=self.lengths[torch.tensor(sequences, dtype=torch.int64)], **chosen)
+        chosen: dict[str, Any] = {"lengths": self.lengths[torch.tensor(sequences, dtype=torch.int64)]}
+        for field in fields(self):
+            if field.name not in chosen:
+                value = getattr(self, field.name)
+                chosen[field.name] = None if value is None else value[tokens]
+        return TrainBatch(**chosen)
 
     def minibatches(self, global_batch_size: int) -> Iterator["TrainBatch"]:
         """Yield parts of at most ``global_batch_size`` sequences; a remainder makes a smaller last part."""
