@@ -136,12 +136,11 @@ def test_every_trained_token_was_sampled_and_every_document_was_read(whole_run):
         assert row["search/unread"] == 0
 
 
-def test_in_the_first_step_policy_and_reference_agree_and_the_ratio_is_one(whole_run):
-    first = json.loads((whole_run[0] / "trajectories" / "step_0000.jsonl").read_text().splitlines()[0])
-    assert first["turns"][0]["weight_version"] == 0
-    step = steps_of(whole_run[0])[0]
-    assert step["train/num_updates"] == 2
-    assert step["train/generation_mismatch_max"] < 1e-3
+def test_engine_and_trainer_agree_on_the_sampled_tokens_in_every_step(whole_run):
+    for row in steps_of(whole_run[0]):
+        assert row["train/num_updates"] == 2
+        assert row["train/ratio_max"] < 1.5
+    assert steps_of(whole_run[0])[0]["train/generation_mismatch_max"] < 1e-3
 
 
 def test_noise_follows_the_curriculum(whole_run):

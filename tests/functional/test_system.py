@@ -9,12 +9,14 @@ import psutil
 import pytest
 import torch
 
+from zs_nemo.algorithms.policy_loss import PolicyLoss
 from zs_nemo.algorithms.supervised_loss import SupervisedLoss
 from zs_nemo.cluster.roles import RoleError
 from zs_nemo.cluster.system import System
+from zs_nemo.config.algorithm import GrpoConfig
 from zs_nemo.config.experiment import Accelerator
 from zs_nemo.config.grpo import GrpoRecipeConfig
-from zs_nemo.config.policy import Precision
+from zs_nemo.config.policy import OptimConfig, Precision
 from zs_nemo.config.search import SimulatedSearchConfig
 from zs_nemo.types.batch import TrainBatch
 from zs_nemo.types.generation import Completion, GenerationEngine, SamplingParams
@@ -58,6 +60,21 @@ def to_batch(completions: list[Completion]) -> TrainBatch:
         advantages=torch.ones(len(mask)),
         generation_logprobs=torch.tensor(logprobs),
     )
+
+
+def test_in_the_first_step_policy_and_reference_agree_and_the_ratio_is_one(system: System) -> None:
+    """First in this module: the policy still has the reference's weights."""
+    batch = to_batch(sample(system.generation))
+    policy, reference = system.policy.logprobs(batch), system.policy.reference_logprobs(batch)
+    assert torch.equal(policy, reference)
+    loss = PolicyLoss.from_config(GrpoConfig())
+    system.policy.reset_optimizer(OptimConfig(lr=0.0), max_steps=1)
+    batch = batch.with_policy_logprobs(policy).with_reference_logprobs(reference)
+    metrics = system.policy.train_step(batch, loss)
+    assert (metrics["ratio"], metrics["ratio_max"]) == (1.0, 1.0)
+    assert (metrics["kl"], metrics["clip_share"]) == (0.0, 0.0)
+    assert metrics["grad_norm"] > 0
+    system.policy.reset_optimizer(OptimConfig(lr=1e-3), max_steps=10)
 
 
 def test_engine_and_policy_agree_before_and_after_an_update_and_a_refit(system: System) -> None:

@@ -62,6 +62,9 @@ class PolicyConfig:
     """Trajectories per optimizer update; a step with more of them makes several updates."""
     gradient_clip_val: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
+    stochastic_rounding: bool = False
+    """Round the float32 master weights to bf16 at random instead of to the nearest, so that updates much smaller than a
+    bf16 step still count on average. Worth it where lr is small and the run is short."""
     use_distributed_optimizer: bool = True
     """Shard the optimizer state over the data-parallel ranks."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -75,5 +78,10 @@ class PolicyConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"policy.{name}={getattr(self, name)} must be at least 1")
+        if self.stochastic_rounding and self.pipeline_model_parallel_size > 1:
+            raise ValueError(
+                "policy.stochastic_rounding=true needs policy.pipeline_model_parallel_size=1: the stages' copies of a "
+                "tied embedding would be rounded apart; set one of the two otherwise"
+            )
         if self.gradient_clip_val < 0:
             raise ValueError(f"policy.gradient_clip_val={self.gradient_clip_val} must be 0 (off) or positive")

@@ -10,19 +10,22 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from megatron.core.optimizer.optimizer import ChainedOptimizer
+from megatron.core.optimizer.optimizer import ChainedOptimizer, MixedPrecisionOptimizer
 from torch import Tensor
 
 from zs_nemo.config.policy import OptimConfig, PolicyConfig, Precision, SchedConfig
 from zs_nemo.training.optimizer_state import drop_what_others_own, lean_gather, load_state
 from zs_nemo.training.schedule import learning_rate
+from zs_nemo.training.stochastic_rounding import stochastically_rounded
 
 
 class PolicyOptimizer:
     """The optimizer of one rank and where it stands in its schedule."""
 
-    def __init__(self, model: DistributedDataParallel, policy: PolicyConfig, max_steps: int) -> None:
+    def __init__(self, model: DistributedDataParallel, policy: PolicyConfig, max_steps: int, seed: int) -> None:
         optim = policy.optim
+        self._seed = seed
+        self._stochastic_rounding = policy.stochastic_rounding
         self._clip = policy.gradient_clip_val
         self.megatron: ChainedOptimizer = get_megatron_optimizer(
             OptimizerConfig(
@@ -135,9 +138,19 @@ class PolicyOptimizer:
         parameters = self.megatron.get_parameters()
         if self._clip > 0 and parameters:
             clip_grad_by_total_norm_fp32(parameters, max_norm=self._clip, total_norm=norm)
-        self.megatron.step_with_ready_grads()
+        with self._rounding():
+            self.megatron.step_with_ready_grads()
         self.num_updates += 1
         return norm, lr
+
+    @contextlib.contextmanager
+    def _rounding(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for index, optimizer in enumerate(self.megatron.chained_optimizers):
+                if self._stochastic_rounding and isinstance(optimizer, MixedPrecisionOptimizer):
+                    name = f"{self._seed}/{self.lr}/{self.num_updates}/{index}"
+                    stack.enter_context(stochastically_rounded(optimizer, name))
+            yield
 
     def schedule_state(self) -> dict[str, object]:
         """Return what a checkpoint needs beside the moments and master weights."""

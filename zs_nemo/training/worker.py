@@ -102,7 +102,7 @@ class MegatronWorker:
             ),
             inner,
         )
-        self._optimizer = PolicyOptimizer(self._model, policy, setup.max_steps)
+        self._optimizer = PolicyOptimizer(self._model, policy, setup.max_steps, setup.seed)
         self._reference: torch.nn.Module | None = None
         if setup.with_reference:
             self._reference = build_model(self._llama, policy, self.platform.device).requires_grad_(False)

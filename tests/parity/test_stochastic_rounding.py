@@ -1,0 +1,73 @@
+"""Stochastic rounding in training: ranks stay together, a resume repeats it, and small updates arrive."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.parity.batches import TinyLoss, make_batch
+from tests.parity.ranks import run_on_ranks
+from tests.tiny_model import build_tiny_model
+from zs_nemo.config.policy import OptimConfig, Precision
+from zs_nemo.training.worker import MegatronWorker
+
+VOCAB = 515
+BATCH = make_batch([23, 9, 31, 17, 12, 40], vocab_size=VOCAB, seed=0)
+LAYOUTS = {
+    "DP=2": {},
+    "DP=2 without the distributed optimizer": {"use_distributed_optimizer": False},
+    "TP=2": {"tensor_model_parallel_size": 2},
+}
+
+
+def parameters(worker: MegatronWorker) -> dict[str, torch.Tensor]:
+    """Return copies of this rank's parameters."""
+    return {name: parameter.detach().clone() for name, parameter in worker._model.named_parameters()}
+
+
+def train(worker: MegatronWorker, folder: Path) -> dict:
+    """Two updates, the second once more from a checkpoint between them."""
+    worker.train_step(BATCH, TinyLoss())
+    worker.save_checkpoint(str(folder / "checkpoint"))
+    worker.train_step(BATCH, TinyLoss())
+    first = parameters(worker)
+    worker.load_checkpoint(str(folder / "checkpoint"))
+    worker.train_step(BATCH, TinyLoss())
+    shared = {name for name, p in worker._model.named_parameters() if not getattr(p, "tensor_model_parallel", False)}
+    return {"first": first, "resumed": parameters(worker), "shared": shared}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_copies_of_a_weight_stay_equal_and_a_resume_repeats_the_rounding(layout, tmp_path):
+    model = build_tiny_model(tmp_path / "model", vocab_size=VOCAB)
+    policy = {"precision": Precision.bf16, "stochastic_rounding": True, **LAYOUTS[layout]}
+    one, two = run_on_ranks(2, train, tmp_path / "run", model, tmp_path / "run", **policy)
+    names = one["shared"] if layout == "TP=2" else one["first"].keys()
+    assert names
+    for name in names:
+        assert torch.equal(one["first"][name], two["first"][name]), name
+    for rank in (one, two):
+        for name, expected in rank["first"].items():
+            assert torch.equal(rank["resumed"][name], expected), name
+
+
+def loss_after(worker: MegatronWorker) -> tuple[float, float]:
+    """Return the loss before and after four small updates."""
+    losses = [worker.train_step(BATCH, TinyLoss())["loss"] for _ in range(5)]
+    return losses[0], losses[-1]
+
+
+def test_updates_that_rounding_to_the_nearest_loses_arrive_as_they_do_in_float32(tmp_path):
+    model = build_tiny_model(tmp_path / "model", vocab_size=VOCAB, dtype="bfloat16")
+    gains = {}
+    for name, policy in {
+        "float32": {"precision": Precision.fp32},
+        "nearest": {"precision": Precision.bf16},
+        "stochastic": {"precision": Precision.bf16, "stochastic_rounding": True},
+    }.items():
+        settings = {**policy, "optim": OptimConfig(lr=2e-6)}
+        ((before, after),) = run_on_ranks(1, loss_after, tmp_path / name, model, **settings)
+        gains[name] = before - after
+    assert gains["float32"] > 0
+    assert gains["stochastic"] == pytest.approx(gains["float32"], rel=0.35)
+    assert abs(gains["nearest"] - gains["float32"]) > 0.5 * gains["float32"]
