@@ -24,7 +24,7 @@ class SimulatedSearchConfig(SearchConfig):
     num_engines: int = 1
     tensor_model_parallel_size: int = 1
     dtype: str = "bfloat16"
-    kv_cache_gib: float = 0.5
+    kv_cache_gib: float = 0.4
     """Memory for keys and values per engine on CPU, in GiB."""
     max_num_seqs: int = 64
     max_sequence_tokens: int = 512

@@ -12,7 +12,7 @@ from zs_nemo.types.generation import Completion, SamplingParams, StopReason
 
 __all__ = ["EngineSetup", "VllmEngine"]
 
-_PREFILL_TOKENS = 2048
+_PREFILL_TOKENS = 1024
 _SHUTDOWN_S = 2.0
 
 

@@ -167,6 +167,8 @@ class MegatronWorker:
             return total / normalizer
 
         self._run(self._model, parts, backpropagate, forward_only=False)
+        # Activations of many lengths leave the heap full of holes; the engines need the memory before the next update.
+        self.platform.release_freed_memory()
         grad_norm, lr = self._optimizer.step()
         metrics = sums.reduced(counts=parallel_state.get_tensor_model_parallel_rank() == 0, normalizer=normalizer)
         num_loss_tokens = batch.num_loss_tokens

@@ -2,7 +2,9 @@ import json
 import socket
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -32,6 +34,12 @@ MODEL = {
     "tie_word_embeddings": True,
     "hidden_act": "silu",
 }
+
+
+@pytest.fixture(autouse=True)
+def plenty_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else runs on the machine must not decide about these tests."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * GIB))
 
 
 @pytest.fixture
