@@ -47,15 +47,24 @@ class DemonstrationGroup:
         words = _term_set(question)
         return max(len(words & _term_set(own)) / len(words | _term_set(own)) for own in self.questions)
 
-    def is_first_step(self, question: str, query: str) -> bool:
-        """Whether the query asks about what the question names, rather than about something found out meanwhile.
+    def asks_about(self, question: str, query: str) -> bool:
+        """Whether the query names something that the question names: a country, a city, an element.
 
-        What the question names are its words that are no part of the wording that the group has in common.
+        What the question names are its words that are no part of the wording that the group has in common. A question
+        without such words is taken to be asked about.
         """
-        if self.first == self.last:
-            return False
-        named = _term_set(question).difference(*(_term_set(own) for own in self.questions))
-        return bool(named & set(query_tokens(query)))
+        others = (_term_set(own) for own in self.questions if own != question)
+        named = _term_set(question).difference(*others)
+        return not named or bool(named & set(query_tokens(query)))
+
+    @property
+    def has_two_steps(self) -> bool:
+        """Whether questions of this group need two searches."""
+        return self.first != self.last
+
+    def is_first_step(self, question: str, query: str) -> bool:
+        """Whether the query asks about what the question names, rather than about something found out meanwhile."""
+        return self.has_two_steps and self.asks_about(question, query)
 
 
 @dataclass(frozen=True, kw_only=True)

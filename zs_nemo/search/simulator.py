@@ -94,7 +94,9 @@ class SimulatedSearchEngine:
             away_from = (query, request.question, *request.answers)
             topic = self._demonstrations.topic_away_from(away_from, request.key.seed(f"simulator/topic/{number}"))
             return noisy_prompt(self._demonstrations, query, topic)
-        return useful_prompt(self._demonstrations, request.question, request.answers[0], query)
+        return useful_prompt(
+            self._demonstrations, request.question, request.answers[0], query, searched_before=request.key.turn > 0
+        )
 
     async def _document(self, request: SearchRequest, number: int) -> _Draft:
         prompt_ids = self._tokenizer.encode(self.prompt(request, number))

@@ -11,16 +11,25 @@ STOP = ("\n",)
 """A document is one line."""
 
 
-def useful_prompt(demonstrations: Demonstrations, question: str, answer: str, query: str) -> str:
-    """Return a prompt for a document that helps.
+def useful_prompt(
+    demonstrations: Demonstrations, question: str, answer: str, query: str, *, searched_before: bool = False
+) -> str:
+    """Return a prompt for a document that helps as far as the query goes.
 
     It tells the model what it must know to write one: the question and a gold answer. In the first of two steps the
     examples show documents that lead to the answer without it.
+
+    A query that does not ask about the question gets a document about what it asks, and the model sees no answer: a
+    simulator that answers whatever is asked would teach a policy that queries do not matter. The second of two steps
+    asks about something that the question does not name, so it counts only once the policy has ``searched_before``.
     """
     group = demonstrations.group_for(question)
-    first_step = group.is_first_step(question, query)
+    asks_about = group.asks_about(question, query)
+    if not asks_about and not (group.has_two_steps and searched_before):
+        return noisy_prompt(demonstrations, query, query)
+    first_step = group.has_two_steps and asks_about
     examples = group.first if first_step else group.last
-    cue = "leads to" if first_step and group.first != group.last else "mentions"
+    cue = "leads to" if first_step else "mentions"
     shown = "".join(_useful(example, cue) + f" {example.document}\n\n" for example in examples)
     asked = Demonstration(question=question, answer=answer, query=query, document="")
     return USEFUL_HEAD + shown + _useful(asked, cue)

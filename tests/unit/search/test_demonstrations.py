@@ -41,6 +41,19 @@ def test_every_kind_of_question_finds_the_examples_of_its_kind(
     assert right / len(questions) > 0.99
 
 
+def test_reasonable_queries_ask_about_their_question_and_those_of_another_do_not(
+    demonstrations: Demonstrations, facts_world: FactsWorld
+) -> None:
+    one_hop = [question for question in facts_world.train if question.kind not in TWO_HOP_KINDS]
+    asked = other_asked = 0
+    for question, other in zip(one_hop, one_hop[1:] + one_hop[:1], strict=True):
+        group = demonstrations.group_for(question.text)
+        asked += all(group.asks_about(question.text, query) for query in hop_queries(question)[0])
+        other_asked += any(group.asks_about(question.text, query) for query in hop_queries(other)[0])
+    assert asked / len(one_hop) > 0.99
+    assert other_asked / len(one_hop) < 0.05
+
+
 def test_the_query_tells_the_first_step_from_the_last(demonstrations: Demonstrations, facts_world: FactsWorld) -> None:
     two_hop = [question for question in facts_world.train if question.kind in TWO_HOP_KINDS]
     wrong = []

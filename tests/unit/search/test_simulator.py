@@ -170,10 +170,23 @@ def test_a_hostile_query_cannot_leave_its_line_of_the_prompt() -> None:
 def test_the_examples_follow_the_question_and_the_step() -> None:
     two_hop = "What is the capital of the country where Puno is?"
     first = useful_prompt(DEMONSTRATIONS, two_hop, "Lima", "Puno country")
-    last = useful_prompt(DEMONSTRATIONS, two_hop, "Lima", "capital of Peru")
+    last = useful_prompt(DEMONSTRATIONS, two_hop, "Lima", "capital of Peru", searched_before=True)
     assert FIRST.document in first and first.endswith("Text that leads to Lima:")
     assert CAPITAL.document in last and last.endswith("Text that mentions Lima:")
     assert FIRST.document not in useful_prompt(DEMONSTRATIONS, "What is the capital of Chad?", "x", "Chad capital")
+
+
+@pytest.mark.parametrize("query", ["capital", "the black continent", "capital of Gazipur"])
+def test_a_query_that_does_not_ask_about_the_question_is_not_told_the_answer(query: str) -> None:
+    engine = ScriptedEngine(lambda call: " Lima.\n")
+    asyncio.run(simulator(engine).search(request(query=query)))
+    assert "N'Djamena" not in engine.calls[0][0]
+    assert engine.calls[0][0].endswith(f"Text about {query}:")
+
+
+def test_the_second_of_two_steps_counts_only_after_a_search() -> None:
+    two_hop = "What is the capital of the country where Puno is?"
+    assert "mentions Lima" not in useful_prompt(DEMONSTRATIONS, two_hop, "Lima", "capital of Peru")
 
 
 def test_prompts_begin_with_the_same_text_whatever_is_asked() -> None:
