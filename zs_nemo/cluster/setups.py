@@ -37,7 +37,7 @@ class Layout:
 def derive_layout(cfg: GrpoRecipeConfig) -> Layout:
     """Resolve the models and decide on CPU or GPU. Raises ``ValueError`` for a missing model or GPU."""
     use_gpu = _use_gpu(cfg)
-    policy_folder = _resolve("policy.model", cfg.policy.model)
+    policy_folder = resolve_model(cfg.policy.model, setting="policy.model")
     return Layout(
         num_ranks=cfg.trainer.num_nodes * cfg.trainer.devices,
         policy_folder=policy_folder,
@@ -46,13 +46,6 @@ def derive_layout(cfg: GrpoRecipeConfig) -> Layout:
         use_gpu=use_gpu,
         has_reference=cfg.algorithm.kl.where is not KlPlace.off,
     )
-
-
-def _resolve(setting: str, source: str) -> Path:
-    try:
-        return resolve_model(source)
-    except ValueError as error:
-        raise ValueError(f"{setting}: {error}") from error
 
 
 def _use_gpu(cfg: GrpoRecipeConfig) -> bool:
@@ -94,7 +87,7 @@ def _simulator_engines(cfg: GrpoRecipeConfig, use_gpu: bool) -> tuple[EngineSetu
     settings = cfg.search
     if not isinstance(settings, SimulatedSearchConfig):
         return ()
-    folder = _resolve("search.model", settings.model)
+    folder = resolve_model(settings.model, setting="search.model")
     return tuple(
         EngineSetup(
             name=f"simulator-engine-{index}",

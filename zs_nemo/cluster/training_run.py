@@ -77,12 +77,14 @@ class TrainingRun:
     def _start(self) -> None:
         cfg = self._cfg
         self._world = load_facts_world(cfg.data)
-        self._tokenizer = load_tokenizer(resolve_model(cfg.policy.model))
+        self._tokenizer = load_tokenizer(resolve_model(cfg.policy.model, setting="policy.model"))
         check_prompts_fit(
             [*self._world.train, *self._world.split(cfg.evaluation.split)], self._tokenizer, episode_limits(cfg)
         )
         simulator_tokenizer = (
-            load_tokenizer(resolve_model(cfg.search.model)) if isinstance(cfg.search, SimulatedSearchConfig) else None
+            load_tokenizer(resolve_model(cfg.search.model, setting="search.model"))
+            if isinstance(cfg.search, SimulatedSearchConfig)
+            else None
         )
         self._memory = self._stack.enter_context(MemoryWatch())
         with ThreadPoolExecutor(1) as pool:

