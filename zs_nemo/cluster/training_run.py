@@ -16,6 +16,7 @@ from zs_nemo.cluster.checkpoints import CheckpointFolder
 from zs_nemo.cluster.search_engines import SearchEngines, build_real_engine
 from zs_nemo.cluster.system import System
 from zs_nemo.config.grpo import GrpoRecipeConfig
+from zs_nemo.config.policy import SchedConfig
 from zs_nemo.config.search import SimulatedSearchConfig
 from zs_nemo.evaluation.evaluator import CLOSED_BOOK, Evaluator
 from zs_nemo.evaluation.scores import EvaluationName
@@ -128,7 +129,8 @@ class TrainingRun:
         with self.timer("warm_start"):
             self._progress.begin("warm start", settings.steps)
             self._run_dir.truncate_after(-1, Phase.warm_start)
-            optim = dataclasses.replace(self._cfg.policy.optim, lr=settings.lr)
+            # Constant: the schedule that is configured is laid out for reinforcement learning.
+            optim = dataclasses.replace(self._cfg.policy.optim, lr=settings.lr, sched=SchedConfig())
             policy.reset_optimizer(optim, max_steps=settings.steps)
             for step in range(settings.steps):
                 update = policy.train_step(self._scripted_batch(step), SupervisedLoss())
