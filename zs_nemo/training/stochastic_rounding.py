@@ -4,8 +4,8 @@ A bfloat16 number has 8 significant bits: around 0.1 its neighbours are 5e-4 apa
 moves a weight by some 1e-5, and rounding to the nearest leaves the weight that computes as it was, until many updates
 of one direction have added up in the master weight. Measured on SmolLM2-135M, one batch, one update with lr 1e-5: the
 log-probability of tokens with advantage +1 rose by 0.0003 with rounding to the nearest, by 0.0446 in float32, and by
-0.0445 with this. Rounding up with the probability of the part that is cut off makes the rounded weight right on average
-(Gupta et al. 2015, arXiv 1502.02551).
+0.0445 with this; tests/parity/test_stochastic_rounding.py shows it on a tiny one. Rounding up with the probability of
+the part that is cut off makes the rounded weight right on average (Gupta et al. 2015, arXiv 1502.02551).
 """
 
 import hashlib
