@@ -55,6 +55,7 @@ class FixedSearch:
 
     texts: tuple[str, ...] = ("Paris is the capital of France.",)
     failures: int = 0
+    failure_kind: SearchFailureKind = SearchFailureKind.unavailable
     name: str = "fixed"
     requests: list[SearchRequest] = field(default_factory=list)
 
@@ -62,7 +63,7 @@ class FixedSearch:
         """Return the documents, or fail."""
         self.requests.append(request)
         if len(self.requests) <= self.failures:
-            raise SearchFailure(SearchFailureKind.unavailable, "not yet")
+            raise SearchFailure(self.failure_kind, "not yet")
         return SearchResult(
             documents=tuple(Document(text=text) for text in self.texts), source=self.name, noisy=request.noisy
         )

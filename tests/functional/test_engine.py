@@ -3,6 +3,7 @@ weights loads those that it wants first."""
 
 import asyncio
 import itertools
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -213,3 +214,35 @@ async def test_a_request_that_cannot_fit_names_the_limit(engine: VllmEngine) -> 
         await engine.generate(PROMPT, replace(SamplingParams(max_tokens=1), max_tokens=MAX_MODEL_LEN), seed=1)
     with pytest.raises(ValueError, match="prompt_ids is empty"):
         await engine.generate([], SamplingParams(max_tokens=1), seed=1)
+
+
+async def test_the_number_of_threads_can_be_changed_between_requests(
+    engine: VllmEngine, models: dict[str, Path]
+) -> None:
+    await engine.load_weights(weights(models["untied-0"]), 0)
+    sampling = SamplingParams(max_tokens=16)
+    before = await engine.generate(PROMPT, sampling, seed=5)
+    cores = len(os.sched_getaffinity(0))
+    for asked, got in ((2, min(2, cores)), (10**6, cores), (1, 1)):
+        await engine.set_threads(asked)
+        assert await engine._llm.collective_rpc(lambda worker: torch.get_num_threads()) == [got]
+        completion = await engine.generate(PROMPT, sampling, seed=5)
+        assert completion.token_ids == before.token_ids
+        assert_matches(models["untied-0"], PROMPT, completion)
+
+
+async def test_the_prefix_cache_finds_a_prompt_that_is_shorter_than_a_hundred_tokens(
+    engine: VllmEngine, models: dict[str, Path]
+) -> None:
+    """Prompts and turns are that short: with vLLM's own block size on CPU nothing would ever be reused."""
+    await engine.load_weights(weights(models["untied-0"]), 0)
+    from vllm import SamplingParams as VllmSamplingParams
+    from vllm.inputs import tokens_input
+
+    cached = []
+    for name in ("first", "again"):
+        params = VllmSamplingParams(max_tokens=1)
+        outputs = [output async for output in engine._llm.generate(tokens_input(list(PROMPT)), params, name)]
+        cached.append(outputs[-1].num_cached_tokens)
+    assert len(PROMPT) == 60
+    assert cached == [0, 32]

@@ -65,6 +65,10 @@ class EngineActor(_RoleProcess):
         """Replace the weights."""
         await self._engine.load_weights(path, version)
 
+    async def set_threads(self, num_threads: int) -> None:
+        """Change the number of compute threads."""
+        await self._engine.set_threads(num_threads)
+
     async def shutdown(self) -> None:
         """End the engine's own processes."""
         await self._engine.shutdown()

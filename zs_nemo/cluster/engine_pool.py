@@ -1,8 +1,10 @@
 """The engines of one role behind one client: the least loaded is asked first."""
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from zs_nemo.cluster.roles import Role, gather
 from zs_nemo.types.generation import Completion, SamplingParams
@@ -39,9 +41,9 @@ class _Engine:
 class EnginePool:
     """Implements ``GenerationEngine`` in the driver. Used from one thread; any event loop."""
 
-    def __init__(self, roles: Sequence[Role], refit_timeout_s: float = 600.0) -> None:
+    def __init__(self, roles: Sequence[Role], timeout_s: float = 600.0) -> None:
         self._engines = [_Engine(role) for role in roles]
-        self._refit_timeout_s = refit_timeout_s
+        self._timeout_s = timeout_s
         self.usage = EngineUsage()
 
     async def generate(self, prompt_ids: list[int], sampling: SamplingParams, seed: int) -> Completion:
@@ -59,6 +61,18 @@ class EnginePool:
 
     def load_weights(self, path: str, version: int) -> None:
         """Load a weight file into all engines at once and wait for all of them."""
+        self._call_all("load_weights", path, version)
+
+    @contextlib.contextmanager
+    def threads(self, num_threads: int, afterwards: int) -> Iterator[None]:
+        """Let every engine compute with ``num_threads`` CPU threads while open, then with ``afterwards``."""
+        self._call_all("set_threads", num_threads)
+        try:
+            yield
+        finally:
+            self._call_all("set_threads", afterwards)
+
+    def _call_all(self, method: str, *arguments: Any) -> None:
         roles = [engine.role for engine in self._engines]
-        references = [role.submit("load_weights", path, version) for role in roles]
-        gather(roles, references, "load_weights", self._refit_timeout_s)
+        references = [role.submit(method, *arguments) for role in roles]
+        gather(roles, references, method, self._timeout_s)

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -71,6 +72,13 @@ class System:
     def refit(self, version: int) -> None:
         """Bring the policy's current weights into its generation engines, stamped with ``version``."""
         self._refit.refit(version)
+
+    def engines_alone(self) -> AbstractContextManager[None]:
+        """While open, nothing but the policy's engines computes: on CPU they get ``cluster.evaluation_threads``."""
+        cluster = self._cfg.cluster
+        if self._layout.use_gpu or cluster.evaluation_threads in (0, cluster.threads_per_process):
+            return contextlib.nullcontext()
+        return self.generation.threads(cluster.evaluation_threads, afterwards=cluster.threads_per_process)
 
     def usage(self) -> dict[str, EngineUsage]:
         """Return tokens and busy seconds by role."""

@@ -7,7 +7,7 @@ loss are the recipe's.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import TracebackType
 
@@ -35,6 +35,7 @@ from zs_nemo.rollout.build import build_collector, episode_limits
 from zs_nemo.rollout.collector import Decoding, check_prompts_fit, questions_of_step
 from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.rollout.packing import pack_scripted
+from zs_nemo.search.simulator import SimulatedSearchEngine
 from zs_nemo.types.batch import TrainBatch
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.trajectory import Role, TrajectoryGroup
@@ -204,13 +205,15 @@ class TrainingRun:
         if when == "after":
             names.append(EvaluationName(when=when, engine=CLOSED_BOOK, temperature=0.0))
             if self._engines.evaluates_with_simulator:
-                names.append(EvaluationName(when=when, engine="simulator", temperature=0.0))
+                names.append(EvaluationName(when=when, engine=SimulatedSearchEngine.name, temperature=0.0))
         self._ledger.phase = Phase.evaluation
         with self.timer("evaluation"):
             for name in names:
                 if self._run_dir.finished_evaluation(str(name), step=step) is None:
                     self.refit(step)
-                    self._evaluator.evaluate(name, self._engines.evaluation(name.engine), step=step)
+                    alone = nullcontext() if name.engine == SimulatedSearchEngine.name else self.system.engines_alone()
+                    with alone:
+                        self._evaluator.evaluate(name, self._engines.evaluation(name.engine), step=step)
                     self._save_progress()
 
     def finish(self) -> Path:

@@ -13,6 +13,9 @@ from zs_nemo.types.generation import Completion, SamplingParams, StopReason
 __all__ = ["EngineSetup", "VllmEngine"]
 
 _PREFILL_TOKENS = 1024
+# Only whole blocks are found again in the prefix cache. vLLM's 128 on CPU is longer than most prompts and turns; 32 is
+# the smallest that its CPU kernels are made for.
+_CPU_BLOCK_TOKENS = 32
 _SHUTDOWN_S = 2.0
 
 
@@ -66,6 +69,10 @@ class VllmEngine:
             if not await self._llm.reset_prefix_cache():
                 raise RuntimeError(f"{self.setup.name}: the prefix cache of the old weights could not be dropped")
 
+    async def set_threads(self, num_threads: int) -> None:
+        """Compute with ``num_threads`` threads from now on, at most one per core. On CPU only."""
+        await self._llm.collective_rpc("set_threads", args=(num_threads,))
+
     async def shutdown(self) -> None:
         """End vLLM's processes. The engine is of no use afterwards."""
         self._llm.shutdown(timeout=_SHUTDOWN_S)
@@ -98,6 +105,7 @@ def _engine_args(setup: EngineSetup) -> Any:
 
     cpu: dict[str, Any] = {
         "kv_cache_memory_bytes": int(setup.kv_cache_gib * 2**30),
+        "block_size": _CPU_BLOCK_TOKENS,
         "enforce_eager": True,
         # A prompt that is prefilled in parts makes vLLM rewind its random generator, which raises on CPU.
         "enable_chunked_prefill": False,
@@ -116,7 +124,7 @@ def _engine_args(setup: EngineSetup) -> Any:
         logprobs_mode="processed_logprobs",
         # The folder's generation_config.json would slip in top_k, top_p and repetition penalties.
         generation_config="vllm",
-        worker_extension_cls="zs_nemo.generation.worker_extension.RefitExtension",
+        worker_extension_cls="zs_nemo.generation.worker_extension.WorkerExtension",
         disable_log_stats=True,
         enable_log_requests=False,
         **(gpu if setup.use_gpu else cpu),

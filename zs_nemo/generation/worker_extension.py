@@ -1,5 +1,6 @@
-"""The part of a refit that runs inside vLLM's worker, where the model is."""
+"""What runs inside vLLM's worker, where the model is: the loading of a refit, and the number of threads."""
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +8,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class RefitExtension:
+class WorkerExtension:
     """Mixed into vLLM's worker class by ``worker_extension_cls``; called through ``collective_rpc``."""
 
     model_runner: Any
@@ -24,6 +25,13 @@ class RefitExtension:
         self.model_runner.reload_weights(weights_iterator=_tensors(path, names))
         _repack_tied_layers(self.model_runner.get_model())
         return len(names)
+
+    def set_threads(self, num_threads: int) -> None:
+        """Set the number of compute threads of this process, at most one per core."""
+        import torch
+
+        # vLLM replaces torch.set_num_threads by a warning, for workers whose threads are bound to cores; ours are not.
+        torch._C.set_num_threads(min(num_threads, len(os.sched_getaffinity(0))))
 
 
 def _repack_tied_layers(model: Any) -> None:

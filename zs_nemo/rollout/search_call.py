@@ -9,19 +9,24 @@ from zs_nemo.types.search import SearchFailure, SearchFailureKind, SearchRequest
 
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
+MAX_EMPTY_ANSWERS = 3
+"""A simulator that has written nothing this often will not do so in a minute either: the step does not wait for it."""
 
 
 async def search_within_deadline(
     callback: RolloutCallback, request: SearchRequest, deadline_s: float
 ) -> tuple[SearchResult | None, list[SearchFailure]]:
-    """Return (the result, or None once the deadline has passed, and the failures on the way).
+    """Return (the result, or None when there is none to be had, and the failures on the way).
 
-    Pauses double from 0.2 s to 5 s, with jitter keyed by the request, so that many callers do not return at once.
-    Anything but ``SearchFailure`` is a defect of the callback and is raised.
+    An engine that cannot be reached or answers nonsense is asked again until the deadline: pauses double from 0.2 s to
+    5 s, with jitter keyed by the request, so that many callers do not return at once. One that answers with nothing is
+    asked again at once, ``MAX_EMPTY_ANSWERS`` times in all. Anything but ``SearchFailure`` is a defect of the callback
+    and is raised.
     """
     give_up_at = time.monotonic() + deadline_s
     failures: list[SearchFailure] = []
     pause = FIRST_PAUSE_S
+    num_empty = 0
     while True:
         try:
             async with asyncio.timeout(max(give_up_at - time.monotonic(), 0)):
@@ -31,6 +36,11 @@ async def search_within_deadline(
             return None, failures
         except SearchFailure as failure:
             failures.append(failure)
+        if failures[-1].kind is SearchFailureKind.empty:
+            num_empty += 1
+            if num_empty == MAX_EMPTY_ANSWERS:
+                return None, failures
+            continue
         wait = pause * (0.5 + request.key.uniform(f"pause/{len(failures)}"))
         if time.monotonic() + wait >= give_up_at:
             return None, failures

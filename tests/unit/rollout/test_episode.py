@@ -1,6 +1,7 @@
 """The episode against a scripted policy and a fixed engine."""
 
 import asyncio
+import time
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from zs_nemo.rollout.callbacks import EngineSearch
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodePlan, EpisodeRunner, SearchSetting
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.question import Question
+from zs_nemo.types.search import SearchFailureKind
 from zs_nemo.types.trajectory import Role, Status, Trajectory
 
 LIMITS = EpisodeLimits(
@@ -152,6 +154,17 @@ def test_a_search_that_never_succeeds_ends_the_episode_and_shows_no_document():
     assert trajectory.status is Status.search_failed
     assert Role.document not in trajectory.roles
     assert trajectory.search_failures >= 1
+
+
+def test_an_engine_that_keeps_writing_nothing_does_not_hold_up_the_step():
+    started = time.monotonic()
+    limits = replace(LIMITS, search_deadline_s=60.0)
+    never = FixedSearch(failures=10**6, failure_kind=SearchFailureKind.empty)
+    trajectory, _, search = run(engine=never, limits=limits)
+    assert trajectory.status is Status.search_failed
+    assert [request.attempt for request in search.requests] == [0, 1, 2]
+    assert trajectory.search_failures == 3
+    assert time.monotonic() - started < 5
 
 
 def test_a_closed_book_episode_closes_the_answer_that_its_prompt_opened():
