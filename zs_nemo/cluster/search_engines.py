@@ -65,7 +65,9 @@ class SearchEngines:
         engine = self._simulated if self._simulated is not None else self._real
         if self._cfg.rollout.callback:
             return load_callback(self._cfg.rollout.callback, engine)
-        return SimulatedSearch(engine) if self._simulated is not None else EngineSearch(engine)
+        if self._simulated is None:
+            return EngineSearch(engine)
+        return SimulatedSearch(engine, shared_coins=self._cfg.curriculum.shared_coins)
 
 
 def build_real_engine(cfg: GrpoRecipeConfig, world: FactsWorld) -> Bm25Search:

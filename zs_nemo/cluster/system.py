@@ -74,11 +74,11 @@ class System:
         self._refit.refit(version)
 
     def engines_alone(self) -> AbstractContextManager[None]:
-        """While open, nothing but the policy's engines computes: on CPU they get ``cluster.evaluation_threads``."""
+        """While open, nothing but the policy's engines computes: on CPU they get ``cluster.threads_of_lone_engine``."""
         cluster = self._cfg.cluster
-        if self._layout.use_gpu or cluster.evaluation_threads in (0, cluster.threads_per_process):
+        if self._layout.use_gpu or cluster.threads_of_lone_engine in (0, cluster.threads_per_process):
             return contextlib.nullcontext()
-        return self.generation.threads(cluster.evaluation_threads, afterwards=cluster.threads_per_process)
+        return self.generation.threads(cluster.threads_of_lone_engine, afterwards=cluster.threads_per_process)
 
     def usage(self) -> dict[str, EngineUsage]:
         """Return tokens and busy seconds by role."""

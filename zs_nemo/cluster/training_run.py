@@ -7,7 +7,7 @@ loss are the recipe's.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from types import TracebackType
 
@@ -164,13 +164,18 @@ class TrainingRun:
         """Run the episodes of one step."""
         settings = self._cfg.rollout
         questions = questions_of_step(self._world.train, step, settings.num_prompts_per_step, self._cfg.seed)
-        return self._collector.collect(
-            questions,
-            self._engines.training(noise),
-            Decoding(temperature=self._cfg.generation.temperature, top_p=self._cfg.generation.top_p),
-            step=step,
-            group_size=settings.num_generations_per_prompt,
-        )
+        with self._threads(simulated=self.system.simulator is not None):
+            return self._collector.collect(
+                questions,
+                self._engines.training(noise),
+                Decoding(temperature=self._cfg.generation.temperature, top_p=self._cfg.generation.top_p),
+                step=step,
+                group_size=settings.num_generations_per_prompt,
+            )
+
+    def _threads(self, *, simulated: bool) -> AbstractContextManager[None]:
+        """Give the policy's engines all cores, unless the simulator needs its share of them."""
+        return nullcontext() if simulated else self.system.engines_alone()
 
     def finish_step(
         self,
@@ -211,8 +216,7 @@ class TrainingRun:
             for name in names:
                 if self._run_dir.finished_evaluation(str(name), step=step) is None:
                     self.refit(step)
-                    alone = nullcontext() if name.engine == SimulatedSearchEngine.name else self.system.engines_alone()
-                    with alone:
+                    with self._threads(simulated=name.engine == SimulatedSearchEngine.name):
                         self._evaluator.evaluate(name, self._engines.evaluation(name.engine), step=step)
                     self._save_progress()
 

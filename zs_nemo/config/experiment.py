@@ -62,17 +62,18 @@ class ClusterConfig:
     """Port for torch.distributed; 0 takes a free one."""
     threads_per_process: int = 1
     """Compute threads of one engine or rank on CPU."""
-    evaluation_threads: int = 0
-    """Compute threads of one policy engine on CPU while nothing else computes: in evaluations on a real engine and
-    without a search. 0 for threads_per_process."""
+    threads_of_lone_engine: int = 0
+    """Compute threads of one policy engine on CPU while nothing else computes: in rollouts and evaluations without the
+    simulator. 0 for threads_per_process."""
     startup_timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
         if self.threads_per_process < 1:
             raise ValueError(f"cluster.threads_per_process={self.threads_per_process} must be at least 1")
-        if self.evaluation_threads < 0:
+        if self.threads_of_lone_engine < 0:
             raise ValueError(
-                f"cluster.evaluation_threads={self.evaluation_threads} must be 0 (as threads_per_process) or positive"
+                f"cluster.threads_of_lone_engine={self.threads_of_lone_engine} must be 0 (as threads_per_process) or "
+                "positive"
             )
         if self.master_port and not 1024 <= self.master_port <= 65535:
             raise ValueError(f"cluster.master_port={self.master_port} must be 0 (any free port) or in 1024..65535")

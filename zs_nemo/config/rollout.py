@@ -96,6 +96,9 @@ class CurriculumConfig:
     """p_e"""
     base: float = 4.0
     """b; larger values keep the noise low for longer. 1 means linear, the limit of the formula."""
+    shared_coins: bool = False
+    """Toss one coin for all samples of a prompt, turn by turn, so that luck stays out of their comparison; false tosses
+    one for every query, as published."""
 
     def __post_init__(self) -> None:
         for name in ("start_noise", "end_noise"):

@@ -25,17 +25,19 @@ from zs_nemo.types.trajectory import Role
 UNHELPFUL_SHARE = 0.25
 """Share of the episodes in which one search first brings a document about something else."""
 
-_FIRST_THOUGHTS = ("I need to look this up.", "I should search for this.", "Let me find this fact.")
-_NEXT_THOUGHTS = ("The country is {bridge}. Now I look further.", "It is {bridge}. I need one more fact.")
-_RETRY_THOUGHTS = ("This does not help. I search again.", "That is about something else. I try other words.")
-_LAST_THOUGHTS = ("The document says it.", "Now I know the answer.", "I found the answer.")
+# One short wording each: a small model that has learned several loose phrases goes on inventing more of them when it
+# samples, and what it then searches for has nothing to do with the question.
+_FIRST_THOUGHT = "I search."
+_NEXT_THOUGHT = "The country is {bridge}."
+_RETRY_THOUGHT = "I search again."
+_LAST_THOUGHT = "I found it."
 
 
 def scripted_episode(question: Question, world: FactsWorld, key: SampleKey) -> list[tuple[str, Role]]:
     """Return an episode as (text, role) segments that follow ``policy_prompt(question.text)``.
 
-    Policy segments and document segments take turns; the last one is the policy's answer. Wording, queries and the
-    place of an unhelpful document are drawn from ``key``. Raises ``ValueError`` for a held-out question.
+    Policy segments and document segments take turns; the last one is the policy's answer. Queries and the place
+    of an unhelpful document are drawn from ``key``. Raises ``ValueError`` for a held-out question.
     """
     if question.split != "train":
         raise ValueError(f"question {question.id!r} is for {question.split}; scripted episodes use training questions")
@@ -43,16 +45,15 @@ def scripted_episode(question: Question, world: FactsWorld, key: SampleKey) -> l
     hops = hop_queries(question)
     unhelpful_hop = draw.randrange(len(hops)) if draw.random() < UNHELPFUL_SHARE else -1
     segments: list[tuple[str, Role]] = []
-    thought = draw.choice(_FIRST_THOUGHTS)
+    thought = _FIRST_THOUGHT
     for hop, queries in enumerate(hops):
         first, second = draw.sample(queries, 2)
         if hop == unhelpful_hop:
             segments += _search(thought, first, _unrelated(question, world, draw))
-            thought, first = draw.choice(_RETRY_THOUGHTS), second
+            thought, first = _RETRY_THOUGHT, second
         segments += _search(thought, first, world.evidence[question.evidence[hop]])
         last = hop == len(hops) - 1
-        thought = draw.choice(_LAST_THOUGHTS if last else _NEXT_THOUGHTS)
-        thought = thought if last else thought.format(bridge=bridge_of(question))
+        thought = _LAST_THOUGHT if last else _NEXT_THOUGHT.format(bridge=bridge_of(question))
     answer = _as_written(question.answers[0], world.evidence[question.evidence[-1]])
     segments.append((_answer(thought, answer), Role.policy))
     return segments

@@ -34,15 +34,18 @@ class SimulatedSearch:
     """Tosses the curriculum's coin and asks the simulator for useful or for noisy documents.
 
     The coin is keyed by the trajectory and the turn (``request.key``), so it is the same when the call is tried again,
-    when the run is resumed, and whatever else is under way.
+    when the run is resumed, and whatever else is under way. With ``shared_coins`` it is keyed by the prompt and the
+    turn: the members of a group meet noise in the same turns, and luck does not enter the comparison between them.
     """
 
-    def __init__(self, simulator: SearchEngine) -> None:
+    def __init__(self, simulator: SearchEngine, *, shared_coins: bool = False) -> None:
         self._simulator = simulator
+        self._shared_coins = shared_coins
 
     async def search(self, request: SearchRequest) -> SearchResult:
         """Answer with documents that are noisy with probability ``request.noise_probability``."""
-        noisy = request.key.uniform("noise") < request.noise_probability
+        key = replace(request.key, member=0) if self._shared_coins else request.key
+        noisy = key.uniform("noise") < request.noise_probability
         return await self._simulator.search(replace(request, noisy=noisy))
 
 

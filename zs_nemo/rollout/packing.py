@@ -17,15 +17,19 @@ def pack(
 
     ``advantages`` holds one tensor [G] per group; a trajectory's advantage stands on each of its policy tokens.
     Trajectories without a policy token are left out. With ``drop_zero_variance``, groups whose advantages are all 0 are
-    too: their gradient is that of the KL term alone (cf. DAPO, arXiv 2503.14476).
+    too: their gradient is that of the KL term alone (cf. DAPO, arXiv 2503.14476). They still count: the advantages of
+    the others are scaled by the share of trajectories that is kept, so that a step from which there is little to learn
+    makes a small gradient, as it would if nothing were left out.
     """
     ids: list[int] = []
     mask: list[bool] = []
     logprobs: list[float] = []
     values: list[float] = []
     lengths: list[int] = []
+    num_left_out = 0
     for group, group_advantages in zip(groups, advantages, strict=True):
         if drop_zero_variance and not bool(group_advantages.any()):
+            num_left_out += len(group.trajectories)
             continue
         for trajectory, advantage in zip(group.trajectories, group_advantages.tolist(), strict=True):
             is_policy = [role is Role.policy for role in trajectory.roles]
@@ -42,7 +46,7 @@ def pack(
         token_ids=torch.tensor(ids),
         lengths=torch.tensor(lengths),
         loss_mask=torch.tensor(mask),
-        advantages=torch.tensor(values, dtype=torch.float32),
+        advantages=torch.tensor(values, dtype=torch.float32) * (len(lengths) / (len(lengths) + num_left_out)),
         generation_logprobs=torch.tensor(logprobs, dtype=torch.float32),
     )
 

@@ -1,8 +1,11 @@
 """Trajectories as a training batch."""
 
+import pytest
 import torch
 
 from tests.fakes import CharTokenizer
+from zs_nemo.algorithms.policy_loss import PolicyLoss
+from zs_nemo.config.algorithm import KlEstimator, KlPlace, LossAggregation
 from zs_nemo.rollout.packing import pack, pack_scripted
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.question import Question
@@ -40,6 +43,28 @@ def test_a_group_without_variance_is_dropped_only_when_asked():
     assert pack([flat], [torch.zeros(2)], drop_zero_variance=True) is None
     kept = pack([flat], [torch.zeros(2)], drop_zero_variance=False)
     assert kept is not None and kept.num_sequences == 2
+
+
+def test_what_a_dropped_group_leaves_is_the_same_average_as_if_it_were_there():
+    telling = TrajectoryGroup(question=QUESTION, trajectories=[trajectory([1, 2], [P, S]), trajectory([1, 3], [P, S])])
+    flat = TrajectoryGroup(question=QUESTION, trajectories=[trajectory([1, i], [P, S]) for i in range(4, 8)])
+    advantages = [torch.tensor([0.7, -0.3]), torch.zeros(4)]
+    loss = PolicyLoss(
+        clip_ratio_low=0.2,
+        clip_ratio_high=0.2,
+        aggregation=LossAggregation.sequence,
+        kl_where=KlPlace.off,
+        kl_estimator=KlEstimator.k3,
+        kl_coef=0.0,
+    )
+    means = []
+    for drop in (True, False):
+        batch = pack([telling, flat], advantages, drop_zero_variance=drop)
+        assert batch is not None and batch.num_sequences == (2 if drop else 6)
+        logprobs = torch.zeros(batch.num_loss_tokens)
+        means.append(float(loss(logprobs, logprobs, batch)[0]) / loss.normalizer(batch))
+    assert means[0] == pytest.approx(means[1])
+    assert means[1] == pytest.approx(-(0.7 - 0.3) / 6)
 
 
 def test_minibatches_cover_every_sequence_once_and_keep_tokens_together():

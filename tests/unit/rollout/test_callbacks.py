@@ -1,0 +1,55 @@
+"""The coin of simulated search, and callbacks named by import path."""
+
+import asyncio
+
+import pytest
+
+from tests.fakes import FixedSearch
+from zs_nemo.rollout.callbacks import EngineSearch, SimulatedSearch, load_callback
+from zs_nemo.types.keys import SampleKey
+from zs_nemo.types.search import SearchRequest
+
+
+def coins(*, shared: bool, step: int = 3, noise: float = 0.5) -> list[list[tuple[bool, ...]]]:
+    """Return the coins of 30 prompts x 4 members x 2 turns."""
+    callback = SimulatedSearch(FixedSearch(), shared_coins=shared)
+
+    def toss(prompt: int, member: int, turn: int) -> bool:
+        key = SampleKey(run_seed=1, step=step, prompt=prompt, member=member, turn=turn)
+        request = SearchRequest(
+            query="q", question="Q?", answers=("a",), key=key, num_documents=1, noise_probability=noise
+        )
+        return asyncio.run(callback.search(request)).noisy
+
+    return [[tuple(toss(prompt, member, turn) for turn in range(2)) for member in range(4)] for prompt in range(30)]
+
+
+def test_every_query_has_a_coin_of_its_own() -> None:
+    tossed = coins(shared=False)
+    assert any(len(set(members)) > 1 for members in tossed)
+    share = sum(coin for members in tossed for turns in members for coin in turns) / 240
+    assert 0.35 < share < 0.65
+    assert tossed == coins(shared=False)
+
+
+def test_shared_coins_are_the_same_for_the_members_of_a_group_and_differ_between_prompts_turns_and_steps() -> None:
+    tossed = coins(shared=True)
+    assert all(len(set(members)) == 1 for members in tossed)
+    of_prompts = [members[0] for members in tossed]
+    assert set(of_prompts) == {(False, False), (False, True), (True, False), (True, True)}
+    assert of_prompts != [members[0] for members in coins(shared=True, step=4)]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_probability_of_zero_or_one_leaves_nothing_to_chance(shared: bool) -> None:
+    for noise in (0.0, 1.0):
+        assert {coin for members in coins(shared=shared, noise=noise) for turns in members for coin in turns} == {
+            noise == 1.0
+        }
+
+
+def test_a_callback_is_named_by_its_import_path() -> None:
+    engine = FixedSearch()
+    assert isinstance(load_callback("zs_nemo.rollout.callbacks.EngineSearch", engine), EngineSearch)
+    with pytest.raises(ValueError, match=r"rollout\.callback='no\.such\.Thing' cannot be imported"):
+        load_callback("no.such.Thing", engine)
