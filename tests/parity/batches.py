@@ -1,5 +1,7 @@
 """Batches and a loss for tests of the training workers."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -42,3 +44,13 @@ def make_batch(lengths: list[int], *, vocab_size: int, seed: int = 0, mask_share
         advantages=torch.randn(total, generator=generator),
         generation_logprobs=torch.zeros(total),
     )
+
+
+def with_shared_prefixes(batch: TrainBatch, groups: dict[int, list[int]], *, num_tokens: int) -> TrainBatch:
+    """Return the batch with sequences that begin with the first tokens of another: {sequence: [followers]}."""
+    ids = batch.token_ids.clone()
+    starts = (torch.cumsum(batch.lengths, 0) - batch.lengths).tolist()
+    for leader, followers in groups.items():
+        for follower in followers:
+            ids[starts[follower] : starts[follower] + num_tokens] = ids[starts[leader] : starts[leader] + num_tokens]
+    return replace(batch, token_ids=ids)

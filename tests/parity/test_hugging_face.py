@@ -7,17 +7,18 @@ import torch
 from safetensors.torch import load_file
 
 from tests.parity import hf_oracle
-from tests.parity.batches import TinyLoss, make_batch
+from tests.parity.batches import TinyLoss, make_batch, with_shared_prefixes
 from tests.parity.ranks import make_setup
 from tests.tiny_model import build_tiny_model
-from zs_nemo.training.microbatch import pack, used_lengths
+from zs_nemo.training.microbatch import pack, used_tokens
 from zs_nemo.training.model import named_weights
 from zs_nemo.training.worker import MegatronWorker
 from zs_nemo.weights.llama import rule_for
 
 VOCAB = 515
 # The sequence of two tokens has none under the mask.
-BATCH = make_batch([23, 9, 31, 2, 17, 12], vocab_size=VOCAB)
+# Two groups begin alike, so that some tokens are computed once for several sequences.
+BATCH = with_shared_prefixes(make_batch([23, 9, 31, 2, 17, 12], vocab_size=VOCAB), {0: [2, 4], 1: [5]}, num_tokens=6)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -34,8 +35,10 @@ def worker(folder):
 
 def test_logits_equal_those_of_hugging_face(worker, folder):
     with torch.no_grad(), worker.platform.active():
-        with_loss = BATCH.select([index for index, length in enumerate(used_lengths(BATCH)) if length])
-        ours = worker._model(packed=pack(with_loss, torch.device("cpu")), temperature=1.0, as_logits=True)
+        with_loss = BATCH.select([index for index, tokens in enumerate(used_tokens(BATCH)) if tokens])
+        packed = pack(with_loss, torch.device("cpu"), share_prefixes=True)
+        assert packed.expansion is not None, "no token is shared: the test would say nothing about sharing"
+        ours = worker._model(packed=packed, temperature=1.0, as_logits=True)
         theirs = hf_oracle.masked_logits(hf_oracle.load(folder), BATCH)
     assert theirs.std() > 0.1
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)

@@ -6,14 +6,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.parity.batches import TinyLoss, make_batch
+from tests.parity.batches import TinyLoss, make_batch, with_shared_prefixes
 from tests.parity.ranks import run_on_ranks
 from tests.tiny_model import build_tiny_model
 from zs_nemo.training.worker import MegatronWorker
 
 # An odd vocabulary, so that tensor parallelism pads it.
 VOCAB = 515
-BATCHES = [make_batch([23, 9, 31, 17, 12, 40], vocab_size=VOCAB, seed=seed) for seed in range(2)]
+# Some sequences begin alike; whether they meet in a micro-batch depends on the layout.
+BATCHES = [
+    with_shared_prefixes(
+        make_batch([23, 9, 31, 17, 12, 40], vocab_size=VOCAB, seed=seed), {0: [1, 2], 3: [4]}, num_tokens=7
+    )
+    for seed in range(2)
+]
 # One sequence: under data parallelism the other rank has no micro-batch.
 LONE = make_batch([30], vocab_size=VOCAB, seed=7)
 LAYOUTS = {

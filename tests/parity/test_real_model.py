@@ -38,7 +38,9 @@ def test_logits_of_the_real_model_equal_those_of_hugging_face(batch):
     try:
         with torch.no_grad(), worker.platform.active():
             # One sequence at a time, as the oracle does: the matrix products of a longer row are rounded differently.
-            rows = [pack(batch.select([index]), torch.device("cpu")) for index in range(len(TEXTS))]
+            rows = [
+                pack(batch.select([index]), torch.device("cpu"), share_prefixes=True) for index in range(len(TEXTS))
+            ]
             ours = torch.cat([worker._model(packed=row, temperature=1.0, as_logits=True) for row in rows])
         logprobs = worker.logprobs(batch)[batch.loss_mask]
     finally:

@@ -98,7 +98,7 @@ class CurriculumConfig:
     """b; larger values keep the noise low for longer. 1 means linear, the limit of the formula."""
     shared_coins: bool = False
     """Toss one coin for all samples of a prompt, turn by turn, so that luck stays out of their comparison; false tosses
-    one for every query, as published."""
+    one for every query, as published. Shared, a group that meets noise is won by who guesses instead of searching."""
 
     def __post_init__(self) -> None:
         for name in ("start_noise", "end_noise"):

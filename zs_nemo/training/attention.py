@@ -19,6 +19,10 @@ class PackedRow(PackedSeqParams):
     cos: Tensor | None = None
     """[T, 1, d / 2]: of the rotary angles, which start anew in each sequence"""
     sin: Tensor | None = None
+    expansion: Tensor | None = None
+    """[E]: the sequences end to end as indices of tokens, where tokens are shared; see ``PackedTokens``"""
+    first_uses: Tensor | None = None
+    """[T]: the place in ``expansion`` from which a shared token's output is taken"""
 
 
 class SegmentAttention(torch.nn.Module):
@@ -44,12 +48,16 @@ class SegmentAttention(torch.nn.Module):
         row = packed_seq_params
         assert row.seqlens is not None and row.cos is not None and row.sin is not None
         query, key = rotary(query, row.cos, row.sin), rotary(key, row.cos, row.sin)
+        if row.expansion is not None:
+            # Attention alone sees every sequence whole; it is a small part of the work.
+            query, key, value = (x.index_select(0, row.expansion) for x in (query, key, value))
         group = query.shape[1] // key.shape[1]
         # The CPU's flash kernel takes no grouped queries; repeating the few key/value heads is cheaper than its
         # fallback, which builds the whole attention matrix.
         key, value = (x.repeat_interleave(group, dim=1) if group > 1 else x for x in (key, value))
         segments = zip(*(x.split(row.seqlens) for x in (query, key, value)), strict=True)
-        return torch.cat([self._attend(*segment) for segment in segments])
+        out = torch.cat([self._attend(*segment) for segment in segments])
+        return out if row.first_uses is None else out.index_select(0, row.first_uses)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))

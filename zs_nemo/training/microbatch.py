@@ -1,7 +1,13 @@
-"""Cuts a batch into packed micro-batches, balanced over the data-parallel ranks. Pure functions."""
+"""Cuts a batch into packed micro-batches, balanced over the data-parallel ranks. Pure functions.
+
+Samples of one prompt begin alike, and so do all prompts of one template. A token whose whole prefix stands in another
+sequence too has the same hidden states there: it is computed once, and the gradients of all its uses add up.
+"""
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -11,12 +17,27 @@ from zs_nemo.types.batch import TrainBatch
 
 @dataclass(frozen=True, kw_only=True)
 class PackedTokens:
-    """The model's input for one micro-batch: sequences end to end, without padding."""
+    """The model's input for one micro-batch: T distinct tokens of B sequences, without padding.
+
+    Example, two sequences that begin with the same two tokens::
+
+        sequences    [7 8 9] [7 8 5]
+        input_ids    [7 8 9 5]
+        position_ids [0 1 2 2]
+        expansion    [0 1 2 0 1 3]
+        first_uses   [0 1 2 5]
+    """
 
     input_ids: Tensor
-    """int64 [T]: each sequence up to the token before its last masked one; nothing later can matter."""
+    """int64 [T]: of each sequence what comes before its last masked token; nothing later can matter."""
+    position_ids: Tensor
+    """int64 [T]: how many tokens stand before it in its sequences."""
+    expansion: Tensor | None
+    """int64 [E]: the sequences end to end, as indices into ``input_ids``; None if no token is shared."""
+    first_uses: Tensor | None
+    """int64 [T]: where in ``expansion`` each token first stands; None if no token is shared."""
     cu_seqlens: Tensor
-    """int32 [B + 1]: where each sequence starts, and the end."""
+    """int32 [B + 1]: where each sequence starts in ``expansion``, and the end."""
     max_seqlen: int
     output_positions: Tensor
     """int64 [N]: positions in ``input_ids`` that predict the N masked tokens, in the order of the batch."""
@@ -29,29 +50,100 @@ class PackedTokens:
         return (self.cu_seqlens[1:] - self.cu_seqlens[:-1]).tolist()
 
 
-def used_lengths(batch: TrainBatch) -> list[int]:
-    """Return, for each sequence, how many of its tokens are model input: those before its last masked token.
+class _PrefixTree:
+    """Sequences as paths from a root: what two of them begin with is one path."""
 
-    0 for a sequence without a masked token: it is not computed at all.
+    def __init__(self) -> None:
+        self._children: dict[tuple[int, int], int] = {}
+        self.tokens: list[int] = []
+        self.depths: list[int] = []
+
+    def add(self, sequence: Sequence[int]) -> list[int]:
+        """Return the nodes of the sequence; those that are new are added."""
+        node, path = -1, []
+        for depth, token in enumerate(sequence):
+            node = self._children.setdefault((node, token), len(self.tokens))
+            if node == len(self.tokens):
+                self.tokens.append(token)
+                self.depths.append(depth)
+            path.append(node)
+        return path
+
+    def num_known(self, sequence: Sequence[int]) -> int:
+        """Return how many of the sequence's first tokens are there already."""
+        node = -1
+        for depth, token in enumerate(sequence):
+            child = self._children.get((node, token))
+            if child is None:
+                return depth
+            node = child
+        return len(sequence)
+
+
+def used_tokens(batch: TrainBatch) -> list[list[int]]:
+    """Return, for each sequence, the tokens that are model input: those before its last masked token.
+
+    None for a sequence without a masked token: it is not computed at all.
     """
     starts = torch.cumsum(batch.lengths, 0) - batch.lengths
     positions = torch.nonzero(batch.loss_mask).flatten()
     owner = torch.searchsorted(starts, positions, right=True) - 1
     last = torch.zeros(batch.num_sequences, dtype=torch.int64)
     last.scatter_reduce_(0, owner, positions - starts[owner], reduce="amax")
-    return last.tolist()
+    ends = (starts + last).tolist()
+    return [batch.token_ids[start:end].tolist() for start, end in zip(starts.tolist(), ends, strict=True)]
 
 
-def plan_microbatches(lengths: list[int], *, num_ranks: int, max_tokens: int) -> list[list[list[int]]]:
-    """Return for each rank its micro-batches, each a list of indices into ``lengths``.
+def num_computed(sequences: Sequence[Sequence[int]], *, share_prefixes: bool) -> int:
+    """Return how many tokens a micro-batch of these sequences makes the model compute."""
+    if not share_prefixes:
+        return sum(map(len, sequences))
+    tree = _PrefixTree()
+    for sequence in sequences:
+        tree.add(sequence)
+    return len(tree.tokens)
 
-    Every index with a positive length appears once. Ranks get about the same number of tokens; so do the
-    micro-batches of one rank, none above ``max_tokens`` unless it holds a single sequence. A rank may get none. The
-    plan depends on the arguments alone, so every rank can make it for itself.
+
+def plan_microbatches(
+    sequences: Sequence[Sequence[int]], *, num_ranks: int, max_tokens: int, share_prefixes: bool
+) -> list[list[list[int]]]:
+    """Return for each rank its micro-batches, each a list of indices into ``sequences``.
+
+    Every sequence that is not empty appears once. Ranks get about the same number of tokens to compute; so do the
+    micro-batches of one rank, none above ``max_tokens`` unless it holds a single sequence. A rank may get none.
+    Neighbours stay together where that keeps the ranks even: they may begin alike. The plan depends on the arguments
+    alone, so every rank can make it for itself.
     """
-    indices = [index for index, length in enumerate(lengths) if length > 0]
-    shares = _spread(indices, lengths, num_ranks)
-    return [_fill(share, lengths, max_tokens) for share in shares]
+    indices = [index for index, sequence in enumerate(sequences) if sequence]
+    total = num_computed([sequences[index] for index in indices], share_prefixes=share_prefixes)
+    runs, costs = _runs(indices, sequences, min(max_tokens, -(-total // (2 * num_ranks))), share_prefixes)
+    shares = _spread(list(range(len(runs))), costs, num_ranks)
+    return [
+        [sorted(index for run in members for index in runs[run]) for members in _fill(share, costs, max_tokens)]
+        for share in shares
+    ]
+
+
+def _runs(
+    indices: list[int], sequences: Sequence[Sequence[int]], max_tokens: int, share_prefixes: bool
+) -> tuple[list[list[int]], list[int]]:
+    """Cut the sequences into runs of neighbours of at most ``max_tokens``; return them with what each computes."""
+    runs: list[list[int]] = []
+    costs: list[int] = []
+    tree = _PrefixTree()
+    for index in indices:
+        sequence = sequences[index]
+        num_new = len(sequence) - tree.num_known(sequence)
+        if runs and costs[-1] + num_new <= max_tokens:
+            runs[-1].append(index)
+            costs[-1] += num_new
+        else:
+            runs.append([index])
+            costs.append(len(sequence))
+            tree = _PrefixTree()
+        if share_prefixes:
+            tree.add(sequence)
+    return runs, costs
 
 
 def _spread(indices: list[int], lengths: list[int], num_bins: int) -> list[list[int]]:
@@ -77,22 +169,44 @@ def _fill(share: list[int], lengths: list[int], max_tokens: int) -> list[list[in
     raise AssertionError("one sequence a micro-batch always fits")
 
 
-def pack(batch: TrainBatch, device: torch.device) -> PackedTokens:
+def pack(batch: TrainBatch, device: torch.device, *, share_prefixes: bool) -> PackedTokens:
     """Lay out a micro-batch for the model. Every sequence must have a masked token."""
-    kept = used_lengths(batch)
-    assert min(kept) > 0, "a sequence without a masked token has no place in a micro-batch"
-    starts = (torch.cumsum(batch.lengths, 0) - batch.lengths).tolist()
-    pieces = [batch.token_ids[start : start + length] for start, length in zip(starts, kept, strict=True)]
-    offsets = torch.zeros(len(kept) + 1, dtype=torch.int64)
-    offsets[1:] = torch.cumsum(torch.tensor(kept), 0)
+    sequences = used_tokens(batch)
+    assert all(sequences), "a sequence without a masked token has no place in a micro-batch"
+    lengths = [len(sequence) for sequence in sequences]
+    offsets = torch.tensor([0, *accumulate(lengths)])
+    starts = torch.cumsum(batch.lengths, 0) - batch.lengths
     masked = torch.nonzero(batch.loss_mask).flatten()
-    owner = torch.searchsorted(torch.tensor(starts), masked, right=True) - 1
-    # A token at position p of its sequence is predicted at p - 1, which lies `offset` further into the packed row.
-    output_positions = masked - torch.tensor(starts)[owner] - 1 + offsets[owner]
+    owner = torch.searchsorted(starts, masked, right=True) - 1
+    # A token at position p of its sequence is predicted at p - 1.
+    predicted_at = masked - starts[owner] - 1 + offsets[owner]
+    expansion: Tensor | None = None
+    first_uses: Tensor | None = None
+    if share_prefixes and num_computed(sequences, share_prefixes=True) < offsets[-1]:
+        input_ids, position_ids, expansion, first_uses = _shared(sequences, device)
+        predicted_at = expansion.cpu()[predicted_at]
+    else:
+        input_ids = torch.tensor([token for sequence in sequences for token in sequence])
+        position_ids = torch.cat([torch.arange(length) for length in lengths])
     return PackedTokens(
-        input_ids=torch.cat(pieces).to(device),
+        input_ids=input_ids.to(device),
+        position_ids=position_ids.to(device),
+        expansion=expansion,
+        first_uses=first_uses,
         cu_seqlens=offsets.to(device=device, dtype=torch.int32),
-        max_seqlen=max(kept),
-        output_positions=output_positions.to(device),
+        max_seqlen=max(lengths),
+        output_positions=predicted_at.to(device),
         targets=batch.token_ids[masked].to(device),
     )
+
+
+def _shared(sequences: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return ``input_ids``, ``position_ids``, ``expansion`` and ``first_uses`` with every prefix laid out once."""
+    tree = _PrefixTree()
+    nodes = [node for sequence in sequences for node in tree.add(sequence)]
+    # Of a node's uses the first one stays: the later ones were written before it.
+    place_of = {node: place for place, node in reversed(list(enumerate(nodes)))}
+    first_uses = [place_of[node] for node in range(len(tree.tokens))]
+    lists = (tree.tokens, tree.depths, nodes, first_uses)
+    input_ids, position_ids, expansion, places = (torch.tensor(values, device=device) for values in lists)
+    return input_ids, position_ids, expansion, places

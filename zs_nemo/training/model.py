@@ -69,9 +69,8 @@ class PackedGptModel(GPTModel):
 
     def _prepare_rotary(self, row: PackedRow, packed: PackedTokens, angles: Tensor) -> None:
         """Leave the rotation to ``SegmentAttention``, with the cosines of all layers computed once."""
-        row.seqlens = packed.seqlens
-        half = angles[:, 0, :, : angles.shape[-1] // 2]
-        of_tokens = torch.cat([half[:length] for length in row.seqlens])
+        row.seqlens, row.expansion, row.first_uses = packed.seqlens, packed.expansion, packed.first_uses
+        of_tokens = angles[:, 0, :, : angles.shape[-1] // 2].index_select(0, packed.position_ids)
         row.cos, row.sin = of_tokens.cos().to(self.config.params_dtype), of_tokens.sin().to(self.config.params_dtype)
 
 
@@ -125,12 +124,21 @@ def _layer_spec(num_layers: int, *, use_transformer_engine: bool) -> ModuleSpec 
     return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RmsNorm)
 
 
+def shares_prefixes(device: torch.device) -> bool:
+    """Whether the model computes tokens with the same prefix once: its own attention does, Transformer Engine's not."""
+    return not _uses_transformer_engine(device)
+
+
+def _uses_transformer_engine(device: torch.device) -> bool:
+    return bool(HAVE_TE) and device.type == "cuda"
+
+
 def build_model(llama: LlamaConfig, policy: PolicyConfig, device: torch.device) -> torch.nn.Module:
     """Build this rank's part of the model, with weights still to be loaded.
 
     In bf16 the result is megatron-core's half-precision wrapper, whose ``module`` is the ``PackedGptModel``.
     """
-    use_te = HAVE_TE and device.type == "cuda"
+    use_te = _uses_transformer_engine(device)
     config = transformer_config(llama, policy, fused=use_te)
     ranks = policy.tensor_model_parallel_size
     model = PackedGptModel(

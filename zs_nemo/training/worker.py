@@ -19,8 +19,8 @@ from torch import Tensor
 from zs_nemo.config.policy import OptimConfig, PolicyConfig
 from zs_nemo.training import checkpoint
 from zs_nemo.training.metrics import MetricSums
-from zs_nemo.training.microbatch import pack, plan_microbatches, used_lengths
-from zs_nemo.training.model import build_model, iterate_hf, load_hf
+from zs_nemo.training.microbatch import pack, plan_microbatches, used_tokens
+from zs_nemo.training.model import build_model, iterate_hf, load_hf, shares_prefixes
 from zs_nemo.training.optimizer import PolicyOptimizer
 from zs_nemo.training.platform import Platform, on_platform
 from zs_nemo.types.batch import TrainBatch
@@ -59,6 +59,7 @@ class MegatronWorker:
     def __init__(self, setup: WorkerSetup) -> None:
         self.setup = setup
         self.platform = Platform(use_gpu=setup.use_gpu, rank=setup.rank)
+        self._share_prefixes = shares_prefixes(self.platform.device)
         self._folder = resolve_model(setup.model_path)
         self._llama = LlamaConfig.from_folder(self._folder)
         policy = setup.policy
@@ -178,7 +179,10 @@ class MegatronWorker:
     def _my_microbatches(self, batch: TrainBatch) -> list[list[int]]:
         """Return this rank's micro-batches as lists of sequences; the same cut for every pass over the batch."""
         plan = plan_microbatches(
-            used_lengths(batch), num_ranks=self._dp_size, max_tokens=self.setup.policy.train_mb_tokens
+            used_tokens(batch),
+            num_ranks=self._dp_size,
+            max_tokens=self.setup.policy.train_mb_tokens,
+            share_prefixes=self._share_prefixes,
         )
         return plan[self._dp_rank]
 
@@ -192,7 +196,8 @@ class MegatronWorker:
 
         def forward_step(indices: Iterator[int], stage: torch.nn.Module) -> tuple[Tensor, Callable[[Tensor], Any]]:
             index = next(indices)
-            outputs = stage(packed=pack(parts[index], self.platform.device), temperature=self.setup.temperature)
+            packed = pack(parts[index], self.platform.device, share_prefixes=self._share_prefixes)
+            outputs = stage(packed=packed, temperature=self.setup.temperature)
             return outputs, lambda tensor: (consume(index, tensor), torch.zeros((), dtype=torch.int), {})
 
         get_forward_backward_func()(
