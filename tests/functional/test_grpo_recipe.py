@@ -32,6 +32,7 @@ def overrides(tiny_model: Path, folder: Path, name: str) -> list[str]:
         "policy.global_batch_size=6",
         "trainer.max_steps=5",
         "curriculum.start_noise=0.5",
+        "curriculum.end_noise=0.9",
         "rollout.num_prompts_per_step=4",
         "rollout.num_generations_per_prompt=3",
         "rollout.max_turn_tokens=48",
@@ -145,7 +146,7 @@ def test_engine_and_trainer_agree_on_the_sampled_tokens_in_every_step(whole_run)
 
 def test_noise_follows_the_curriculum(whole_run):
     noise = [row["curriculum/noise"] for row in steps_of(whole_run[0])]
-    assert noise == pytest.approx([0.5] * 5)
+    assert noise == pytest.approx([0.5 + (4 ** (step / 5) - 1) / (4 - 1) * (0.9 - 0.5) for step in range(5)])
 
 
 def test_a_killed_run_resumes_with_the_same_prompts_coins_and_seeds_and_leaves_no_process(

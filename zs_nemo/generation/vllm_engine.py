@@ -69,9 +69,12 @@ class VllmEngine:
             if not await self._llm.reset_prefix_cache():
                 raise RuntimeError(f"{self.setup.name}: the prefix cache of the old weights could not be dropped")
 
-    async def set_threads(self, num_threads: int) -> None:
-        """Compute with ``num_threads`` threads from now on, at most one per core. On CPU only."""
-        await self._llm.collective_rpc("set_threads", args=(num_threads,))
+    async def set_threads(self, num_threads: int) -> list[int]:
+        """Compute with ``num_threads`` threads from now on, at most one per core; return the number by rank.
+
+        On CPU only.
+        """
+        return list(await self._llm.collective_rpc("set_threads", args=(num_threads,)))
 
     async def shutdown(self) -> None:
         """End vLLM's processes. The engine is of no use afterwards."""

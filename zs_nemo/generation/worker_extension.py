@@ -26,12 +26,13 @@ class WorkerExtension:
         _repack_tied_layers(self.model_runner.get_model())
         return len(names)
 
-    def set_threads(self, num_threads: int) -> None:
-        """Set the number of compute threads of this process, at most one per core."""
+    def set_threads(self, num_threads: int) -> int:
+        """Set the number of compute threads of this process, at most one per core; return what it is now."""
         import torch
 
         # vLLM replaces torch.set_num_threads by a warning, for workers whose threads are bound to cores; ours are not.
         torch._C.set_num_threads(min(num_threads, len(os.sched_getaffinity(0))))
+        return torch.get_num_threads()
 
 
 def _repack_tied_layers(model: Any) -> None:
