@@ -65,12 +65,13 @@ class EnginePool:
 
     @contextlib.contextmanager
     def threads(self, num_threads: int, afterwards: int) -> Iterator[None]:
-        """Let every engine compute with ``num_threads`` CPU threads while open, then with ``afterwards``."""
+        """Let every engine compute with ``num_threads`` CPU threads while open, then with ``afterwards``.
+
+        After an error nothing is set back: the run ends, and a dead engine's refusal would hide why.
+        """
         self._call_all("set_threads", num_threads)
-        try:
-            yield
-        finally:
-            self._call_all("set_threads", afterwards)
+        yield
+        self._call_all("set_threads", afterwards)
 
     def _call_all(self, method: str, *arguments: Any) -> None:
         roles = [engine.role for engine in self._engines]

@@ -179,6 +179,7 @@ def _check_failure_budget(trajectories: list[Trajectory], max_share: float) -> N
     calls = failed + sum(trajectory.num_searches for trajectory in trajectories)
     if failed > max_share * calls:
         raise SearchBudgetExceeded(
-            f"{failed} of {calls} search calls brought nothing within rollout.search_deadline_s, more than "
-            f"rollout.search_max_failure_share={max_share:g} allows; look at the engine's log, or raise either setting"
+            f"{failed} of {calls} search calls brought nothing, in time or at all, more than "
+            f"rollout.search_max_failure_share={max_share:g} allows; look at the engine's log, or raise it or "
+            "rollout.search_deadline_s"
         )

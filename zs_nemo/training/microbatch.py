@@ -182,17 +182,19 @@ def pack(batch: TrainBatch, device: torch.device, *, share_prefixes: bool) -> Pa
     predicted_at = masked - starts[owner] - 1 + offsets[owner]
     expansion: Tensor | None = None
     first_uses: Tensor | None = None
-    if share_prefixes and num_computed(sequences, share_prefixes=True) < offsets[-1]:
-        input_ids, position_ids, expansion, first_uses = _shared(sequences, device)
-        predicted_at = expansion.cpu()[predicted_at]
+    if share_prefixes:
+        input_ids, position_ids, expansion, first_uses = _shared(sequences)
+        predicted_at = expansion[predicted_at]
+        if input_ids.numel() == expansion.numel():  # Nothing is shared: both would change nothing.
+            expansion = first_uses = None
     else:
         input_ids = torch.tensor([token for sequence in sequences for token in sequence])
         position_ids = torch.cat([torch.arange(length) for length in lengths])
     return PackedTokens(
         input_ids=input_ids.to(device),
         position_ids=position_ids.to(device),
-        expansion=expansion,
-        first_uses=first_uses,
+        expansion=None if expansion is None else expansion.to(device),
+        first_uses=None if first_uses is None else first_uses.to(device),
         cu_seqlens=offsets.to(device=device, dtype=torch.int32),
         max_seqlen=max(lengths),
         output_positions=predicted_at.to(device),
@@ -200,13 +202,11 @@ def pack(batch: TrainBatch, device: torch.device, *, share_prefixes: bool) -> Pa
     )
 
 
-def _shared(sequences: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _shared(sequences: list[list[int]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return ``input_ids``, ``position_ids``, ``expansion`` and ``first_uses`` with every prefix laid out once."""
     tree = _PrefixTree()
     nodes = [node for sequence in sequences for node in tree.add(sequence)]
     # Of a node's uses the first one stays: the later ones were written before it.
     place_of = {node: place for place, node in reversed(list(enumerate(nodes)))}
     first_uses = [place_of[node] for node in range(len(tree.tokens))]
-    lists = (tree.tokens, tree.depths, nodes, first_uses)
-    input_ids, position_ids, expansion, places = (torch.tensor(values, device=device) for values in lists)
-    return input_ids, position_ids, expansion, places
+    return torch.tensor(tree.tokens), torch.tensor(tree.depths), torch.tensor(nodes), torch.tensor(first_uses)

@@ -24,7 +24,7 @@ class Status(Enum):
     no_action = "the policy ended its text, or a turn, without a search or an answer"
     turn_cut = "a turn reached rollout.max_turn_tokens before it closed a tag"
     turn_limit = "rollout.max_turns were used without an answer"
-    search_failed = "a search brought nothing within its deadline; the trajectory is not trained on"
+    search_failed = "a search brought nothing, in time or at all; the trajectory is not trained on"
     sequence_limit = "the next turn or documents would not fit into rollout.max_sequence_tokens"
 
 
