@@ -11,9 +11,9 @@ from zs_nemo.types.loss import TokenLoss
 
 def load(folder: Path, dtype: torch.dtype = torch.float32):
     """Return the model with eager attention, which shares no kernel with ours."""
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    return LlamaForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
 
 
 def masked_logits(model, batch: TrainBatch) -> Tensor:

@@ -11,7 +11,7 @@ from tests.parity.batches import TinyLoss
 from zs_nemo.config.policy import OptimConfig, PolicyConfig, Precision
 from zs_nemo.training.worker import MegatronWorker, WorkerSetup
 
-__all__ = ["TinyLoss", "free_port", "make_setup", "run_on_ranks"]
+__all__ = ["TinyLoss", "free_port", "make_setup", "run_cases_on_ranks", "run_on_ranks"]
 
 
 def free_port() -> int:
@@ -57,3 +57,33 @@ def _one_rank(rank: int, setups: list[WorkerSetup], scenario: Callable[..., Any]
     worker = MegatronWorker(setups[rank])
     torch.save(scenario(worker, *args), folder / f"{rank}.pt")
     worker.shutdown()
+
+
+def run_cases_on_ranks(
+    ranks: int, scenario: Callable[..., Any], folder: Path, cases: dict[str, tuple[Path, dict[str, Any], tuple]]
+) -> dict[str, list[Any]]:
+    """Do as ``run_on_ranks`` for each case of (model, policy, arguments), one after another in the same processes.
+
+    Starting processes takes longer than what tiny models do in them.
+    """
+    setups = {}
+    for name, (model, policy, _) in cases.items():
+        port = free_port()
+        setups[name] = [make_setup(model, rank=rank, ranks=ranks, port=port, **policy) for rank in range(ranks)]
+    arguments = {name: args for name, (_, _, args) in cases.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.multiprocessing.spawn(_one_rank_of_cases, (setups, scenario, folder, arguments), nprocs=ranks)
+    results = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
+    return {name: [result[name] for result in results] for name in cases}
+
+
+def _one_rank_of_cases(
+    rank: int, setups: dict[str, list[WorkerSetup]], scenario: Callable[..., Any], folder: Path, arguments: dict
+) -> None:
+    torch.set_num_threads(1)
+    results = {}
+    for name, of_ranks in setups.items():
+        worker = MegatronWorker(of_ranks[rank])
+        results[name] = scenario(worker, *arguments[name])
+        worker.shutdown()
+    torch.save(results, folder / f"{rank}.pt")

@@ -13,7 +13,6 @@ from tests.tiny_model import build_tiny_model
 from zs_nemo.training.microbatch import pack, used_tokens
 from zs_nemo.training.model import named_weights
 from zs_nemo.training.worker import MegatronWorker
-from zs_nemo.weights.llama import rule_for
 
 VOCAB = 515
 # The sequence of two tokens has none under the mask.
@@ -58,7 +57,7 @@ def test_gradients_equal_those_of_hugging_face(worker, folder):
     metrics = worker.train_step(BATCH, loss)
     compared = 0
     for name, parameter in named_weights(worker._model):
-        rule = rule_for(worker._llama, name)
+        rule = worker._architecture.rule_for(name)
         for hf_name, ours in zip(rule.hf_names, rule.to_hf([parameter.main_grad]), strict=True):
             torch.testing.assert_close(
                 ours, theirs[hf_name], atol=1e-6, rtol=1e-4, msg=lambda m, n=hf_name: f"{n}: {m}"

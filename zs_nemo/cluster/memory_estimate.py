@@ -7,7 +7,7 @@ from zs_nemo.config.grpo import GrpoRecipeConfig
 from zs_nemo.config.policy import Precision
 from zs_nemo.generation.checkpoint_names import num_parameters
 from zs_nemo.generation.engine_setup import EngineSetup
-from zs_nemo.weights.llama import LlamaConfig
+from zs_nemo.weights.families import read_architecture
 
 _GIB = 2**30
 _DRIVER_AND_RAY = 1.5 * _GIB
@@ -47,7 +47,7 @@ def _engine_bytes(setup: EngineSetup) -> int:
 
 
 def _rank_bytes(cfg: GrpoRecipeConfig, layout: Layout) -> int:
-    policy, model = cfg.policy, LlamaConfig.from_folder(layout.policy_folder)
+    policy, model = cfg.policy, read_architecture(layout.policy_folder)
     model_ranks = policy.tensor_model_parallel_size * policy.pipeline_model_parallel_size
     data_parallel = layout.num_ranks // model_ranks
     width = 2 if policy.precision is Precision.bf16 else 4

@@ -12,7 +12,9 @@ import psutil
 from zs_nemo.cluster.memory_estimate import estimate_memory, weight_bytes
 from zs_nemo.cluster.setups import Layout
 from zs_nemo.config.grpo import GrpoRecipeConfig
-from zs_nemo.weights.llama import LlamaConfig
+from zs_nemo.config.policy import PolicyConfig
+from zs_nemo.weights.families import read_architecture
+from zs_nemo.weights.hf_folder import HfTensors
 
 _LOGGER = logging.getLogger(__name__)
 _SHM = Path("/dev/shm")
@@ -20,11 +22,8 @@ _OBJECT_STORE_BYTES = 512 * 2**20
 
 
 def check(cfg: GrpoRecipeConfig, layout: Layout) -> None:
-    """Check layouts and, for a run on this machine, its port, memory and shared memory."""
-    LlamaConfig.from_folder(layout.policy_folder).check_layout(
-        tensor_parallel=cfg.policy.tensor_model_parallel_size,
-        pipeline_parallel=cfg.policy.pipeline_model_parallel_size,
-    )
+    """Check the policy's model, layouts and, for a run on this machine, its port, memory and shared memory."""
+    check_policy_model(cfg.policy, layout.policy_folder)
     check_engine_layout("generation.tensor_model_parallel_size", layout.policy_engines[0].model_path, cfg.generation)
     if layout.simulator_engines:
         check_engine_layout("search.tensor_model_parallel_size", layout.simulator_engines[0].model_path, cfg.search)
@@ -36,6 +35,18 @@ def check(cfg: GrpoRecipeConfig, layout: Layout) -> None:
     if not layout.use_gpu:
         check_memory(cfg, layout, psutil.virtual_memory().available)
         warn_of_too_few_cores(cfg, len(os.sched_getaffinity(0)))
+
+
+def check_policy_model(policy: PolicyConfig, folder: Path) -> None:
+    """Raise unless the ranks can be built from the folder: its architecture, its tensors, the cut over ranks."""
+    architecture = read_architecture(folder)
+    architecture.check_layout(
+        tensor_parallel=policy.tensor_model_parallel_size,
+        pipeline_parallel=policy.pipeline_model_parallel_size,
+        layers_in_first_stage=policy.num_layers_in_first_pipeline_stage,
+        layers_in_last_stage=policy.num_layers_in_last_pipeline_stage,
+    )
+    architecture.check_tensors(HfTensors(folder))
 
 
 def check_engine_layout(setting: str, model_path: str, settings: object) -> None:

@@ -56,6 +56,10 @@ class PolicyConfig:
     precision: Precision = Precision.bf16
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
+    num_layers_in_first_pipeline_stage: int | None = None
+    """Layers of the first stage; the stages for which no number is given share the others evenly."""
+    num_layers_in_last_pipeline_stage: int | None = None
+    """Layers of the last stage, which also projects onto the vocabulary."""
     train_mb_tokens: int = 1024
     """Token budget of one packed micro-batch on one data-parallel rank; a longer sequence gets one of its own."""
     global_batch_size: int = 64
@@ -78,6 +82,13 @@ class PolicyConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"policy.{name}={getattr(self, name)} must be at least 1")
+        for name in ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"):
+            number = getattr(self, name)
+            if number is not None and (number < 1 or self.pipeline_model_parallel_size == 1):
+                raise ValueError(
+                    f"policy.{name}={number} must be at least 1 and needs policy.pipeline_model_parallel_size > 1, "
+                    f"which is {self.pipeline_model_parallel_size}; set policy.{name}=null for stages of equal size"
+                )
         if self.stochastic_rounding and self.pipeline_model_parallel_size > 1:
             raise ValueError(
                 "policy.stochastic_rounding=true needs policy.pipeline_model_parallel_size=1: the stages' copies of a "

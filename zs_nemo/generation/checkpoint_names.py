@@ -4,6 +4,8 @@ import json
 import math
 from pathlib import Path
 
+from zs_nemo.weights.hf_folder import is_rotary_buffer
+
 _HEADER_LENGTH_BYTES = 8
 
 
@@ -31,9 +33,12 @@ def num_parameters(folder: Path) -> int:
 
 
 def check_same_tensors(expected: dict[str, tuple[int, ...]], file: Path, *, optional: frozenset[str]) -> None:
-    """Raise ``ValueError`` unless ``file`` holds the expected tensors and no others, apart from ``optional`` ones."""
+    """Raise ``ValueError`` unless ``file`` holds the expected tensors and no others.
+
+    ``optional`` ones and rotary frequencies, which an old folder may hold, may be there or not.
+    """
     given = tensor_shapes(file)
-    names_differ = (set(given) ^ set(expected)) - optional
+    names_differ = {name for name in (set(given) ^ set(expected)) - optional if not is_rotary_buffer(name)}
     shapes_differ = {name for name in set(given) & set(expected) if given[name] != expected[name]}
     wrong = sorted(names_differ | shapes_differ)
     if wrong:

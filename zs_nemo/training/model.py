@@ -13,7 +13,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -22,8 +22,9 @@ from zs_nemo.training.attention import PackedRow, SegmentAttention
 from zs_nemo.training.kernels import RmsNorm, SwiGlu
 from zs_nemo.training.microbatch import PackedTokens
 from zs_nemo.training.vocab_parallel import logprobs_and_entropy
+from zs_nemo.weights.architecture import Architecture
 from zs_nemo.weights.hf_folder import HfTensors
-from zs_nemo.weights.llama import Cut, LlamaConfig, ParameterRule, rule_for
+from zs_nemo.weights.parameter_map import Cut, ParameterRule
 
 
 class PackedGptModel(GPTModel):
@@ -74,17 +75,17 @@ class PackedGptModel(GPTModel):
         row.cos, row.sin = of_tokens.cos().to(self.config.params_dtype), of_tokens.sin().to(self.config.params_dtype)
 
 
-def transformer_config(llama: LlamaConfig, policy: PolicyConfig, *, fused: bool) -> TransformerConfig:
+def transformer_config(architecture: Architecture, policy: PolicyConfig, *, fused: bool) -> TransformerConfig:
     """Translate to megatron-core's configuration. ``fused`` switches on kernels that need a GPU."""
     dtype = torch.bfloat16 if policy.precision is Precision.bf16 else torch.float32
     return TransformerConfig(
-        num_layers=llama.num_layers,
-        hidden_size=llama.hidden_size,
-        ffn_hidden_size=llama.intermediate_size,
-        num_attention_heads=llama.num_heads,
-        num_query_groups=llama.num_kv_heads,
-        kv_channels=llama.head_dim,
-        layernorm_epsilon=llama.norm_eps,
+        num_layers=architecture.num_layers,
+        hidden_size=architecture.hidden_size,
+        ffn_hidden_size=architecture.intermediate_size,
+        num_attention_heads=architecture.num_heads,
+        num_query_groups=architecture.num_kv_heads,
+        kv_channels=architecture.head_dim,
+        layernorm_epsilon=architecture.norm_eps,
         normalization="RMSNorm",
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
@@ -94,8 +95,14 @@ def transformer_config(llama: LlamaConfig, policy: PolicyConfig, *, fused: bool)
         bf16=dtype is torch.bfloat16,
         params_dtype=dtype,
         pipeline_dtype=dtype,
+        add_qkv_bias=architecture.family.has_qkv_bias,
+        # Beside the norms this makes megatron-core add up their gradients over the tensor-parallel ranks, of which each
+        # sees its own heads only.
+        qk_layernorm=architecture.family.has_qk_norm,
         tensor_model_parallel_size=policy.tensor_model_parallel_size,
         pipeline_model_parallel_size=policy.pipeline_model_parallel_size,
+        num_layers_in_first_pipeline_stage=policy.num_layers_in_first_pipeline_stage,
+        num_layers_in_last_pipeline_stage=policy.num_layers_in_last_pipeline_stage,
         # Packed rows differ in length, and the schedules exchange shapes only if told so; the dispatcher is never
         # used (there are no experts) but the combination with the default one is refused.
         variable_seq_lengths=True,
@@ -113,15 +120,20 @@ def transformer_config(llama: LlamaConfig, policy: PolicyConfig, *, fused: bool)
     )
 
 
-def _layer_spec(num_layers: int, *, use_transformer_engine: bool) -> ModuleSpec | TransformerBlockSubmodules:
+def _layer_spec(config: TransformerConfig, *, use_transformer_engine: bool) -> ModuleSpec | TransformerBlockSubmodules:
+    """Describe the layers of this pipeline stage."""
     if use_transformer_engine:
-        return get_gpt_layer_with_transformer_engine_spec()
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
     layer = spec.submodules
-    layer.self_attention.submodules.core_attention = SegmentAttention
+    attention = layer.self_attention.submodules
+    attention.core_attention = SegmentAttention
+    if config.qk_layernorm:
+        # megatron-core applies them before the core attention, which rotates: in the order that Qwen3 has.
+        attention.q_layernorm = attention.k_layernorm = RmsNorm
     layer.input_layernorm = layer.pre_mlp_layernorm = RmsNorm
     layer.mlp.submodules.activation_func = SwiGlu
-    return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RmsNorm)
+    return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=RmsNorm)
 
 
 def shares_prefixes(device: torch.device) -> bool:
@@ -133,42 +145,38 @@ def _uses_transformer_engine(device: torch.device) -> bool:
     return bool(HAVE_TE) and device.type == "cuda"
 
 
-def build_model(llama: LlamaConfig, policy: PolicyConfig, device: torch.device) -> torch.nn.Module:
+def build_model(architecture: Architecture, policy: PolicyConfig, device: torch.device) -> torch.nn.Module:
     """Build this rank's part of the model, with weights still to be loaded.
 
     In bf16 the result is megatron-core's half-precision wrapper, whose ``module`` is the ``PackedGptModel``.
     """
     use_te = _uses_transformer_engine(device)
-    config = transformer_config(llama, policy, fused=use_te)
+    config = transformer_config(architecture, policy, fused=use_te)
     ranks = policy.tensor_model_parallel_size
     model = PackedGptModel(
         config=config,
-        transformer_layer_spec=_layer_spec(
-            llama.num_layers // policy.pipeline_model_parallel_size, use_transformer_engine=use_te
-        ),
-        vocab_size=llama.vocab_size + -llama.vocab_size % ranks,
-        max_sequence_length=llama.max_position_embeddings,
+        transformer_layer_spec=_layer_spec(config, use_transformer_engine=use_te),
+        vocab_size=architecture.vocab_size + -architecture.vocab_size % ranks,
+        max_sequence_length=architecture.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
-        share_embeddings_and_output_weights=llama.tied,
+        share_embeddings_and_output_weights=architecture.tied,
         position_embedding_type="rope",
-        rotary_base=llama.rope_theta,
-        rope_scaling=llama.rope_factor is not None,
-        rope_scaling_factor=llama.rope_factor or 1.0,
     ).to(device)
-    model.real_vocab_size = llama.vocab_size
-    _mark_cut_weights(model, llama)
+    model.rotary_pos_emb.inv_freq = architecture.rope.inverse_frequencies(architecture.head_dim).to(device)
+    model.real_vocab_size = architecture.vocab_size
+    _mark_cut_weights(model, architecture)
     return Float16Module(config, model) if config.bf16 else model
 
 
-def _mark_cut_weights(model: torch.nn.Module, llama: LlamaConfig) -> None:
+def _mark_cut_weights(model: torch.nn.Module, architecture: Architecture) -> None:
     """Say which weights are cut over tensor-parallel ranks.
 
     megatron-core does so only as it initialises weights, which are loaded here. Without the mark the gradient norm
     takes what the other ranks hold for copies, and leaves it out.
     """
     for name, parameter in named_weights(model):
-        cut = rule_for(llama, name).cut
+        cut = architecture.rule_for(name).cut
         if cut is not Cut.whole and not hasattr(parameter, "tensor_model_parallel"):
             dim, stride = int(cut is Cut.columns), 2 if cut is Cut.gate_up else 1
             tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, dim, stride)
@@ -194,32 +202,26 @@ def named_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parame
 
 
 @torch.no_grad()
-def load_hf(model: torch.nn.Module, llama: LlamaConfig, tensors: HfTensors) -> None:
+def load_hf(model: torch.nn.Module, architecture: Architecture, tensors: HfTensors) -> None:
     """Fill every weight of this rank from a Hugging Face folder, tensor by tensor.
 
-    Raises ``ValueError`` when a tensor is missing or has another shape than the configuration says.
+    Raises ``ValueError`` when the folder's tensors are not those of the architecture, before any is read.
     """
+    architecture.check_tensors(tensors)
     rank = parallel_state.get_tensor_model_parallel_rank()
     size = parallel_state.get_tensor_model_parallel_world_size()
-    shapes = llama.hf_shapes()
     for name, parameter in named_weights(model):
-        rule = rule_for(llama, name)
-        sources = [tensors.read(hf_name) for hf_name in rule.hf_names]
-        for hf_name, source in zip(rule.hf_names, sources, strict=True):
-            if tuple(source.shape) != shapes[hf_name]:
-                raise ValueError(
-                    f"tensor {hf_name!r} has shape {tuple(source.shape)} but the model's config.json makes it "
-                    f"{shapes[hf_name]}; give a folder whose weights and configuration belong together"
-                )
-        parameter.copy_(rule.to_megatron(sources, rank, size))
+        rule = architecture.rule_for(name)
+        # Without a name for what is read, it is gone before the next parameter's tensors are.
+        parameter.copy_(rule.to_megatron([tensors.read(hf_name) for hf_name in rule.hf_names], rank, size))
 
 
 @torch.no_grad()
-def iterate_hf(model: torch.nn.Module, llama: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
+def iterate_hf(model: torch.nn.Module, architecture: Architecture) -> Iterator[tuple[str, Tensor]]:
     """Yield the whole model's tensors under their Hugging Face names, on every rank of the first replica.
 
     Collective over that replica (data-parallel rank 0), where every rank must exhaust the iterator; yields nothing
-    elsewhere. At most one layer's tensor is held at a time.
+    elsewhere. The tensors of one parameter are held at a time.
     """
     if parallel_state.get_data_parallel_rank() != 0:
         return
@@ -231,11 +233,18 @@ def iterate_hf(model: torch.nn.Module, llama: LlamaConfig) -> Iterator[tuple[str
         torch.distributed.all_gather_object(names, list(mine), group=parallel_state.get_pipeline_model_parallel_group())
     for stage, stage_names in enumerate(names):
         for name in stage_names:
-            rule = rule_for(llama, name)
-            if name == "output_layer.weight" and llama.tied:
+            rule = architecture.rule_for(name)
+            if name == "output_layer.weight" and architecture.tied:
                 continue
-            whole = _gather_tensor_parallel(rule, mine[name]) if name in mine else None
-            yield from zip(rule.hf_names, _from_stage(whole, stage, rule.hf_names, llama, model), strict=True)
+            yield from zip(rule.hf_names, _whole_tensors(model, architecture, rule, mine.get(name), stage), strict=True)
+
+
+def _whole_tensors(
+    model: torch.nn.Module, architecture: Architecture, rule: ParameterRule, parameter: Tensor | None, stage: int
+) -> list[Tensor]:
+    """Return the Hugging Face tensors of one of the parameters of ``stage``; None is given on the other stages."""
+    tensors = None if parameter is None else _gather_tensor_parallel(rule, parameter)
+    return _from_stage(tensors, stage, rule.hf_names, architecture, model)
 
 
 def _gather_tensor_parallel(rule: ParameterRule, parameter: Tensor) -> list[Tensor]:
@@ -250,7 +259,7 @@ def _gather_tensor_parallel(rule: ParameterRule, parameter: Tensor) -> list[Tens
 
 
 def _from_stage(
-    tensors: list[Tensor] | None, stage: int, names: tuple[str, ...], llama: LlamaConfig, model: torch.nn.Module
+    tensors: list[Tensor] | None, stage: int, names: tuple[str, ...], architecture: Architecture, model: torch.nn.Module
 ) -> list[Tensor]:
     """Hand one stage's tensors to all stages."""
     if parallel_state.get_pipeline_model_parallel_world_size() == 1:
@@ -259,7 +268,7 @@ def _from_stage(
     group = parallel_state.get_pipeline_model_parallel_group()
     if parallel_state.get_pipeline_model_parallel_rank() != stage:
         like = next(unwrap(model).parameters())
-        shapes = llama.hf_shapes()
+        shapes = architecture.hf_shapes()
         tensors = [torch.empty(shapes[name], dtype=like.dtype, device=like.device) for name in names]
     assert tensors is not None
     tensors = [tensor.contiguous() for tensor in tensors]

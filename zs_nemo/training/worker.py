@@ -25,8 +25,8 @@ from zs_nemo.training.optimizer import PolicyOptimizer
 from zs_nemo.training.platform import Platform, on_platform
 from zs_nemo.types.batch import TrainBatch
 from zs_nemo.types.loss import TokenLoss
+from zs_nemo.weights.families import read_architecture
 from zs_nemo.weights.hf_folder import HfTensors, SafetensorsWriter, copy_all_but_weights
-from zs_nemo.weights.llama import LlamaConfig
 from zs_nemo.weights.pretrained import resolve_model
 
 Consume = Callable[[int, Tensor], Tensor]
@@ -61,10 +61,13 @@ class MegatronWorker:
         self.platform = Platform(use_gpu=setup.use_gpu, rank=setup.rank)
         self._share_prefixes = shares_prefixes(self.platform.device)
         self._folder = resolve_model(setup.model_path)
-        self._llama = LlamaConfig.from_folder(self._folder)
+        self._architecture = read_architecture(self._folder)
         policy = setup.policy
-        self._llama.check_layout(
-            tensor_parallel=policy.tensor_model_parallel_size, pipeline_parallel=policy.pipeline_model_parallel_size
+        self._architecture.check_layout(
+            tensor_parallel=policy.tensor_model_parallel_size,
+            pipeline_parallel=policy.pipeline_model_parallel_size,
+            layers_in_first_stage=policy.num_layers_in_first_pipeline_stage,
+            layers_in_last_stage=policy.num_layers_in_last_pipeline_stage,
         )
         with self.platform.active():
             self._join_process_group()
@@ -91,8 +94,8 @@ class MegatronWorker:
     def _build(self) -> None:
         setup = self.setup
         policy = setup.policy
-        inner = build_model(self._llama, policy, self.platform.device)
-        load_hf(inner, self._llama, HfTensors(self._folder))
+        inner = build_model(self._architecture, policy, self.platform.device)
+        load_hf(inner, self._architecture, HfTensors(self._folder))
         config = get_model_config(inner)
         # The loss is divided by the normalizer of the whole batch: gradients are summed, and scaled by nothing.
         config.finalize_model_grads_func = lambda model, _num_tokens, **kw: finalize_model_grads(model, None, **kw)
@@ -106,7 +109,7 @@ class MegatronWorker:
         self._optimizer = PolicyOptimizer(self._model, policy, setup.max_steps, setup.seed)
         self._reference: torch.nn.Module | None = None
         if setup.with_reference:
-            self._reference = build_model(self._llama, policy, self.platform.device).requires_grad_(False)
+            self._reference = build_model(self._architecture, policy, self.platform.device).requires_grad_(False)
             self._copy_policy_to_reference()
 
     # Logprobs
@@ -235,12 +238,12 @@ class MegatronWorker:
     @on_platform
     def load_reference(self, folder: str) -> None:
         """Load the reference from a Hugging Face folder, such as one that ``export_hf`` wrote."""
-        load_hf(self._reference_model(), self._llama, HfTensors(Path(folder)))
+        load_hf(self._reference_model(), self._architecture, HfTensors(Path(folder)))
 
     @on_platform
     def load_policy(self, folder: str) -> None:
         """Load the policy's weights from a Hugging Face folder; master weights follow, Adam's moments stay."""
-        load_hf(self._model.module, self._llama, HfTensors(Path(folder)))
+        load_hf(self._model.module, self._architecture, HfTensors(Path(folder)))
         self._optimizer.megatron.reload_model_params()
 
     @on_platform
@@ -272,9 +275,9 @@ class MegatronWorker:
         return next(self._model.parameters()).dtype
 
     def _write_weights(self, path: Path, dtype: torch.dtype) -> None:
-        tensors = iterate_hf(self._model.module, self._llama)
+        tensors = iterate_hf(self._model.module, self._architecture)
         if self.setup.rank == 0:
-            with SafetensorsWriter(path, self._llama.hf_shapes(), dtype) as writer:
+            with SafetensorsWriter(path, self._architecture.hf_shapes(), dtype) as writer:
                 for name, tensor in tensors:
                     writer.write(name, tensor)
         else:

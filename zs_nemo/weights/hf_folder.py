@@ -18,28 +18,43 @@ class HfTensors:
     """The tensors of a Hugging Face folder, read from its safetensors files when asked for."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._file_of = _tensor_files(folder)
 
     def names(self) -> set[str]:
         """Return the names of all tensors in the folder."""
         return set(self._file_of)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor that is there, from the headers of the files."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for file_name in sorted(set(self._file_of.values())):
+            with safe_open(self.folder / file_name, framework="pt") as file:
+                # An index may list what its files do not hold.
+                held = [name for name in file.keys() if self._file_of.get(name) == file_name]  # noqa: SIM118
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in held}
+        return shapes
+
     def read(self, name: str) -> Tensor:
         """Load one tensor into CPU memory. Raises ``ValueError`` when the folder does not hold it."""
         if name not in self._file_of:
             raise ValueError(
-                f"model folder {self._folder} has no tensor {name!r}, which its config.json calls for; "
+                f"model folder {self.folder} has no tensor {name!r}, which its config.json calls for; "
                 "give a folder whose weights and configuration belong together"
             )
-        with safe_open(self._folder / self._file_of[name], framework="pt") as file:
+        with safe_open(self.folder / self._file_of[name], framework="pt") as file:
             return file.get_tensor(name)
 
 
 def _tensor_files(folder: Path) -> dict[str, str]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return dict(json.loads(index.read_text())["weight_map"])
+        file_of = dict(json.loads(index.read_text())["weight_map"])
+        if absent := sorted({name for name in file_of.values() if not (folder / name).is_file()}):
+            raise ValueError(
+                f"model folder {folder} lacks the files {absent} that {index.name} names; fetch the folder again"
+            )
+        return file_of
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(
@@ -51,6 +66,11 @@ def _tensor_files(folder: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             found |= dict.fromkeys(file.keys(), path.name)
     return found
+
+
+def is_rotary_buffer(name: str) -> bool:
+    """Tell whether a tensor holds rotary frequencies: old folders repeat what their configuration says."""
+    return name.endswith(".rotary_emb.inv_freq")
 
 
 class SafetensorsWriter:

@@ -16,6 +16,7 @@ from zs_nemo.config.experiment import Accelerator
 from zs_nemo.config.grpo import GrpoRecipeConfig
 from zs_nemo.config.policy import Precision
 from zs_nemo.config.search import SimulatedSearchConfig
+from zs_nemo.weights.families import read_architecture
 
 GIB = 2**30
 MODEL = {
@@ -47,7 +48,8 @@ def model(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(MODEL))
-    save_file({"model.embed_tokens.weight": torch.zeros(1000, 1000)}, folder / "model.safetensors")
+    shapes = read_architecture(folder).hf_shapes()
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, folder / "model.safetensors")
     return folder
 
 
@@ -110,6 +112,24 @@ def test_a_tensor_parallel_size_that_does_not_divide_the_heads_names_its_setting
 ) -> None:
     getattr(cfg, group).tensor_model_parallel_size = 2
     with pytest.raises(ValueError, match=rf"{group}\.tensor_model_parallel_size=2 must divide the model's 9 attention"):
+        preflight.check(cfg, derive_layout(cfg))
+
+
+def test_layers_that_the_stages_cannot_share_are_refused_with_the_settings_that_share_them(
+    cfg: GrpoRecipeConfig,
+) -> None:
+    cfg.trainer.devices = cfg.policy.pipeline_model_parallel_size = 3
+    with pytest.raises(ValueError, match=r"num_layers_in_first_pipeline_stage=1 and .*last_pipeline_stage=1, or"):
+        preflight.check(cfg, derive_layout(cfg))
+    cfg.policy.num_layers_in_first_pipeline_stage = cfg.policy.num_layers_in_last_pipeline_stage = 1
+    preflight.check(cfg, derive_layout(cfg))
+
+
+def test_a_folder_with_tensors_that_its_configuration_does_not_call_for_is_refused(
+    cfg: GrpoRecipeConfig, model: Path
+) -> None:
+    save_file({"model.layers.0.self_attn.q_proj.bias": torch.zeros(288)}, model / "more.safetensors")
+    with pytest.raises(ValueError, match=r"has besides model\.layers\.0\.self_attn\.q_proj\.bias"):
         preflight.check(cfg, derive_layout(cfg))
 
 

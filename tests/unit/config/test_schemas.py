@@ -58,8 +58,17 @@ def test_an_unknown_key_is_refused_with_its_name(override):
         ("evaluation.split=train", r"evaluation\.split='train'"),
         ("cluster.master_port=80", r"cluster\.master_port=80"),
         ("policy.optim.betas=[0.9]", r"optim\.betas=\[0\.9\]"),
+        ("policy.num_layers_in_first_pipeline_stage=2", r"needs policy\.pipeline_model_parallel_size > 1, .*=null"),
+        ("policy.num_layers_in_last_pipeline_stage=0", r"num_layers_in_last_pipeline_stage=0 must be at least 1"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_rule(override, message):
     with pytest.raises(ValueError, match=message):
         load(override)
+
+
+def test_stages_of_the_pipeline_may_differ_in_their_layers():
+    assert load().policy.num_layers_in_first_pipeline_stage is None
+    split = ("policy.pipeline_model_parallel_size=2", "policy.num_layers_in_first_pipeline_stage=16")
+    policy = load(*split, "policy.stochastic_rounding=false").policy
+    assert (policy.num_layers_in_first_pipeline_stage, policy.num_layers_in_last_pipeline_stage) == (16, None)

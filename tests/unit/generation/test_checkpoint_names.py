@@ -41,3 +41,8 @@ def test_an_optional_tensor_may_be_there_or_not(tmp_path: Path) -> None:
     for expected in (tensor_shapes(with_head), tensor_shapes(without_head)):
         for file in (with_head, without_head):
             check_same_tensors(expected, file, optional=frozenset({"head"}))
+
+
+def test_rotary_frequencies_of_an_old_folder_need_not_be_in_the_file(tmp_path: Path) -> None:
+    expected = {"x": (2,), "model.layers.0.self_attn.rotary_emb.inv_freq": (4,)}
+    check_same_tensors(expected, write(tmp_path / "w.safetensors", x=(2,)), optional=NONE)

@@ -41,6 +41,17 @@ def test_tensors_are_found_in_one_file_in_several_and_by_an_index(tmp_path):
     assert HfTensors(tmp_path).read("b").tolist() == [0.0]
 
 
+def test_shapes_are_those_of_the_tensors_that_are_there(tmp_path):
+    save_file({"a": torch.ones(1, 3), "other": torch.ones(1)}, tmp_path / "one.safetensors")
+    save_file({"b": torch.zeros(2)}, tmp_path / "two.safetensors")
+    weight_map = {"a": "one.safetensors", "b": "two.safetensors", "promised": "two.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert HfTensors(tmp_path).shapes() == {"a": (1, 3), "b": (2,)}
+    (tmp_path / "two.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"lacks the files \['two\.safetensors'\] .*fetch the folder again"):
+        HfTensors(tmp_path)
+
+
 def test_a_missing_tensor_and_a_folder_without_weights_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"holds no \.safetensors file"):
         HfTensors(tmp_path)
