@@ -1,6 +1,7 @@
 """Every model family against Hugging Face transformers, in float32, whole and cut over ranks."""
 
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +34,8 @@ UNEVEN = {
 }
 # Four processes on two cores are slow: one model takes every difficulty at once.
 FOUR_RANKS = "qwen3, tied"
+# Written by two stages that share an embedding, one pair of them even and one uneven.
+CHECKPOINTS = ("qwen2.5, tied", "qwen3, tied")
 
 
 def logits(worker: MegatronWorker) -> torch.Tensor | None:
@@ -54,18 +57,22 @@ def logits(worker: MegatronWorker) -> torch.Tensor | None:
     return torch.cat(columns, dim=1)[:, :VOCAB]
 
 
-def examine(worker: MegatronWorker) -> dict:
+def examine(worker: MegatronWorker, checkpoint: Path | None = None) -> dict:
     """What a rank computes: its weights as they come back, logits, one update with its gradients, the next update."""
     with torch.no_grad(), worker.platform.active():
         back = {name: tensor.clone() for name, tensor in iterate_hf(worker._model.module, worker._architecture)}
         result = {"back": back, "logits": logits(worker)}
     result["metrics"] = worker.train_step(BATCH, TinyLoss())
     result["gradients"] = {name: weight.main_grad.clone() for name, weight in named_weights(worker._model)}
+    if checkpoint is not None:
+        worker.save_checkpoint(str(checkpoint))
     return result | {"after": continued(worker)}
 
 
-def continued(worker: MegatronWorker) -> dict:
-    """The next update."""
+def continued(worker: MegatronWorker, checkpoint: Path | None = None) -> dict:
+    """The next update, from a checkpoint if one is given."""
+    if checkpoint is not None:
+        worker.load_checkpoint(str(checkpoint))
     logprobs = worker.logprobs(NEXT_BATCH)
     return {"logprobs": logprobs, "metrics": worker.train_step(NEXT_BATCH, TinyLoss())}
 
@@ -78,7 +85,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(models, tmp_path_factory):
-    """Return every rank's results by (layout, model)."""
+    """Return every rank's results by (layout, model), and the folder with the checkpoints by model."""
     folder = tmp_path_factory.mktemp("runs")
     done, cases = {}, {}
     for name, model in models.items():
@@ -87,10 +94,11 @@ def runs(models, tmp_path_factory):
         worker.shutdown()
         split = {**SETTINGS, **PP, **UNEVEN.get(name, {})}
         cases["TP=2", name] = (model, {**SETTINGS, **TP}, ())
-        cases["PP=2", name] = (model, split, ())
+        cases["PP=2", name] = (model, split, (folder / name if name in CHECKPOINTS else None,))
     done |= run_cases_on_ranks(2, examine, folder / "two", cases)
     four = (models[FOUR_RANKS], {**SETTINGS, **TP, **PP, **UNEVEN[FOUR_RANKS]}, ())
     done |= run_cases_on_ranks(4, examine, folder / "four", {("TP=2 PP=2", FOUR_RANKS): four})
+    done["folder"] = folder
     return done
 
 
@@ -155,6 +163,16 @@ def test_the_update_after_next_equals_that_of_one_rank(runs, layout, name):
         torch.testing.assert_close(run["after"]["logprobs"], expected["logprobs"], atol=2e-4, rtol=0)
         for key, value in expected["metrics"].items():
             assert run["after"]["metrics"][key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_checkpoint_of_stages_with_a_shared_embedding_continues_on_one_rank(runs, models, name):
+    worker = MegatronWorker(make_setup(models[name], **SETTINGS))
+    got = continued(worker, runs["folder"] / name)
+    worker.shutdown()
+    expected = runs["PP=2", name][0]["after"]
+    torch.testing.assert_close(got["logprobs"], expected["logprobs"], atol=2e-4, rtol=0)
+    assert got["metrics"]["grad_norm"] == pytest.approx(expected["metrics"]["grad_norm"], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("llama")])

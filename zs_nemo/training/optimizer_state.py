@@ -38,11 +38,15 @@ def _gather(optimizer: DistributedOptimizer) -> dict[Any, Any] | None:
 def _gather_buffer(
     optimizer: DistributedOptimizer, index: int, buckets: list[dict[str, Any]], key: str
 ) -> torch.Tensor | None:
-    """Return one of the three tensors of one buffer, its buckets end to end without their padding."""
+    """Return one of the three tensors of one buffer, its buckets end to end with their padding.
+
+    megatron-core leaves the padding out, but then cuts the parameters out at their places in the padded buffer: all
+    that follow a bucket whose size is rounded up come out wrong. That happens where pipeline stages share an embedding,
+    which gets a bucket of its own.
+    """
     group, buffer = optimizer.data_parallel_group_gloo, optimizer.buffers[index]
     is_first = group.rank() == 0
-    room = buffer.numel_unpadded + max(bucket.grad_data.numel() - bucket.numel_unpadded for bucket in buffer.buckets)
-    whole = torch.empty(room, dtype=torch.float32) if is_first else None
+    whole = torch.empty(buffer.numel, dtype=torch.float32) if is_first else None
     offset = 0
     for bucket, ranges in zip(buffer.buckets, buckets, strict=True):
         size = bucket.grad_data.numel()
@@ -50,11 +54,10 @@ def _gather_buffer(
         for parameter, places in ranges["param_map"].items():
             local = places["gbuf_local"]
             shard[local.start : local.end] = optimizer._get_main_param_and_optimizer_states(parameter)[key].cpu()
-        # A bucket's padding is overwritten by the bucket that follows it.
         parts = None if whole is None else list(whole[offset : offset + size].chunk(group.size()))
         torch.distributed.gather(shard, parts, group=group, group_dst=0)
-        offset += bucket.numel_unpadded
-    return None if whole is None else whole[: buffer.numel_unpadded]
+        offset += size
+    return whole
 
 
 def drop_what_others_own(optimizer: DistributedOptimizer, param_state: dict[int, Any]) -> None:
