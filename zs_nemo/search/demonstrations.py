@@ -5,18 +5,28 @@ held-out fact in any form) holds for the prompts as well.
 """
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
 
 from zs_nemo.qa.facts import FactsWorld
-from zs_nemo.qa.queries import hop_queries, subject_of
+from zs_nemo.qa.queries import bridge_of, hop_queries, subject_of
 from zs_nemo.search.bm25 import query_tokens, tokens
 from zs_nemo.types.question import Question
 
 EXAMPLES_PER_GROUP = 3
 _LONGEST_SYMBOL = 2
+_COMMON_SHARE = 0.3
+"""Share of a fact's documents from which on a word belongs to the fact and not to what it is about."""
+
+
+class Step(Enum):
+    """Which of a question's searches a query is."""
+
+    first = "about what the question names"
+    last = "about what the first search has brought"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +37,27 @@ class Demonstration:
     answer: str
     query: str
     document: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relation:
+    """What is asked of a thing, such as its capital: the words by which a search engine tells it from other facts.
+
+    A real engine that is asked for a name alone returns any of the facts about it.
+    """
+
+    words: frozenset[str]
+    """Terms that its documents and queries share."""
+    rivals: tuple[frozenset[str], ...]
+    """The same of other facts about the same things; none if a name is enough to find the document."""
+
+    def is_asked_for_by(self, terms: frozenset[str]) -> bool:
+        """Whether a query of these terms speaks of this relation, and of no rival more."""
+        if not self.rivals:
+            return True
+        telling = terms - frozenset.intersection(self.words, *self.rivals)
+        score = len(telling & self.words)
+        return score > 0 and all(score >= len(telling & rival) for rival in self.rivals)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +72,19 @@ class DemonstrationGroup:
     questions: tuple[str, ...]
     first: tuple[Demonstration, ...]
     last: tuple[Demonstration, ...]
+    first_relation: Relation
+    last_relation: Relation
 
     def likeness(self, question: str) -> float:
         """Return how much ``question`` is worded like the questions of this group, in [0, 1]."""
         words = _term_set(question)
         return max(len(words & _term_set(own)) / len(words | _term_set(own)) for own in self.questions)
 
-    def asks_about(self, question: str, query: str) -> bool:
+    def names_subject(self, question: str, query: str) -> bool:
         """Whether the query names something that the question names: a country, a city, an element.
 
         What the question names are its words that are no part of the wording that the group has in common. A question
-        without such words is taken to be asked about.
+        without such words is taken to be named.
         """
         others = (_term_set(own) for own in self.questions if own != question)
         named = _term_set(question).difference(*others)
@@ -62,9 +95,18 @@ class DemonstrationGroup:
         """Whether questions of this group need two searches."""
         return self.first != self.last
 
-    def is_first_step(self, question: str, query: str) -> bool:
-        """Whether the query asks about what the question names, rather than about something found out meanwhile."""
-        return self.has_two_steps and self.asks_about(question, query)
+    def step_of(self, question: str, query: str, *, searched_before: bool) -> Step | None:
+        """Return the step of the question that the query asks for; None if a real engine would not answer it.
+
+        The first step, which of a one-step question is the only one, asks something about what the question names. The
+        second asks about something that the question does not name, so it counts only once the policy has searched.
+        """
+        terms = frozenset(query_tokens(query))
+        if self.names_subject(question, query):
+            return Step.first if self.first_relation.is_asked_for_by(terms) else None
+        if self.has_two_steps and searched_before and self.last_relation.is_asked_for_by(terms):
+            return Step.last
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +136,48 @@ def build_demonstrations(world: FactsWorld) -> Demonstrations:
     by_kind: dict[str, list[Question]] = defaultdict(list)
     for question in sorted(world.train, key=lambda q: _draw(q.id)):
         by_kind[question.kind].append(question)
-    groups = tuple(_group(kind, by_kind[kind], world) for kind in sorted(by_kind))
+    facts = {
+        (kind, step): _fact(by_kind[kind], step, world)
+        for kind in sorted(by_kind)
+        for step in range(len(by_kind[kind][0].evidence))
+    }
+    groups = tuple(_group(kind, by_kind[kind], world, facts) for kind in sorted(by_kind))
     topics = {subject_of(question) for question in world.train if len(subject_of(question)) > _LONGEST_SYMBOL}
     return Demonstrations(groups=groups, noisy=_noisy(by_kind, world), topics=tuple(sorted(topics, key=_draw)))
 
 
-def _group(kind: str, questions: Sequence[Question], world: FactsWorld) -> DemonstrationGroup:
+@dataclass(frozen=True, kw_only=True)
+class _Fact:
+    """What one step of one kind of question looks up."""
+
+    kind: str
+    """Of the evidence: two kinds of questions may look up the same documents."""
+    subjects: frozenset[str]
+    words: frozenset[str]
+
+    def relation(self, others: Iterable["_Fact"]) -> Relation:
+        """Return the relation, with those as rivals that are about the same things."""
+        rivals = {
+            other.words
+            for other in others
+            if other.kind != self.kind and 2 * len(self.subjects & other.subjects) > len(self.subjects)
+        }
+        return Relation(words=self.words, rivals=tuple(sorted(rivals, key=sorted)))
+
+
+def _fact(questions: Sequence[Question], step: int, world: FactsWorld) -> _Fact:
+    subjects = frozenset(subject_of(question) if step == 0 else bridge_of(question) for question in questions)
+    counts: Counter[str] = Counter()
+    for question in questions:
+        texts = (world.evidence[question.evidence[step]], *hop_queries(question)[step])
+        counts.update({term for text in texts for term in query_tokens(text)})
+    words = frozenset(term for term, count in counts.items() if count > _COMMON_SHARE * len(questions))
+    return _Fact(kind=questions[0].evidence[step].split("/")[1], subjects=subjects, words=words)
+
+
+def _group(
+    kind: str, questions: Sequence[Question], world: FactsWorld, facts: Mapping[tuple[str, int], _Fact]
+) -> DemonstrationGroup:
     chosen = _different_wordings(questions)[: 2 * EXAMPLES_PER_GROUP]
     steps = len(chosen[0].evidence)
     if steps == 1:
@@ -108,7 +186,14 @@ def _group(kind: str, questions: Sequence[Question], world: FactsWorld) -> Demon
     else:
         first = _examples(chosen[:EXAMPLES_PER_GROUP], 0, world)
         last = _examples(chosen[EXAMPLES_PER_GROUP:], steps - 1, world)
-    return DemonstrationGroup(name=kind, questions=tuple(q.text for q in chosen), first=first, last=last)
+    return DemonstrationGroup(
+        name=kind,
+        questions=tuple(q.text for q in chosen),
+        first=first,
+        last=last,
+        first_relation=facts[kind, 0].relation(facts.values()),
+        last_relation=facts[kind, steps - 1].relation(facts.values()),
+    )
 
 
 def _different_wordings(questions: Sequence[Question]) -> list[Question]:

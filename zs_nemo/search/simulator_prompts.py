@@ -3,7 +3,7 @@
 The fixed part makes the engine's prefix cache useful; what differs between two calls are the last three lines.
 """
 
-from zs_nemo.search.demonstrations import Demonstration, Demonstrations
+from zs_nemo.search.demonstrations import Demonstration, Demonstrations, Step
 
 USEFUL_HEAD = "A search engine returns a one-sentence encyclopedia text that answers the query.\n\n"
 NOISY_HEAD = "A bad search engine returns a one-sentence text about something else than the query.\n\n"
@@ -19,17 +19,17 @@ def useful_prompt(
     It tells the model what it must know to write one: the question and a gold answer. In the first of two steps the
     examples show documents that lead to the answer without it.
 
-    A query that does not ask about the question gets a document about what it asks, and the model sees no answer: a
-    simulator that answers whatever is asked would teach a policy that queries do not matter. The second of two steps
-    asks about something that the question does not name, so it counts only once the policy has ``searched_before``.
+    A query that does not ask for what the question needs, be it that it names something else or nothing but a name,
+    gets a document about what it asks, and the model sees no answer: a simulator that answers whatever is asked would
+    teach a policy that queries do not matter. ``searched_before`` is whether the policy has searched already.
     """
     group = demonstrations.group_for(question)
-    asks_about = group.asks_about(question, query)
-    if not asks_about and not (group.has_two_steps and searched_before):
+    step = group.step_of(question, query, searched_before=searched_before)
+    if step is None:
         return noisy_prompt(demonstrations, query, query)
-    first_step = group.has_two_steps and asks_about
-    examples = group.first if first_step else group.last
-    cue = "leads to" if first_step else "mentions"
+    first_of_two = group.has_two_steps and step is Step.first
+    examples = group.first if first_of_two else group.last
+    cue = "leads to" if first_of_two else "mentions"
     shown = "".join(_useful(example, cue) + f" {example.document}\n\n" for example in examples)
     asked = Demonstration(question=question, answer=answer, query=query, document="")
     return USEFUL_HEAD + shown + _useful(asked, cue)

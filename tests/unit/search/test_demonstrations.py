@@ -6,8 +6,8 @@ from zs_nemo.qa import facts
 from zs_nemo.qa.fact_sources import words
 from zs_nemo.qa.fact_templates import TWO_HOP_KINDS
 from zs_nemo.qa.facts import FactsWorld
-from zs_nemo.qa.queries import hop_queries
-from zs_nemo.search.demonstrations import Demonstrations, build_demonstrations
+from zs_nemo.qa.queries import QUERY_TEMPLATES, hop_queries, subject_of
+from zs_nemo.search.demonstrations import Demonstrations, Step, build_demonstrations
 from zs_nemo.search.simulator_prompts import noisy_prompt, useful_prompt
 
 
@@ -41,30 +41,44 @@ def test_every_kind_of_question_finds_the_examples_of_its_kind(
     assert right / len(questions) > 0.99
 
 
-def test_reasonable_queries_ask_about_their_question_and_those_of_another_do_not(
+def test_reasonable_queries_ask_for_their_step_and_those_of_another_question_do_not(
     demonstrations: Demonstrations, facts_world: FactsWorld
 ) -> None:
-    one_hop = [question for question in facts_world.train if question.kind not in TWO_HOP_KINDS]
-    asked = other_asked = 0
-    for question, other in zip(one_hop, one_hop[1:] + one_hop[:1], strict=True):
+    wrong, other_asked, total = [], 0, 0
+    for question, other in zip(facts_world.train, facts_world.train[1:] + facts_world.train[:1], strict=True):
         group = demonstrations.group_for(question.text)
-        asked += all(group.asks_about(question.text, query) for query in hop_queries(question)[0])
-        other_asked += any(group.asks_about(question.text, query) for query in hop_queries(other)[0])
-    assert asked / len(one_hop) > 0.99
-    assert other_asked / len(one_hop) < 0.05
+        for number, queries in enumerate(hop_queries(question)):
+            steps = {group.step_of(question.text, query, searched_before=number > 0) for query in queries}
+            total += 1
+            if steps != {(Step.first, Step.last)[number]}:
+                wrong.append(question.text)
+        asked = [group.step_of(question.text, query, searched_before=False) for query in hop_queries(other)[0]]
+        other_asked += any(asked)
+    assert len(wrong) < 0.01 * total, wrong
+    assert other_asked < 0.05 * len(facts_world.train)
 
 
-def test_the_query_tells_the_first_step_from_the_last(demonstrations: Demonstrations, facts_world: FactsWorld) -> None:
-    two_hop = [question for question in facts_world.train if question.kind in TWO_HOP_KINDS]
-    wrong = []
-    for question in two_hop:
+def test_a_name_alone_asks_only_where_a_real_engine_would_find_the_document(
+    demonstrations: Demonstrations, facts_world: FactsWorld
+) -> None:
+    found_by_name = {"city_country", "country_of_capital", "element_of_symbol"}
+    asked = {kind: set() for kind in QUERY_TEMPLATES}
+    for question in facts_world.train:
         group = demonstrations.group_for(question.text)
-        if question.text in group.questions:
-            continue
-        first, last = hop_queries(question)
-        wrong += [query for query in first if not group.is_first_step(question.text, query)]
-        wrong += [query for query in last if group.is_first_step(question.text, query)]
-    assert len(wrong) < 0.02 * 6 * len(two_hop), wrong
+        if question.kind in asked and question.text not in group.questions:
+            step = group.step_of(question.text, subject_of(question), searched_before=False)
+            asked[question.kind].add(step is not None)
+    assert {kind for kind, answers in asked.items() if True in answers} == found_by_name
+
+
+def test_a_query_for_another_fact_of_the_same_thing_is_not_answered(
+    demonstrations: Demonstrations, facts_world: FactsWorld
+) -> None:
+    question = next(question for question in facts_world.train if question.kind == "discoverer")
+    group, element = demonstrations.group_for(question.text), subject_of(question)
+    for query in (f"chemical symbol of {element}", f"atomic number of {element}", f"chemical element {element}"):
+        assert group.step_of(question.text, query, searched_before=True) is None, query
+    assert group.step_of(question.text, f"who discovered {element}", searched_before=False) is Step.first
 
 
 def test_examples_of_a_first_step_do_not_hold_the_answer_and_those_of_the_last_do(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from zs_nemo.search.demonstrations import Demonstration, DemonstrationGroup, Demonstrations
+from zs_nemo.search.demonstrations import Demonstration, DemonstrationGroup, Demonstrations, Relation
 from zs_nemo.search.simulator import SimulatedSearchEngine, mend, without_cut_end
 from zs_nemo.search.simulator_prompts import noisy_prompt, useful_prompt
 from zs_nemo.types.generation import Completion, SamplingParams, StopReason
@@ -22,14 +22,25 @@ def example(question: str, answer: str, query: str, document: str) -> Demonstrat
 
 CAPITAL = example("What is the capital of Peru?", "Lima", "capital of Peru", "Lima is the capital city of Peru.")
 FIRST = example("What is the capital of the country where Cusco is?", "Lima", "Cusco country", "Cusco lies in Peru.")
+CAPITAL_OF = Relation(words=frozenset({"capital", "city"}), rivals=(frozenset({"currency"}),))
+PLACE_OF = Relation(words=frozenset({"country"}), rivals=())
 DEMONSTRATIONS = Demonstrations(
     groups=(
-        DemonstrationGroup(name="capital", questions=(CAPITAL.question,), first=(CAPITAL,), last=(CAPITAL,)),
+        DemonstrationGroup(
+            name="capital",
+            questions=(CAPITAL.question,),
+            first=(CAPITAL,),
+            last=(CAPITAL,),
+            first_relation=CAPITAL_OF,
+            last_relation=CAPITAL_OF,
+        ),
         DemonstrationGroup(
             name="two_hop",
             questions=(FIRST.question, "What is the capital of the country where Arequipa is?"),
             first=(FIRST,),
             last=(CAPITAL,),
+            first_relation=PLACE_OF,
+            last_relation=CAPITAL_OF,
         ),
     ),
     noisy=(("Lima", example("Who discovered neon?", "Ramsay", "discoverer of neon", "Lima is a city.")),),
@@ -176,7 +187,9 @@ def test_the_examples_follow_the_question_and_the_step() -> None:
     assert FIRST.document not in useful_prompt(DEMONSTRATIONS, "What is the capital of Chad?", "x", "Chad capital")
 
 
-@pytest.mark.parametrize("query", ["capital", "the black continent", "capital of Gazipur"])
+@pytest.mark.parametrize(
+    "query", ["capital", "the black continent", "capital of Gazipur", "Chad", "Chad in Africa", "currency of Chad"]
+)
 def test_a_query_that_does_not_ask_about_the_question_is_not_told_the_answer(query: str) -> None:
     engine = ScriptedEngine(lambda call: " Lima.\n")
     asyncio.run(simulator(engine).search(request(query=query)))
@@ -187,6 +200,8 @@ def test_a_query_that_does_not_ask_about_the_question_is_not_told_the_answer(que
 def test_the_second_of_two_steps_counts_only_after_a_search() -> None:
     two_hop = "What is the capital of the country where Puno is?"
     assert "mentions Lima" not in useful_prompt(DEMONSTRATIONS, two_hop, "Lima", "capital of Peru")
+    searched = useful_prompt(DEMONSTRATIONS, two_hop, "Lima", "Peru", searched_before=True)
+    assert "mentions Lima" not in searched, "a name alone does not ask for its capital"
 
 
 def test_prompts_begin_with_the_same_text_whatever_is_asked() -> None:
