@@ -14,66 +14,67 @@ groups whose answers are all equally good are left out, and the warm start, whic
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig
 
-from zs_nemo.config.grpo import GrpoRecipeConfig
-from zs_nemo.config.registry import register, to_grpo
+from zs_nemo.config.algorithm import ZeroVariance
+from zs_nemo.config.recipe import GrpoRecipeConfig
+from zs_nemo.config.registry import register
 
 if TYPE_CHECKING:
     from zs_nemo.observability.progress import Progress
     from zs_nemo.observability.run_dir import RunDir
+    from zs_nemo.types.trajectory import TrajectoryGroup
 
 register()
 
 
 def train(cfg: GrpoRecipeConfig, run_dir: "RunDir", progress: "Progress") -> Path:
     """Run or resume the experiment and return the path of its report."""
-    from zs_nemo.algorithms.advantages import group_relative_advantages
+    from zs_nemo.algorithms.grpo import group_relative_advantages, without_zero_variance
     from zs_nemo.algorithms.policy_loss import PolicyLoss
     from zs_nemo.cluster.training_run import TrainingRun
     from zs_nemo.curriculum import NoiseCurriculum
     from zs_nemo.rollout.packing import pack
+    from zs_nemo.rollout.resampling import resample_zero_variance
 
-    curriculum = NoiseCurriculum(
-        start_noise=cfg.curriculum.start_noise,
-        end_noise=cfg.curriculum.end_noise,
-        base=cfg.curriculum.base,
-        max_steps=cfg.trainer.max_steps,
-    )
-    loss = PolicyLoss.from_config(cfg.algorithm)
+    algorithm, zero_variance = cfg.algorithm, cfg.algorithm.zero_variance
+    curriculum = NoiseCurriculum.from_config(cfg.curriculum, max_steps=cfg.trainer.max_steps)
+    loss = PolicyLoss.from_config(algorithm)
     with TrainingRun(cfg, run_dir, progress) as run:
         policy, timer = run.system.policy, run.timer
         run.warm_start()
         run.evaluate("before", step=0)
-        run.begin_training()
-        for step in range(run.start_step, cfg.trainer.max_steps):
+        for step in run.steps():
             noise = curriculum.noise_at(step)
             with timer("refit"):
                 run.refit(version=step)
             with timer("rollout"):
                 groups = run.collect(step, noise=noise)
+                replaced: list[TrajectoryGroup] = []
+                if zero_variance is ZeroVariance.resample:
+                    groups, replaced = resample_zero_variance(
+                        groups, partial(run.collect, step, noise=noise), max_rounds=algorithm.max_resampling_rounds
+                    )
             with timer("advantage"):
-                advantages = [
-                    group_relative_advantages(group.rewards, normalize_std=cfg.algorithm.normalize_std)
-                    for group in groups
-                ]
-                batch = pack(groups, advantages, drop_zero_variance=cfg.algorithm.drop_zero_variance_groups)
+                batch = pack(groups)
+                if batch is not None:
+                    advantages = group_relative_advantages(batch, normalize_std=algorithm.normalize_std)
+                    batch = batch.replace(advantages=advantages)
+                    if zero_variance is not ZeroVariance.keep:
+                        batch = without_zero_variance(batch)
             updates = []
             if batch is not None:
                 with timer("reference"):
-                    if loss.needs_reference:
-                        batch = batch.with_reference_logprobs(policy.reference_logprobs(batch))
-                    if batch.num_sequences > cfg.policy.global_batch_size:
-                        # Later updates of this step compare with the policy that the step began with.
-                        batch = batch.with_policy_logprobs(policy.logprobs(batch))
+                    batch = run.with_logprobs(batch)
                 with timer("train"):
                     parts = batch.minibatches(cfg.policy.global_batch_size)
                     updates = [policy.train_step(part, loss) for part in parts]
-            run.finish_step(step, groups, batch, updates, noise=noise)
+            run.finish_step(step, [*groups, *replaced], batch, updates, noise=noise)
         run.evaluate("after", step=cfg.trainer.max_steps)
         return run.finish()
 
@@ -83,7 +84,7 @@ def main(composed: DictConfig) -> None:
     """Compose the configuration, then train; the heavy imports come after ``--help`` has been answered."""
     from zs_nemo.cluster.terminal import run_in_terminal
 
-    sys.exit(run_in_terminal(composed, to_grpo, train))
+    sys.exit(run_in_terminal(composed, GrpoRecipeConfig, train))
 
 
 if __name__ == "__main__":

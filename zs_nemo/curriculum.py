@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from zs_nemo.config.rollout import CurriculumConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseCurriculum:
@@ -15,6 +17,16 @@ class NoiseCurriculum:
     """b > 0; 1 stands for its limit, a straight line"""
     max_steps: int
     """m"""
+
+    @classmethod
+    def from_config(cls, curriculum: CurriculumConfig, *, max_steps: int) -> "NoiseCurriculum":
+        """Build the curriculum that ``curriculum`` describes, for a run of ``max_steps``."""
+        return cls(
+            start_noise=curriculum.start_noise,
+            end_noise=curriculum.end_noise,
+            base=curriculum.base,
+            max_steps=max_steps,
+        )
 
     def noise_at(self, step: int) -> float:
         """Return P(noisy) at ``step``; steps past m keep p_e, and a run of no steps stays at p_s."""

@@ -36,7 +36,7 @@ def overrides(tiny_model: Path, folder: Path, name: str) -> list[str]:
         "rollout.num_prompts_per_step=4",
         "rollout.num_generations_per_prompt=3",
         "rollout.max_turn_tokens=48",
-        "algorithm.drop_zero_variance_groups=false",
+        "algorithm.zero_variance=keep",
         "warm_start.steps=60",
         "warm_start.lr=3e-3",
         "evaluation.num_questions=6",
@@ -180,7 +180,8 @@ def test_a_killed_run_resumes_with_the_same_prompts_coins_and_seeds_and_leaves_n
     assert "already done" in again
 
 
-def test_an_interrupt_ends_every_process_and_says_how_to_go_on(tiny_model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupt_ends_every_process_and_says_how_to_go_on(tiny_model, tmp_path, monkeypatch, number):
     run = tmp_path / "stopped"
     monkeypatch.setenv("ZS_NEMO_TEST_RUN", str(run))
     process = start(overrides(tiny_model, tmp_path, "stopped"))
@@ -189,7 +190,8 @@ def test_an_interrupt_ends_every_process_and_says_how_to_go_on(tiny_model, tmp_p
         assert process.poll() is None, process.communicate()[0][-6000:]
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)
+    # A terminal sends Ctrl-C to the whole group, a scheduler ends the process that it started.
+    os.killpg(process.pid, number) if number is signal.SIGINT else process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Go on from the last checkpoint with" in output

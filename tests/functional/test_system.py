@@ -15,8 +15,8 @@ from zs_nemo.cluster.roles import RoleError
 from zs_nemo.cluster.system import System
 from zs_nemo.config.algorithm import GrpoConfig
 from zs_nemo.config.experiment import Accelerator
-from zs_nemo.config.grpo import GrpoRecipeConfig
 from zs_nemo.config.policy import OptimConfig, Precision
+from zs_nemo.config.recipe import GrpoRecipeConfig
 from zs_nemo.config.search import SimulatedSearchConfig
 from zs_nemo.types.batch import TrainBatch
 from zs_nemo.types.generation import Completion, GenerationEngine, SamplingParams
@@ -69,7 +69,7 @@ def test_in_the_first_step_policy_and_reference_agree_and_the_ratio_is_one(syste
     assert torch.equal(policy, reference)
     loss = PolicyLoss.from_config(GrpoConfig())
     system.policy.reset_optimizer(OptimConfig(lr=0.0), max_steps=1)
-    batch = batch.with_policy_logprobs(policy).with_reference_logprobs(reference)
+    batch = batch.replace(policy_logprobs=policy, reference_logprobs=reference)
     metrics = system.policy.train_step(batch, loss)
     assert (metrics["ratio"], metrics["ratio_max"]) == (1.0, 1.0)
     assert (metrics["kl"], metrics["clip_share"]) == (0.0, 0.0)

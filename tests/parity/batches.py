@@ -14,20 +14,16 @@ class TinyLoss:
     def __init__(self, entropy_weight: float = 0.1) -> None:
         self._entropy_weight = entropy_weight
 
-    def __call__(self, logprobs: Tensor, entropy: Tensor, batch: TrainBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, outputs: Tensor, batch: TrainBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum over the masked tokens."""
+        logprobs, entropy = outputs
         weight = batch.advantages[batch.loss_mask]
         total = -(weight * logprobs).sum() - self._entropy_weight * entropy.sum()
-        return total, {"nll": -logprobs.sum(), "logprob_max": logprobs.max()}
+        return total, {"nll": -logprobs.sum(), "logprob_max": logprobs.max(), "entropy": entropy.sum()}
 
     def normalizer(self, batch: TrainBatch) -> float:
         """Return the number of masked tokens."""
         return float(batch.num_loss_tokens)
-
-    @property
-    def needs_entropy_grad(self) -> bool:
-        """Whether entropy counts."""
-        return self._entropy_weight != 0
 
 
 def make_batch(lengths: list[int], *, vocab_size: int, seed: int = 0, mask_share: float = 0.4) -> TrainBatch:
@@ -43,6 +39,15 @@ def make_batch(lengths: list[int], *, vocab_size: int, seed: int = 0, mask_share
         loss_mask=mask,
         advantages=torch.randn(total, generator=generator),
         generation_logprobs=torch.zeros(total),
+    )
+
+
+def with_returns(batch: TrainBatch, *, seed: int = 0) -> TrainBatch:
+    """Return the batch with random returns and values for a critic's loss."""
+    generator = torch.Generator().manual_seed(seed)
+    returns, values = torch.rand(2, batch.token_ids.numel(), generator=generator)
+    return batch.replace(
+        returns=torch.where(batch.loss_mask, returns, 0.0), values=torch.where(batch.loss_mask, 0.1 * values, 0.0)
     )
 
 

@@ -27,6 +27,17 @@ def masked_logits(model, batch: TrainBatch) -> Tensor:
     return torch.cat(rows)
 
 
+def masked_hidden_states(model, batch: TrainBatch) -> Tensor:
+    """Return [N, H]: the last hidden states from which the masked tokens are predicted, in the order of the batch."""
+    rows, start = [], 0
+    for length in batch.lengths.tolist():
+        end = start + length
+        hidden = model.model(batch.token_ids[None, start:end]).last_hidden_state[0]
+        rows.append(hidden[:-1][batch.loss_mask[start + 1 : end]])
+        start = end
+    return torch.cat(rows)
+
+
 def logprobs_and_entropy(model, batch: TrainBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Return log p of the masked tokens [N] and the entropies [N]."""
     log_p = (masked_logits(model, batch) / temperature).log_softmax(-1)
@@ -37,6 +48,6 @@ def logprobs_and_entropy(model, batch: TrainBatch, temperature: float = 1.0) -> 
 def gradients(model, batch: TrainBatch, loss: TokenLoss) -> dict[str, Tensor]:
     """Return the gradient of the normalised loss by autograd, under Hugging Face names."""
     model.zero_grad()
-    total, _ = loss(*logprobs_and_entropy(model, batch), batch)
+    total, _ = loss(torch.stack(logprobs_and_entropy(model, batch)), batch)
     (total / loss.normalizer(batch)).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}

@@ -25,14 +25,18 @@ def make_setup(model: Path | str, *, rank: int = 0, ranks: int = 1, port: int = 
     """Return a setup for float32 with settings that a test may replace by name."""
     temperature = policy.pop("temperature", 1.0)
     with_reference = policy.pop("with_reference", False)
+    with_critic = policy.pop("with_critic", False)
     settings = {"precision": Precision.fp32, "train_mb_tokens": 64, "optim": OptimConfig(lr=1e-3), **policy}
+    config = PolicyConfig(**settings)
     return WorkerSetup(
         rank=rank,
         world_size=ranks,
         master_addr="127.0.0.1",
         master_port=port or free_port(),
         model_path=str(model),
-        policy=PolicyConfig(**settings),
+        policy=config,
+        critic=config if with_critic else None,
+        critic_max_steps=10,
         temperature=temperature,
         max_steps=10,
         seed=0,

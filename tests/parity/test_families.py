@@ -40,7 +40,7 @@ CHECKPOINTS = ("qwen2.5, tied", "qwen3, tied")
 
 def logits(worker: MegatronWorker) -> torch.Tensor | None:
     """Return the logits [N, V] that predict the masked tokens, on the last stage; the stages are run by hand."""
-    model, hidden = unwrap(worker._model), None
+    model, hidden = unwrap(worker._policy.model), None
     stages = parallel_state.get_pipeline_model_parallel_group()
     packed = pack(BATCH, torch.device("cpu"), share_prefixes=True)
     assert packed.expansion is not None, "no token is shared: the test would say nothing about sharing"
@@ -60,10 +60,10 @@ def logits(worker: MegatronWorker) -> torch.Tensor | None:
 def examine(worker: MegatronWorker, checkpoint: Path | None = None) -> dict:
     """What a rank computes: its weights as they come back, logits, one update with its gradients, the next update."""
     with torch.no_grad(), worker.platform.active():
-        back = {name: tensor.clone() for name, tensor in iterate_hf(worker._model.module, worker._architecture)}
+        back = {name: tensor.clone() for name, tensor in iterate_hf(worker._policy.model.module, worker._architecture)}
         result = {"back": back, "logits": logits(worker)}
     result["metrics"] = worker.train_step(BATCH, TinyLoss())
-    result["gradients"] = {name: weight.main_grad.clone() for name, weight in named_weights(worker._model)}
+    result["gradients"] = {name: weight.main_grad.clone() for name, weight in named_weights(worker._policy.model)}
     if checkpoint is not None:
         worker.save_checkpoint(str(checkpoint))
     return result | {"after": continued(worker)}
@@ -202,11 +202,11 @@ def test_no_more_than_one_parameter_of_the_model_is_in_memory_a_second_time(mode
     read = HfTensors.read
     monkeypatch.setattr(HfTensors, "read", lambda self, name: count(read(self, name)))
     with worker.platform.active():
-        load_hf(worker._model.module, worker._architecture, HfTensors(models["qwen2.5, untied"]))
+        load_hf(worker._policy.model.module, worker._architecture, HfTensors(models["qwen2.5, untied"]))
         assert len(references) == len(worker._architecture.hf_shapes())
         assert most == 3  # queries, keys and values, which become one parameter
         references, most = [], 0
-        for _, tensor in iterate_hf(worker._model.module, worker._architecture):
+        for _, tensor in iterate_hf(worker._policy.model.module, worker._architecture):
             count(tensor)
         assert len(references) == len(worker._architecture.hf_shapes())
         assert most <= 4  # and the one before, which this loop still holds

@@ -7,11 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 from tests.parity import hf_oracle
-from tests.parity.batches import TinyLoss, make_batch, with_shared_prefixes
+from tests.parity.batches import TinyLoss, make_batch, with_returns, with_shared_prefixes
 from tests.parity.ranks import make_setup
 from tests.tiny_model import build_tiny_model
+from zs_nemo.algorithms.value_loss import ValueLoss
 from zs_nemo.training.microbatch import pack, used_tokens
-from zs_nemo.training.model import named_weights
+from zs_nemo.training.model import named_weights, unwrap
 from zs_nemo.training.worker import MegatronWorker
 
 VOCAB = 515
@@ -37,7 +38,7 @@ def test_logits_equal_those_of_hugging_face(worker, folder):
         with_loss = BATCH.select([index for index, tokens in enumerate(used_tokens(BATCH)) if tokens])
         packed = pack(with_loss, torch.device("cpu"), share_prefixes=True)
         assert packed.expansion is not None, "no token is shared: the test would say nothing about sharing"
-        ours = worker._model(packed=packed, temperature=1.0, as_logits=True)
+        ours = worker._policy.model(packed=packed, temperature=1.0, as_logits=True)
         theirs = hf_oracle.masked_logits(hf_oracle.load(folder), BATCH)
     assert theirs.std() > 0.1
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
@@ -56,7 +57,7 @@ def test_gradients_equal_those_of_hugging_face(worker, folder):
     theirs = hf_oracle.gradients(hf_oracle.load(folder), BATCH, loss)
     metrics = worker.train_step(BATCH, loss)
     compared = 0
-    for name, parameter in named_weights(worker._model):
+    for name, parameter in named_weights(worker._policy.model):
         rule = worker._architecture.rule_for(name)
         for hf_name, ours in zip(rule.hf_names, rule.to_hf([parameter.main_grad]), strict=True):
             torch.testing.assert_close(
@@ -74,7 +75,7 @@ def test_loss_and_entropy_metrics_equal_those_of_hugging_face(worker, folder):
         logprobs, entropy = hf_oracle.logprobs_and_entropy(hf_oracle.load(folder), BATCH)
     metrics = worker.train_step(BATCH, loss)
     count = BATCH.num_loss_tokens
-    assert metrics["loss"] == pytest.approx(float(loss(logprobs, entropy, BATCH)[0]) / count, abs=1e-5)
+    assert metrics["loss"] == pytest.approx(float(loss(torch.stack([logprobs, entropy]), BATCH)[0]) / count, abs=1e-5)
     assert metrics["nll"] == pytest.approx(float(-logprobs.mean()), abs=1e-5)
     assert metrics["logprob_max"] == pytest.approx(float(logprobs.max()), abs=1e-4)
     assert metrics["entropy"] == pytest.approx(float(entropy.mean()), abs=1e-5)
@@ -175,7 +176,7 @@ def test_gradients_agree_with_finite_differences(folder, tmp_path):
     worker = MegatronWorker(make_setup(folder, gradient_clip_val=0.0, optim=_frozen()))
     try:
         worker.train_step(BATCH, loss)
-        weights = dict(named_weights(worker._model))
+        weights = dict(named_weights(worker._policy.model))
         for name in ("decoder.layers.1.mlp.linear_fc1.weight", "decoder.layers.0.self_attention.linear_qkv.weight"):
             weight = weights[name]
             place = divmod(int(weight.main_grad.abs().argmax()), weight.shape[1])
@@ -187,6 +188,47 @@ def test_gradients_agree_with_finite_differences(folder, tmp_path):
                 losses.append(worker.train_step(BATCH, loss)["loss"])
                 worker.load_policy(str(folder))
             assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(slope, rel=0.03)
+    finally:
+        worker.shutdown()
+
+
+def test_values_and_gradients_of_the_critic_equal_those_of_hugging_face(folder):
+    """The oracle: the last hidden states of transformers' model times the head, by autograd."""
+    batch, loss = with_returns(BATCH), ValueLoss(clip_range=0.05)
+    worker = MegatronWorker(make_setup(folder, with_critic=True, gradient_clip_val=0.0))
+    try:
+        model = worker._critic.model
+        head = unwrap(model).output_layer.weight
+        with torch.no_grad():
+            head.copy_(0.1 * torch.randn(head.shape, generator=torch.Generator().manual_seed(3)))
+        theirs = hf_oracle.load(folder)
+        their_head = head.detach().clone().requires_grad_()
+        values = hf_oracle.masked_hidden_states(theirs, batch) @ their_head[0]
+        torch.testing.assert_close(worker.values(batch)[batch.loss_mask], values.detach(), atol=1e-4, rtol=0)
+        (loss(values[None], batch)[0] / loss.normalizer(batch)).backward()
+        expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+        metrics = worker.train_critic(batch, loss)
+        torch.testing.assert_close(head.main_grad, their_head.grad, atol=1e-6, rtol=1e-4)
+        for name, parameter in named_weights(model):
+            rule = worker._architecture.rule_for(name)
+            for hf_name, ours in zip(rule.hf_names, rule.to_hf([parameter.main_grad]), strict=True):
+                torch.testing.assert_close(ours, expected[hf_name], atol=1e-6, rtol=1e-4)
+        grads = [grad for grad in [*expected.values(), their_head.grad] if grad is not None]
+        assert metrics["grad_norm"] == pytest.approx(float(torch.stack([g.norm() for g in grads]).norm()), rel=1e-5)
+    finally:
+        worker.shutdown()
+
+
+def test_the_critic_takes_all_but_its_head_from_a_folder(folder, tmp_path):
+    worker = MegatronWorker(make_setup(folder, with_critic=True))
+    try:
+        worker.train_step(BATCH, TinyLoss())
+        worker.export_hf(str(tmp_path / "policy"))
+        worker.load_critic(str(tmp_path / "policy"))
+        weights = [dict(named_weights(trained.model)) for trained in (worker._policy, worker._critic)]
+        for name, weight in weights[1].items():
+            assert torch.equal(weight, weights[0][name]), name
+        assert not unwrap(worker._critic.model).output_layer.weight.any()
     finally:
         worker.shutdown()
 

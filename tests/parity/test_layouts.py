@@ -6,17 +6,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.parity.batches import TinyLoss, make_batch, with_shared_prefixes
+from tests.parity.batches import TinyLoss, make_batch, with_returns, with_shared_prefixes
 from tests.parity.ranks import run_on_ranks
 from tests.tiny_model import build_tiny_model
+from zs_nemo.algorithms.value_loss import ValueLoss
+from zs_nemo.config.policy import Precision
+from zs_nemo.training.export import export_checkpoint
 from zs_nemo.training.worker import MegatronWorker
 
 # An odd vocabulary, so that tensor parallelism pads it.
 VOCAB = 515
 # Some sequences begin alike; whether they meet in a micro-batch depends on the layout.
 BATCHES = [
-    with_shared_prefixes(
-        make_batch([23, 9, 31, 17, 12, 40], vocab_size=VOCAB, seed=seed), {0: [1, 2], 3: [4]}, num_tokens=7
+    with_returns(
+        with_shared_prefixes(
+            make_batch([23, 9, 31, 17, 12, 40], vocab_size=VOCAB, seed=seed), {0: [1, 2], 3: [4]}, num_tokens=7
+        )
     )
     for seed in range(2)
 ]
@@ -37,10 +42,31 @@ def train(worker: MegatronWorker, folder: Path) -> dict:
     metrics = [worker.train_step(BATCHES[0], TinyLoss()), worker.train_step(LONE, TinyLoss())]
     result["lone"] = worker.logprobs(LONE)
     worker.save_checkpoint(str(folder / "checkpoint"))
+    worker.export_hf(str(folder / "at_checkpoint"))
     metrics.append(worker.train_step(BATCHES[1], TinyLoss()))
     worker.export_hf(str(folder / "exported"))
     result |= {"metrics": metrics, "after": worker.logprobs(BATCHES[0])}
+    result["critic"] = train_critic(worker, folder / "critic")
+    # The critic beside it has changed nothing of the policy, and its resume was its own.
     return {**result, "resumed": resume(worker, [folder / "checkpoint"])[0]}
+
+
+def train_critic(worker: MegatronWorker, folder: Path) -> dict:
+    """Three updates of the critic from its head of zeros; then the third once more, from a checkpoint before it."""
+    loss = ValueLoss(clip_range=0.2)
+    result = {"start": worker.values(BATCHES[0])}
+    metrics = [worker.train_critic(batch, loss) for batch in (BATCHES[0], BATCHES[1])]
+    worker.save_critic(str(folder))
+    metrics.append(worker.train_critic(BATCHES[0], loss))
+    result |= {"metrics": metrics, "after": worker.values(BATCHES[0])}
+    return {**result, "resumed": resume_critic(worker, folder)}
+
+
+def resume_critic(worker: MegatronWorker, folder: Path) -> dict:
+    """The critic's third update from a checkpoint."""
+    worker.restore_critic(str(folder))
+    metrics = worker.train_critic(BATCHES[0], ValueLoss(clip_range=0.2))
+    return {"metrics": metrics, "after": worker.values(BATCHES[0])}
 
 
 def resume(worker: MegatronWorker, checkpoints: list[Path]) -> list[dict]:
@@ -64,7 +90,7 @@ def runs(model, tmp_path_factory):
     done = {}
     for name, (ranks, policy) in LAYOUTS.items():
         folder = tmp_path_factory.mktemp("run")
-        done[name] = (folder, run_on_ranks(ranks, train, folder, model, folder, **policy))
+        done[name] = (folder, run_on_ranks(ranks, train, folder, model, folder, with_critic=True, **policy))
     return done
 
 
@@ -74,6 +100,8 @@ def test_every_rank_returns_the_same(runs, layout):
     for other in others:
         assert other["metrics"] == first["metrics"]
         assert torch.equal(other["after"], first["after"])
+        assert other["critic"]["metrics"] == first["critic"]["metrics"]
+        assert torch.equal(other["critic"]["after"], first["critic"]["after"])
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one rank"])
@@ -87,6 +115,18 @@ def test_losses_gradient_norms_and_logprobs_equal_those_of_one_rank(runs, layout
         torch.testing.assert_close(ours[name], one[name], atol=1e-4, rtol=0)
     for ours_before, one_before in zip(ours["logprobs"], one["logprobs"], strict=True):
         torch.testing.assert_close(ours_before, one_before, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one rank"])
+def test_the_critic_learns_the_same_as_on_one_rank(runs, layout):
+    one, ours = runs["one rank"][1][0]["critic"], runs[layout][1][0]["critic"]
+    assert not ours["start"].any() and ours["after"][BATCHES[0].loss_mask].abs().min() > 1e-4
+    for expected, got in zip(one["metrics"], ours["metrics"], strict=True):
+        for name, value in expected.items():
+            # A token that lies on the limit of the clip falls to one side or the other by rounding.
+            if name != "value_clip_share":
+                assert got[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    torch.testing.assert_close(ours["after"], one["after"], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one rank"])
@@ -107,6 +147,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(runs, layout):
     result = runs[layout][1][0]
     assert result["resumed"]["metrics"] == result["metrics"][2]
     assert torch.equal(result["resumed"]["after"], result["after"])
+    critic = result["critic"]
+    assert critic["resumed"]["metrics"] == critic["metrics"][2]
+    assert torch.equal(critic["resumed"]["after"], critic["after"])
 
 
 @pytest.mark.parametrize("layout", ["DP=2", "TP=2"])
@@ -120,3 +163,40 @@ def test_a_checkpoint_of_any_layout_continues_under_another(runs, model, tmp_pat
         for name, value in expected["metrics"][2].items():
             assert got["metrics"][name] == pytest.approx(value, rel=1e-4, abs=1e-6), (source, name)
         torch.testing.assert_close(got["after"], expected["after"], atol=1e-4, rtol=0)
+
+
+def test_a_critic_of_one_layout_continues_under_another(runs, model, tmp_path):
+    ranks, policy = LAYOUTS["TP=2"]
+    checkpoint = runs["PP=2"][0] / "critic"
+    resumed = run_on_ranks(ranks, resume_critic, tmp_path, model, checkpoint, with_critic=True, **policy)[0]
+    expected = runs["PP=2"][1][0]["critic"]
+    for name, value in expected["metrics"][2].items():
+        if name == "value_clip_share":
+            continue
+        assert resumed["metrics"][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    torch.testing.assert_close(resumed["after"], expected["after"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_process_exports_the_checkpoint_of_any_layout(runs, model, tmp_path, layout):
+    folder = runs[layout][0]
+    export_checkpoint(folder / "checkpoint", model, tmp_path / "later", precision=Precision.fp32)
+    at_once = load_file(folder / "at_checkpoint" / "model.safetensors")
+    later = load_file(tmp_path / "later" / "model.safetensors")
+    assert at_once.keys() == later.keys()
+    assert all(torch.equal(at_once[name], later[name]) for name in at_once)
+    assert (tmp_path / "later" / "config.json").is_file() and (tmp_path / "later" / "tokenizer.json").is_file()
+
+
+def test_a_checkpoint_of_another_model_or_without_its_index_is_refused_by_name(runs, model, tmp_path):
+    checkpoint = runs["one rank"][0] / "checkpoint"
+    other = build_tiny_model(tmp_path / "other", vocab_size=VOCAB, num_layers=3)
+    for folder, prefix, message in (
+        (other, "", "another|shape|missing"),
+        (model, "module.", "has no tensor 'module"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_checkpoint(checkpoint, folder, tmp_path / "out", precision=Precision.fp32, prefix=prefix)
+    with pytest.raises(ValueError, match="holds no whole checkpoint"):
+        export_checkpoint(tmp_path, model, tmp_path / "out", precision=Precision.fp32)
+    assert not (tmp_path / "out").exists()

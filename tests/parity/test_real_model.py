@@ -41,7 +41,7 @@ def test_logits_of_the_real_model_equal_those_of_hugging_face(batch):
             rows = [
                 pack(batch.select([index]), torch.device("cpu"), share_prefixes=True) for index in range(len(TEXTS))
             ]
-            ours = torch.cat([worker._model(packed=row, temperature=1.0, as_logits=True) for row in rows])
+            ours = torch.cat([worker._policy.model(packed=row, temperature=1.0, as_logits=True) for row in rows])
         logprobs = worker.logprobs(batch)[batch.loss_mask]
     finally:
         worker.shutdown()

@@ -22,7 +22,7 @@ LAYOUTS = {
 
 def parameters(worker: MegatronWorker) -> dict[str, torch.Tensor]:
     """Return copies of this rank's parameters."""
-    return {name: parameter.detach().clone() for name, parameter in worker._model.named_parameters()}
+    return {name: parameter.detach().clone() for name, parameter in worker._policy.model.named_parameters()}
 
 
 def train(worker: MegatronWorker, folder: Path) -> dict:
@@ -33,7 +33,9 @@ def train(worker: MegatronWorker, folder: Path) -> dict:
     first = parameters(worker)
     worker.load_checkpoint(str(folder / "checkpoint"))
     worker.train_step(BATCH, TinyLoss())
-    shared = {name for name, p in worker._model.named_parameters() if not getattr(p, "tensor_model_parallel", False)}
+    shared = {
+        name for name, p in worker._policy.model.named_parameters() if not getattr(p, "tensor_model_parallel", False)
+    }
     return {"first": first, "resumed": parameters(worker), "shared": shared}
 
 

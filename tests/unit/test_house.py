@@ -14,7 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from zs_nemo.config.registry import register, to_grpo
+from zs_nemo.config.recipe import GrpoRecipeConfig
+from zs_nemo.config.registry import register, to_dataclass
 
 ROOT = Path(__file__).parents[2]
 CODE = sorted(path for folder in ("zs_nemo", "recipes", "tests") for path in (ROOT / folder).rglob("*.py"))
@@ -99,7 +100,7 @@ def test_every_shipped_configuration_composes_and_passes_its_checks(choice: tupl
     register()
     overrides = [f"{group}={name}" for group, name in zip(GROUPS, choice, strict=True)]
     with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
-        cfg = to_grpo(compose("grpo", overrides=overrides))
+        cfg = to_dataclass(compose("grpo", overrides=overrides), GrpoRecipeConfig)
     assert cfg.search.num_documents >= 1
 
 

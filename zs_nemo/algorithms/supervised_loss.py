@@ -11,12 +11,11 @@ from zs_nemo.types.batch import TrainBatch
 class SupervisedLoss:
     """Mean over policy tokens of -log p: imitate what the episode's script wrote."""
 
-    needs_entropy_grad: bool = False
-
     def normalizer(self, batch: TrainBatch) -> float:
         """Return the number of tokens under the mask."""
         return float(batch.num_loss_tokens)
 
-    def __call__(self, logprobs: Tensor, entropy: Tensor, batch: TrainBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, outputs: Tensor, batch: TrainBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the summed loss [] and metrics, as ``types.loss.TokenLoss`` says."""
+        logprobs, entropy = outputs
         return -logprobs.sum(), {"entropy": entropy.detach().sum()}

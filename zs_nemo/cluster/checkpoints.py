@@ -8,6 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
+POLICY, CRITIC = "policy", "critic"
+"""Folders of a checkpoint."""
 STATE_FILE = "driver_state.json"
 """Written last: a checkpoint without it was torn by a crash."""
 
@@ -54,6 +58,28 @@ class CheckpointFolder:
 
     def _path(self, step: int) -> Path:
         return self._root / f"step_{step:06d}"
+
+
+def locate_policy(run_dir: Path, step: int | None = None) -> tuple[Path, dict[str, Any]]:
+    """Return the policy's folder in a run's checkpoint, the newest without ``step``, and the run's ``policy`` settings.
+
+    Raises ``ValueError`` when there is no such run or checkpoint.
+    """
+    config, root = run_dir / "config.yaml", run_dir / "checkpoints"
+    if not config.is_file() or not root.is_dir():
+        raise ValueError(
+            f"{run_dir} is no run directory: config.yaml or checkpoints/ is missing; give the folder "
+            "exp_manager.exp_dir/exp_manager.name of a run that has begun, or a checkpoint together with --model"
+        )
+    folder = CheckpointFolder(root, keep=1)
+    steps = folder.whole()
+    chosen = step if step is not None else max(steps, default=None)
+    if chosen not in steps:
+        asked = "a checkpoint" if step is None else f"a checkpoint of step {step}"
+        raise ValueError(f"{run_dir} does not hold {asked}; it has those of steps {steps}")
+    settings = OmegaConf.to_container(OmegaConf.load(config))
+    assert isinstance(settings, dict)
+    return root / f"step_{chosen:06d}" / POLICY, settings["policy"]
 
 
 def _sync_folder(path: Path) -> None:

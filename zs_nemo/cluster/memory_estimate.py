@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from zs_nemo.cluster.setups import Layout
-from zs_nemo.config.grpo import GrpoRecipeConfig
-from zs_nemo.config.policy import Precision
+from zs_nemo.cluster.setups import Layout, critic_settings
+from zs_nemo.config.policy import PolicyConfig, Precision
+from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.generation.checkpoint_names import num_parameters
 from zs_nemo.generation.engine_setup import EngineSetup
 from zs_nemo.weights.families import read_architecture
@@ -30,11 +30,14 @@ def weight_bytes(setup: EngineSetup) -> int:
     return num_parameters(Path(setup.model_path)) * bytes_per_value(setup.dtype)
 
 
-def estimate_memory(cfg: GrpoRecipeConfig, layout: Layout) -> dict[str, int]:
+def estimate_memory(cfg: RecipeConfig, layout: Layout) -> dict[str, int]:
     """Return bytes by kind of process, all processes of a kind together."""
+    ranks = layout.num_ranks * _rank_bytes(cfg, layout)
+    if layout.num_critic_ranks:
+        ranks += layout.num_critic_ranks * _critic_rank_bytes(cfg, layout)
     return {
         "driver and Ray": int(_DRIVER_AND_RAY),
-        f"{layout.num_ranks} training ranks": layout.num_ranks * _rank_bytes(cfg, layout),
+        f"{layout.num_ranks + layout.num_critic_ranks} training ranks": ranks,
         f"{len(layout.engines)} engines": sum(_engine_bytes(setup) for setup in layout.engines),
     }
 
@@ -46,16 +49,34 @@ def _engine_bytes(setup: EngineSetup) -> int:
     return int(fixed + 2 * weight_bytes(setup) + ranks * setup.kv_cache_gib * _GIB)
 
 
-def _rank_bytes(cfg: GrpoRecipeConfig, layout: Layout) -> int:
-    policy, model = cfg.policy, read_architecture(layout.policy_folder)
-    model_ranks = policy.tensor_model_parallel_size * policy.pipeline_model_parallel_size
-    data_parallel = layout.num_ranks // model_ranks
-    width = 2 if policy.precision is Precision.bf16 else 4
+def _rank_bytes(cfg: RecipeConfig, layout: Layout) -> int:
+    width = 2 if cfg.policy.precision is Precision.bf16 else 4
+    reference = num_parameters(layout.policy_folder) * width if layout.has_reference else 0
+    model_ranks = cfg.policy.tensor_model_parallel_size * cfg.policy.pipeline_model_parallel_size
+    num_trained = 2 if layout.has_critic and not layout.num_critic_ranks else 1
+    trained = num_trained * _trained_bytes(cfg.policy, layout.policy_folder, layout.num_ranks)
+    return int(_RANK_PROCESS + reference / model_ranks + trained + _activation_bytes(cfg.policy, layout))
+
+
+def _critic_rank_bytes(cfg: RecipeConfig, layout: Layout) -> int:
+    settings = critic_settings(cfg)
+    assert settings is not None
+    trained = _trained_bytes(settings, layout.policy_folder, layout.num_critic_ranks)
+    return int(_RANK_PROCESS + trained + _activation_bytes(settings, layout))
+
+
+def _trained_bytes(settings: PolicyConfig, folder: Path, num_ranks: int) -> float:
+    """Return what one rank holds of a trained model beside activations."""
+    model_ranks = settings.tensor_model_parallel_size * settings.pipeline_model_parallel_size
     # Weights, float32 gradients, and float32 master weights with two moments of Adam, which may be sharded.
-    optimizer = 12 / (data_parallel if policy.use_distributed_optimizer else 1)
-    per_parameter = width + 4 + optimizer + (width if layout.has_reference else 0)
-    parameters = num_parameters(layout.policy_folder) / model_ranks
-    activations = (
-        _ACTIVATIONS_PER_LAYER * model.num_layers * model.hidden_size * width + model.vocab_size * _LOGIT_BYTES
-    )
-    return int(_RANK_PROCESS + parameters * per_parameter + policy.train_mb_tokens * activations / model_ranks)
+    optimizer = 12 / (num_ranks // model_ranks if settings.use_distributed_optimizer else 1)
+    width = 2 if settings.precision is Precision.bf16 else 4
+    return num_parameters(folder) / model_ranks * (width + 4 + optimizer)
+
+
+def _activation_bytes(settings: PolicyConfig, layout: Layout) -> float:
+    model = read_architecture(layout.policy_folder)
+    width = 2 if settings.precision is Precision.bf16 else 4
+    per_token = _ACTIVATIONS_PER_LAYER * model.num_layers * model.hidden_size * width + model.vocab_size * _LOGIT_BYTES
+    model_ranks = settings.tensor_model_parallel_size * settings.pipeline_model_parallel_size
+    return settings.train_mb_tokens * per_token / model_ranks

@@ -29,9 +29,10 @@ def place_on_gpus(num_gpus: int, num_ranks: int, engine_sizes: Sequence[int]) ->
         return Placement(bundles=bundles, ranks=tuple(places[:num_ranks]), engines=tuple(places[num_ranks:]))
     if num_gpus < num_ranks or any(size > 1 for size in engine_sizes):
         raise ValueError(
-            f"{num_gpus} GPUs are too few for trainer.num_nodes * trainer.devices = {num_ranks} ranks and engines with "
+            f"{num_gpus} GPUs are too few for {num_ranks} training ranks and engines with "
             f"tensor_model_parallel_size {list(engine_sizes)}: every rank needs a GPU of its own, and engines share "
-            "with ranks only at tensor_model_parallel_size=1; lower trainer.devices or the engines' sizes, or add GPUs"
+            "with ranks only at tensor_model_parallel_size=1; lower trainer.devices, critic.num_ranks or the engines' "
+            "sizes, or add GPUs"
         )
     # Engines take the GPUs without a rank first, then go round.
     owners = list(range(num_ranks)) + [(num_ranks + index) % num_gpus for index in range(len(engine_sizes))]

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 
 from zs_nemo.cluster.memory_estimate import estimate_memory, weight_bytes
-from zs_nemo.cluster.setups import Layout
-from zs_nemo.config.grpo import GrpoRecipeConfig
+from zs_nemo.cluster.setups import Layout, critic_settings
 from zs_nemo.config.policy import PolicyConfig
+from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.weights.families import read_architecture
 from zs_nemo.weights.hf_folder import HfTensors
 
@@ -21,9 +21,10 @@ _SHM = Path("/dev/shm")
 _OBJECT_STORE_BYTES = 512 * 2**20
 
 
-def check(cfg: GrpoRecipeConfig, layout: Layout) -> None:
+def check(cfg: RecipeConfig, layout: Layout) -> None:
     """Check the policy's model, layouts and, for a run on this machine, its port, memory and shared memory."""
-    check_policy_model(cfg.policy, layout.policy_folder)
+    for settings in (cfg.policy, critic_settings(cfg) or cfg.policy):
+        check_policy_model(settings, layout.policy_folder)
     check_engine_layout("generation.tensor_model_parallel_size", layout.policy_engines[0].model_path, cfg.generation)
     if layout.simulator_engines:
         check_engine_layout("search.tensor_model_parallel_size", layout.simulator_engines[0].model_path, cfg.search)
@@ -64,7 +65,7 @@ def check_engine_layout(setting: str, model_path: str, settings: object) -> None
         )
 
 
-def check_one_machine(cfg: GrpoRecipeConfig) -> None:
+def check_one_machine(cfg: RecipeConfig) -> None:
     """Raise when more machines are asked for than a Ray of our own can have."""
     if cfg.trainer.num_nodes > 1:
         raise ValueError(
@@ -99,7 +100,7 @@ def check_shared_memory(refit_bytes: int, free: int) -> None:
         )
 
 
-def check_memory(cfg: GrpoRecipeConfig, layout: Layout, available: int) -> None:
+def check_memory(cfg: RecipeConfig, layout: Layout, available: int) -> None:
     """Raise when the estimate for all processes exceeds the memory that is available."""
     estimate = estimate_memory(cfg, layout)
     needed = sum(estimate.values())
@@ -112,7 +113,7 @@ def check_memory(cfg: GrpoRecipeConfig, layout: Layout, available: int) -> None:
         )
 
 
-def warn_of_too_few_cores(cfg: GrpoRecipeConfig, cores: int) -> None:
+def warn_of_too_few_cores(cfg: RecipeConfig, cores: int) -> None:
     """Log a warning when the ranks alone have more threads than there are cores."""
     threads = cfg.trainer.devices * cfg.cluster.threads_per_process
     if threads > cores:

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import uuid
 from pathlib import Path
 
@@ -56,6 +58,7 @@ class RaySession:
         if address:
             ray.init(address=address, **quiet)
             return
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         ray.init(
             num_cpus=num_processes,
             num_gpus=num_gpus,
@@ -64,6 +67,9 @@ class RaySession:
             _temp_dir=str(self._ray_folder),
             **quiet,
         )
+        # Ray puts a handler of its own in place, which ends the process at once, with a stack trace.
+        if on_sigterm is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
 
     def close(self, *, failed: bool = False) -> None:
         """End Ray and every process of the run; after a failure Ray's own logs are kept beside the roles' logs."""

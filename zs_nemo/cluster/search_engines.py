@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from zs_nemo.config.grpo import GrpoRecipeConfig
+from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
 from zs_nemo.qa.facts import FactsWorld
 from zs_nemo.rollout.callbacks import EngineSearch, RolloutCallback, SimulatedSearch, load_callback
@@ -20,7 +20,7 @@ class SearchEngines:
 
     def __init__(
         self,
-        cfg: GrpoRecipeConfig,
+        cfg: RecipeConfig,
         world: FactsWorld,
         ledger: SearchLedger,
         real: Bm25Search,
@@ -70,7 +70,7 @@ class SearchEngines:
         return SimulatedSearch(engine, shared_coins=self._cfg.curriculum.shared_coins)
 
 
-def build_real_engine(cfg: GrpoRecipeConfig, world: FactsWorld) -> Bm25Search:
+def build_real_engine(cfg: RecipeConfig, world: FactsWorld) -> Bm25Search:
     """Return BM25 over the corpus that the configuration names, the facts world's by default."""
     corpus = cfg.search.corpus if isinstance(cfg.search, Bm25SearchConfig) else ""
     return Bm25Search(Path(corpus) if corpus else world.corpus)

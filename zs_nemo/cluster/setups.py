@@ -1,15 +1,15 @@
 """What every process of a run is told, derived from the configuration. Knows the roles, not Ray."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from zs_nemo.config.algorithm import KlPlace
 from zs_nemo.config.experiment import Accelerator
-from zs_nemo.config.grpo import GrpoRecipeConfig
-from zs_nemo.config.policy import Precision
+from zs_nemo.config.policy import PolicyConfig, Precision
+from zs_nemo.config.recipe import PpoRecipeConfig, RecipeConfig
 from zs_nemo.config.search import SimulatedSearchConfig
 from zs_nemo.generation.engine_setup import EngineSetup
 from zs_nemo.weights.pretrained import resolve_model
@@ -22,11 +22,15 @@ class Layout:
     """The processes of a run."""
 
     num_ranks: int
+    """Of the policy."""
+    num_critic_ranks: int
+    """Of the critic alone; 0 without a critic, or with one on the policy's ranks."""
     policy_folder: Path
     policy_engines: tuple[EngineSetup, ...]
     simulator_engines: tuple[EngineSetup, ...]
     use_gpu: bool
     has_reference: bool
+    has_critic: bool
 
     @property
     def engines(self) -> tuple[EngineSetup, ...]:
@@ -34,21 +38,23 @@ class Layout:
         return self.policy_engines + self.simulator_engines
 
 
-def derive_layout(cfg: GrpoRecipeConfig) -> Layout:
+def derive_layout(cfg: RecipeConfig) -> Layout:
     """Resolve the models and decide on CPU or GPU. Raises ``ValueError`` for a missing model or GPU."""
     use_gpu = _use_gpu(cfg)
     policy_folder = resolve_model(cfg.policy.model, setting="policy.model")
     return Layout(
         num_ranks=cfg.trainer.num_nodes * cfg.trainer.devices,
+        num_critic_ranks=cfg.critic.num_ranks if isinstance(cfg, PpoRecipeConfig) else 0,
         policy_folder=policy_folder,
         policy_engines=_policy_engines(cfg, policy_folder, use_gpu),
         simulator_engines=_simulator_engines(cfg, use_gpu),
         use_gpu=use_gpu,
         has_reference=cfg.algorithm.kl.where is not KlPlace.off,
+        has_critic=isinstance(cfg, PpoRecipeConfig),
     )
 
 
-def _use_gpu(cfg: GrpoRecipeConfig) -> bool:
+def _use_gpu(cfg: RecipeConfig) -> bool:
     if cfg.trainer.accelerator is Accelerator.cpu:
         return False
     import torch
@@ -62,7 +68,7 @@ def _use_gpu(cfg: GrpoRecipeConfig) -> bool:
     return cfg.trainer.accelerator is Accelerator.gpu or torch.cuda.is_available()
 
 
-def _policy_engines(cfg: GrpoRecipeConfig, folder: Path, use_gpu: bool) -> tuple[EngineSetup, ...]:
+def _policy_engines(cfg: RecipeConfig, folder: Path, use_gpu: bool) -> tuple[EngineSetup, ...]:
     settings = cfg.generation
     dtype = _DTYPE_OF[cfg.policy.precision] if settings.dtype == "auto" else settings.dtype
     return tuple(
@@ -83,7 +89,7 @@ def _policy_engines(cfg: GrpoRecipeConfig, folder: Path, use_gpu: bool) -> tuple
     )
 
 
-def _simulator_engines(cfg: GrpoRecipeConfig, use_gpu: bool) -> tuple[EngineSetup, ...]:
+def _simulator_engines(cfg: RecipeConfig, use_gpu: bool) -> tuple[EngineSetup, ...]:
     settings = cfg.search
     if not isinstance(settings, SimulatedSearchConfig):
         return ()
@@ -106,28 +112,73 @@ def _simulator_engines(cfg: GrpoRecipeConfig, use_gpu: bool) -> tuple[EngineSetu
     )
 
 
-def num_updates(cfg: GrpoRecipeConfig) -> int:
-    """Return the optimizer updates of a whole run, for the learning-rate schedule."""
+def num_updates(cfg: RecipeConfig) -> int:
+    """Return the policy's optimizer updates in a whole run, for its learning-rate schedule."""
+    warmup = cfg.algorithm.critic_warmup_steps if isinstance(cfg, PpoRecipeConfig) else 0
+    return max(1, (cfg.trainer.max_steps - warmup) * _updates_per_step(cfg))
+
+
+def _updates_per_step(cfg: RecipeConfig) -> int:
     trajectories = cfg.rollout.num_prompts_per_step * cfg.rollout.num_generations_per_prompt
-    return max(1, cfg.trainer.max_steps * math.ceil(trajectories / cfg.policy.global_batch_size))
+    return math.ceil(trajectories / cfg.policy.global_batch_size)
 
 
-def rank_builder(cfg: GrpoRecipeConfig, layout: Layout, rank: int, address: tuple[str, int]) -> partial[Any]:
-    """Return the call that builds one training rank; its process makes it."""
+def critic_settings(cfg: RecipeConfig) -> PolicyConfig | None:
+    """Return the critic's settings in the form of the policy's; None without a critic."""
+    if not isinstance(cfg, PpoRecipeConfig):
+        return None
+    critic = cfg.critic
+    settings = replace(cfg.policy, optim=critic.optim, gradient_clip_val=critic.gradient_clip_val)
+    if critic.num_ranks == 0:
+        return settings
+    return replace(
+        settings,
+        tensor_model_parallel_size=critic.tensor_model_parallel_size,
+        pipeline_model_parallel_size=critic.pipeline_model_parallel_size,
+        num_layers_in_first_pipeline_stage=None,
+        num_layers_in_last_pipeline_stage=None,
+    )
+
+
+def rank_builder(cfg: RecipeConfig, layout: Layout, rank: int, address: tuple[str, int]) -> partial[Any]:
+    """Return the call that builds one of the policy's ranks; its process makes it."""
     return partial(
         _build_rank,
-        rank=rank,
+        **_rank_fields(cfg, layout, rank, address),
         world_size=layout.num_ranks,
-        master_addr=address[0],
-        master_port=address[1],
-        model_path=str(layout.policy_folder),
         policy=cfg.policy,
-        temperature=cfg.generation.temperature,
-        max_steps=num_updates(cfg),
-        seed=cfg.seed,
-        use_gpu=layout.use_gpu,
+        critic=None if layout.num_critic_ranks else critic_settings(cfg),
         with_reference=layout.has_reference,
     )
+
+
+def critic_rank_builder(cfg: RecipeConfig, layout: Layout, rank: int, address: tuple[str, int]) -> partial[Any]:
+    """Return the call that builds one of the critic's own ranks; its process makes it."""
+    settings = critic_settings(cfg)
+    return partial(
+        _build_rank,
+        **_rank_fields(cfg, layout, rank, address),
+        world_size=layout.num_critic_ranks,
+        policy=settings,
+        critic=settings,
+        with_policy=False,
+        with_reference=False,
+    )
+
+
+def _rank_fields(cfg: RecipeConfig, layout: Layout, rank: int, address: tuple[str, int]) -> dict[str, Any]:
+    return {
+        "rank": rank,
+        "master_addr": address[0],
+        "master_port": address[1],
+        "model_path": str(layout.policy_folder),
+        "temperature": cfg.generation.temperature,
+        "max_steps": num_updates(cfg),
+        "critic_max_steps": max(1, cfg.trainer.max_steps * _updates_per_step(cfg)),
+        "seed": cfg.seed,
+        "use_gpu": layout.use_gpu,
+        "max_grad_norm": cfg.guards.max_grad_norm,
+    }
 
 
 def engine_builder(setup: EngineSetup) -> partial[Any]:
@@ -135,7 +186,7 @@ def engine_builder(setup: EngineSetup) -> partial[Any]:
     return partial(_build_engine, setup)
 
 
-def rank_environment(cfg: GrpoRecipeConfig, use_gpu: bool) -> dict[str, str]:
+def rank_environment(cfg: RecipeConfig, use_gpu: bool) -> dict[str, str]:
     """Return what a training rank's process must have in its environment before torch is imported."""
     environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if use_gpu:

@@ -12,11 +12,18 @@ from zs_nemo.cluster import preflight
 from zs_nemo.cluster.engine_pool import EnginePool, EngineUsage
 from zs_nemo.cluster.memory_estimate import weight_bytes
 from zs_nemo.cluster.placement import Placement, place_on_gpus
-from zs_nemo.cluster.policy_group import PolicyGroup
+from zs_nemo.cluster.rank_groups import CriticGroup, PolicyGroup
 from zs_nemo.cluster.ray_session import RaySession
 from zs_nemo.cluster.roles import Role, gather
-from zs_nemo.cluster.setups import Layout, derive_layout, engine_builder, rank_builder, rank_environment
-from zs_nemo.config.grpo import GrpoRecipeConfig
+from zs_nemo.cluster.setups import (
+    Layout,
+    critic_rank_builder,
+    derive_layout,
+    engine_builder,
+    rank_builder,
+    rank_environment,
+)
+from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.generation.engine_setup import engine_environment
 from zs_nemo.refit.shared_memory import SharedMemoryRefit
 
@@ -32,12 +39,14 @@ class System:
     """
 
     policy: PolicyGroup
+    critic: CriticGroup | None
+    """None with an algorithm that has none."""
     generation: EnginePool
     """The policy's engines."""
     simulator: EnginePool | None
     """The frozen simulator's engines; None when a real engine answers during training."""
 
-    def __init__(self, cfg: GrpoRecipeConfig, layout: Layout, session: RaySession, run_dir: Path) -> None:
+    def __init__(self, cfg: RecipeConfig, layout: Layout, session: RaySession, run_dir: Path) -> None:
         """Not for callers: ``System.start``."""
         self._cfg = cfg
         self._layout = layout
@@ -47,7 +56,7 @@ class System:
         self.simulator = None
 
     @classmethod
-    def start(cls, cfg: GrpoRecipeConfig, run_dir: Path) -> "System":
+    def start(cls, cfg: RecipeConfig, run_dir: Path) -> "System":
         """Check, start Ray, start all processes at once, and return when every one of them is ready.
 
         Raises ``ValueError`` before anything is started for what ``preflight`` finds, ``RoleError`` for a process that
@@ -58,7 +67,7 @@ class System:
         logs = run_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         num_gpus = _local_gpus() if layout.use_gpu else 0
-        num_processes = layout.num_ranks + len(layout.engines)
+        num_processes = layout.num_ranks + layout.num_critic_ranks + len(layout.engines)
         session = RaySession(cfg.cluster.ray_address, num_processes, num_gpus, logs)
         system = cls(cfg, layout, session, run_dir)
         try:
@@ -114,22 +123,29 @@ class System:
     def _start_roles(self) -> None:
         layout, cfg = self._layout, self._cfg
         placement = self._placement()
-        ranks = [self._rank(rank, placement) for rank in range(layout.num_ranks)]
+        ranks = [self._rank(f"policy-rank-{rank}", rank, placement) for rank in range(layout.num_ranks)]
+        critics = [
+            self._rank(f"critic-rank-{rank}", layout.num_ranks + rank, placement)
+            for rank in range(layout.num_critic_ranks)
+        ]
         engines = [self._engine(index, placement) for index in range(len(layout.engines))]
-        self._roles = [*engines, *ranks]
+        self._roles = [*engines, *ranks, *critics]
         # The engines need longest: they are first in the queue for the cores.
         starts = [
             role.submit("start", engine_builder(setup)) for role, setup in zip(engines, layout.engines, strict=True)
         ]
-        address = self._rendezvous(ranks[0])
-        starts += [role.submit("start", rank_builder(cfg, layout, rank, address)) for rank, role in enumerate(ranks)]
+        for roles, builder, port in ((ranks, rank_builder, cfg.cluster.master_port), (critics, critic_rank_builder, 0)):
+            if roles:
+                address = self._rendezvous(roles[0], port)
+                starts += [role.submit("start", builder(cfg, layout, rank, address)) for rank, role in enumerate(roles)]
         gather(self._roles, starts, "start", cfg.cluster.startup_timeout_s)
-        self._connect(ranks, engines)
+        self._connect(ranks, critics, engines)
 
-    def _connect(self, ranks: Sequence[Role], engines: Sequence[Role]) -> None:
+    def _connect(self, ranks: Sequence[Role], critics: Sequence[Role], engines: Sequence[Role]) -> None:
         layout = self._layout
         first = layout.policy_engines[0]
         self.policy = PolicyGroup(ranks, has_reference=layout.has_reference, refit_dtype=first.dtype)
+        self.critic = CriticGroup(critics or ranks) if layout.has_critic else None
         self.generation = EnginePool(engines[: len(layout.policy_engines)])
         if layout.simulator_engines:
             self.simulator = EnginePool(engines[len(layout.policy_engines) :])
@@ -141,10 +157,9 @@ class System:
             folder.mkdir(exist_ok=True)
         self._refit = SharedMemoryRefit(self.policy, self.generation, folder, weight_bytes(first))
 
-    def _rendezvous(self, first_rank: Role) -> tuple[str, int]:
+    def _rendezvous(self, first_rank: Role, port: int) -> tuple[str, int]:
         import ray
 
-        port = self._cfg.cluster.master_port
         if self._cfg.cluster.ray_address:
             address: tuple[str, int] = ray.get(first_rank.submit("address", port))
             return address
@@ -158,17 +173,18 @@ class System:
         import ray
 
         sizes = [setup.tensor_model_parallel_size for setup in self._layout.engines]
-        placement = place_on_gpus(int(ray.cluster_resources().get("GPU", 0)), self._layout.num_ranks, sizes)
+        num_ranks = self._layout.num_ranks + self._layout.num_critic_ranks
+        placement = place_on_gpus(int(ray.cluster_resources().get("GPU", 0)), num_ranks, sizes)
         self._group = ray.util.placement_group(list(placement.bundles), strategy="PACK")
         ray.get(self._group.ready(), timeout=self._cfg.cluster.startup_timeout_s)
         return placement
 
-    def _rank(self, rank: int, placement: Placement | None) -> Role:
+    def _rank(self, name: str, place: int, placement: Placement | None) -> Role:
         from zs_nemo.cluster.actors import RankActor
 
         environment = rank_environment(self._cfg, self._layout.use_gpu) | self._local_network()
-        resources = self._resources(placement.ranks[rank] if placement else None)
-        return self._role(f"policy-rank-{rank}", RankActor, environment, resources)
+        resources = self._resources(placement.ranks[place] if placement else None)
+        return self._role(name, RankActor, environment, resources)
 
     def _engine(self, index: int, placement: Placement | None) -> Role:
         from zs_nemo.cluster.actors import EngineActor

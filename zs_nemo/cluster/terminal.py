@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from zs_nemo.config.grpo import GrpoRecipeConfig
+from zs_nemo.config.registry import Config, to_dataclass
 from zs_nemo.observability.files import write_text
 from zs_nemo.observability.progress import Progress
 from zs_nemo.observability.run_dir import RunDir
@@ -18,17 +18,17 @@ EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
-Train = Callable[[GrpoRecipeConfig, RunDir, Progress], Path]
+Train = Callable[[Config, RunDir, Progress], Path]
 
 
-def run_in_terminal(composed: DictConfig, convert: Callable[[DictConfig], GrpoRecipeConfig], train: Train) -> int:
-    """Run ``train`` and return the exit code: 0 done, 1 failed on the way, 2 refused input, 130 interrupted.
+def run_in_terminal(composed: DictConfig, kind: type[Config], train: Train[Config]) -> int:
+    """Run ``train`` with a configuration of its kind; return the exit code.
 
-    SIGTERM ends a run as Ctrl-C does.
+    0 is done, 1 failed on the way, 2 refused input, 130 interrupted. SIGTERM ends a run as Ctrl-C does.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        cfg = convert(composed)
+        cfg = to_dataclass(composed, kind)
         with RunDir(Path(cfg.exp_manager.exp_dir) / cfg.exp_manager.name, cfg) as run_dir:
             return _train(cfg, run_dir, train)
     except ValueError as error:
@@ -37,7 +37,7 @@ def run_in_terminal(composed: DictConfig, convert: Callable[[DictConfig], GrpoRe
         return EXIT_BAD_INPUT
 
 
-def _train(cfg: GrpoRecipeConfig, run_dir: RunDir, train: Train) -> int:
+def _train(cfg: Config, run_dir: RunDir, train: Train[Config]) -> int:
     report = run_dir.path / "report.html"
     if run_dir.finished:
         sys.stdout.write(f"this run is already done: {report}\nfor another one give it a name: exp_manager.name=NAME\n")

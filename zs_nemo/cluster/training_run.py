@@ -5,24 +5,28 @@ loss are the recipe's.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from types import TracebackType
 
 from zs_nemo.algorithms.supervised_loss import SupervisedLoss
-from zs_nemo.cluster.checkpoints import CheckpointFolder
+from zs_nemo.cluster.checkpoints import CRITIC, POLICY, CheckpointFolder
+from zs_nemo.cluster.rank_groups import CriticGroup
 from zs_nemo.cluster.search_engines import SearchEngines, build_real_engine
+from zs_nemo.cluster.setups import num_updates
 from zs_nemo.cluster.system import System
-from zs_nemo.config.grpo import GrpoRecipeConfig
+from zs_nemo.config.algorithm import KlPlace
 from zs_nemo.config.policy import SchedConfig
+from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.search import SimulatedSearchConfig
 from zs_nemo.evaluation.evaluator import CLOSED_BOOK, Evaluator
 from zs_nemo.evaluation.scores import EvaluationName
 from zs_nemo.observability.files import read_json
+from zs_nemo.observability.guards import Guards, Verdict, gravest
 from zs_nemo.observability.memory import MemoryWatch
-from zs_nemo.observability.metrics import step_metrics
+from zs_nemo.observability.metrics import step_metrics, update_metrics
 from zs_nemo.observability.phase import Phase
 from zs_nemo.observability.progress import Progress
 from zs_nemo.observability.report import write_report
@@ -37,7 +41,7 @@ from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.rollout.packing import pack_scripted
 from zs_nemo.search.simulator import SimulatedSearchEngine
 from zs_nemo.types.batch import TrainBatch
-from zs_nemo.types.keys import SampleKey
+from zs_nemo.types.keys import SampleKey, seed_of_attempt
 from zs_nemo.types.trajectory import Role, TrajectoryGroup
 from zs_nemo.weights.pretrained import load_tokenizer, resolve_model
 
@@ -45,12 +49,10 @@ from zs_nemo.weights.pretrained import load_tokenizer, resolve_model
 class TrainingRun:
     """Everything a loop needs. Use with ``with``: whatever ends the block, no process is left behind."""
 
-    start_step: int
-    """The first step that is still to be trained."""
     system: System
     timer: StageTimer
 
-    def __init__(self, cfg: GrpoRecipeConfig, run_dir: RunDir, progress: Progress) -> None:
+    def __init__(self, cfg: RecipeConfig, run_dir: RunDir, progress: Progress) -> None:
         """Check what can be checked, start the system, and load the newest checkpoint if there is one."""
         self._cfg = cfg
         self._run_dir = run_dir
@@ -58,6 +60,7 @@ class TrainingRun:
         self.timer = StageTimer(on_stage=progress.stage)
         self._checkpoints = CheckpointFolder(run_dir.path / "checkpoints", keep=cfg.exp_manager.save_top_k)
         self._reference_folder = run_dir.path / "reference"
+        self._guards = Guards(cfg.guards)
         self._served_version = -1
         self._stack = ExitStack()
         try:
@@ -111,16 +114,30 @@ class TrainingRun:
     def _resume(self) -> None:
         newest = self._checkpoints.latest()
         self._resumed = newest is not None
-        self.start_step = 0
+        self._next_step = 0
         if newest is None:
             return
-        folder, state = newest
-        self.start_step = int(state["step"])
         with self.timer("checkpoint"):
             self.system.policy.load_reference(str(self._reference_folder))
-            self.system.policy.load_checkpoint(str(folder))
-        self._run_dir.truncate_after(self.start_step - 1)
-        self._progress.say(f"resumed from {folder} at step {self.start_step}")
+            folder = self._load_newest()
+        self._run_dir.truncate_after(self._next_step - 1)
+        self._progress.say(f"resumed from {folder} at step {self._next_step}")
+
+    def _load_newest(self) -> Path:
+        newest = self._checkpoints.latest()
+        assert newest is not None, "the warm start writes checkpoint 0"
+        folder, state = newest
+        self._next_step = int(state["step"])
+        self.system.policy.load_checkpoint(str(folder / POLICY))
+        if self.system.critic is not None:
+            self.system.critic.load_checkpoint(str(folder / CRITIC))
+        return folder
+
+    @property
+    def critic(self) -> CriticGroup:
+        """The critic of an algorithm that has one."""
+        assert self.system.critic is not None, "this recipe's configuration has no critic"
+        return self.system.critic
 
     def warm_start(self) -> None:
         """Teach the tags by imitation, make the result the reference, and save it as checkpoint 0. Once per run."""
@@ -139,14 +156,16 @@ class TrainingRun:
                 self._run_dir.log_step(step, metrics, Phase.warm_start)
                 self._progress.advance(metrics)
             policy.set_reference()
-            policy.reset_optimizer(self._cfg.policy.optim, max_steps=self._cfg.trainer.max_steps)
+            policy.reset_optimizer(self._cfg.policy.optim, max_steps=num_updates(self._cfg))
             policy.export_hf(str(self._reference_folder))
+            if self.system.critic is not None:
+                self.system.critic.load(str(self._reference_folder))
         self._save(0)
         self._save_progress()
 
     def _scripted_batch(self, step: int) -> TrainBatch:
         count, seed = self._cfg.warm_start.global_batch_size, self._cfg.seed
-        questions = questions_of_step(self._world.train, step, count, seed, phase=Phase.warm_start)
+        questions = questions_of_step(self._world.train, step, count, seed, stream=Phase.warm_start.value)
         episodes = []
         for prompt, question in enumerate(questions):
             key = SampleKey(run_seed=seed, step=step, prompt=prompt, member=0)
@@ -160,10 +179,14 @@ class TrainingRun:
             self.system.refit(version)
             self._served_version = version
 
-    def collect(self, step: int, *, noise: float) -> list[TrajectoryGroup]:
-        """Run the episodes of one step."""
-        settings = self._cfg.rollout
-        questions = questions_of_step(self._world.train, step, settings.num_prompts_per_step, self._cfg.seed)
+    def collect(
+        self, step: int, round_number: int = 0, num_prompts: int | None = None, *, noise: float
+    ) -> list[TrajectoryGroup]:
+        """Run the episodes of one step; in a round after the first, of ``num_prompts`` other questions."""
+        settings, attempt = self._cfg.rollout, len(self._run_dir.rollbacks)
+        per_step, seed = settings.num_prompts_per_step, seed_of_attempt(self._cfg.seed, attempt)
+        stream = f"{Phase.rl.value}, round {round_number}" if round_number else Phase.rl.value
+        questions = questions_of_step(self._world.train, step, per_step, seed, stream=stream)[:num_prompts]
         with self._threads(simulated=self.system.simulator is not None):
             return self._collector.collect(
                 questions,
@@ -171,7 +194,19 @@ class TrainingRun:
                 Decoding(temperature=self._cfg.generation.temperature, top_p=self._cfg.generation.top_p),
                 step=step,
                 group_size=settings.num_generations_per_prompt,
+                first_prompt=round_number * per_step,
+                attempt=attempt,
             )
+
+    def with_logprobs(self, batch: TrainBatch) -> TrainBatch:
+        """Add the reference's logprobs if there is a KL term, and the policy's own if more than one look needs them."""
+        algorithm = self._cfg.algorithm
+        if algorithm.kl.where is not KlPlace.off:
+            batch = batch.replace(reference_logprobs=self.system.policy.reference_logprobs(batch))
+        # Later updates of a step compare with the policy that the step began with; one update is its own start.
+        if batch.num_sequences > self._cfg.policy.global_batch_size or algorithm.kl.where is KlPlace.reward:
+            batch = batch.replace(policy_logprobs=self.system.policy.logprobs(batch))
+        return batch
 
     def _threads(self, *, simulated: bool) -> AbstractContextManager[None]:
         """Give the policy's engines all cores, unless the simulator needs its share of them."""
@@ -185,23 +220,56 @@ class TrainingRun:
         updates: Sequence[Mapping[str, float]],
         *,
         noise: float,
+        critic_updates: Sequence[Mapping[str, float]] = (),
+        metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Log the step, write a sample of its trajectories, and save a checkpoint when it is due."""
-        metrics = step_metrics(groups, updates, batch=batch, noise=noise, stage_s=self.timer.take())
-        self._run_dir.log_step(step, metrics)
+        """Log the step, write a sample of its trajectories, and save a checkpoint when it is due.
+
+        ``groups`` are all that were rolled out, ``batch`` what was trained on, ``metrics`` the algorithm's own.
+        """
+        row = (
+            step_metrics(groups, updates, batch=batch, noise=noise, stage_s=self.timer.take())
+            | update_metrics(critic_updates, prefix="critic")
+            | dict(metrics or {})
+        )
+        findings = self._guards.findings(row)
+        row |= {f"guards/{finding.name}": 1.0 for finding in findings}
+        self._run_dir.log_step(step, row)
         self._run_dir.write_trajectories(step, groups, self._tokenizer, self._cfg.exp_manager.trajectories_per_step)
+        for finding in findings:
+            self._progress.say(f"step {step}: {finding.message}")
+        verdict = gravest(findings)
+        if verdict is not Verdict.go_on:
+            self._leave_step(step, verdict, [finding.message for finding in findings])
+            return
         # The log comes before the checkpoint: a resume drops rows that are too many, but could not make missing ones.
-        finished = step + 1
+        finished = self._next_step = step + 1
         if finished % self._cfg.exp_manager.save_every_n_steps == 0 or finished == self._cfg.trainer.max_steps:
             self._save(finished)
         self._save_progress()
-        self._progress.advance(metrics)
+        self._progress.advance(row)
 
-    def begin_training(self) -> None:
-        """Show the training loop in the progress display; start-up and evaluation are no part of the first step."""
+    def _leave_step(self, step: int, verdict: Verdict, reasons: list[str]) -> None:
+        """Return to the newest checkpoint, which holds nothing of this step, or end the run."""
+        self._save_progress()
+        rollbacks, limit = len(self._run_dir.rollbacks), self._cfg.guards.max_rollbacks
+        if verdict is Verdict.stop or rollbacks >= limit:
+            spent = "" if verdict is Verdict.stop else f" after {rollbacks} rollbacks (guards.max_rollbacks={limit})"
+            raise RuntimeError(f"step {step} ended the run{spent}: {'; '.join(reasons)}")
+        with self.timer("checkpoint"):
+            folder = self._load_newest()
+        self._run_dir.record_rollback(step=step, to_step=self._next_step, reasons=reasons)
+        self._progress.say(f"returned to {folder}; going on at step {self._next_step} with other draws")
+        self._progress.begin("training", self._cfg.trainer.max_steps, self._next_step)
+
+    def steps(self) -> Iterator[int]:
+        """Yield the steps that are still to be trained; after a return to a checkpoint some of them once more."""
         self._ledger.phase = Phase.rl
-        self._progress.begin("training", self._cfg.trainer.max_steps, self.start_step)
+        self._progress.begin("training", self._cfg.trainer.max_steps, self._next_step)
+        # Start-up and evaluation are no part of the first step.
         self.timer.take()
+        while self._next_step < self._cfg.trainer.max_steps:
+            yield self._next_step
 
     def evaluate(self, when: str, *, step: int) -> None:
         """Evaluate the policy after ``step`` steps on the real engine; at the end (``after``) also without it."""
@@ -216,8 +284,11 @@ class TrainingRun:
             for name in names:
                 if self._run_dir.finished_evaluation(str(name), step=step) is None:
                     self.refit(step)
-                    with self._threads(simulated=name.engine == SimulatedSearchEngine.name):
-                        self._evaluator.evaluate(name, self._engines.evaluation(name.engine), step=step)
+                    simulated = name.engine == SimulatedSearchEngine.name
+                    count = self._cfg.evaluation.num_simulator_questions if simulated else 0
+                    with self._threads(simulated=simulated):
+                        search = self._engines.evaluation(name.engine)
+                        self._evaluator.evaluate(name, search, step=step, num_questions=count)
                     self._save_progress()
 
     def finish(self) -> Path:
@@ -232,7 +303,12 @@ class TrainingRun:
 
     def _save(self, step: int) -> None:
         with self.timer("checkpoint"):
-            self._checkpoints.save(step, {}, lambda folder: self.system.policy.save_checkpoint(str(folder)))
+            self._checkpoints.save(step, {}, self._write_checkpoint)
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        self.system.policy.save_checkpoint(str(folder / POLICY))
+        if self.system.critic is not None:
+            self.system.critic.save_checkpoint(str(folder / CRITIC))
 
     def _save_progress(self) -> None:
         self._run_dir.save_progress(self.timer, search=self._ledger.state(), peak_memory_gib=self._memory.peak_gib)

@@ -110,6 +110,9 @@ class EvaluationConfig:
     """``test`` for reporting; ``validation`` while tuning."""
     num_questions: int = 0
     """0 for the whole split."""
+    num_simulator_questions: int = 64
+    """Questions that the final policy answers on the simulator too, which shows how far training and reality lie
+    apart; 0 for all. The simulator needs as long for one as a real engine for several."""
     temperatures: list[float] = field(default_factory=lambda: [0.0, 1.0])
     """0 is greedy."""
     num_documents: int = 1
@@ -118,5 +121,6 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if self.split not in ("test", "validation"):
             raise ValueError(f"evaluation.split={self.split!r} must be test or validation")
-        if self.num_questions < 0:
-            raise ValueError(f"evaluation.num_questions={self.num_questions} must be 0 (all) or positive")
+        for name in ("num_questions", "num_simulator_questions"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"evaluation.{name}={getattr(self, name)} must be 0 (all) or positive")

@@ -40,7 +40,7 @@ class RolloutConfig:
 
     num_prompts_per_step: int = 8
     num_generations_per_prompt: int = 4
-    """Samples of one prompt: the group that GRPO compares."""
+    """Samples of one prompt: the group that GRPO compares; REINFORCE++ and PPO also work with 1."""
     max_turns: int = 4
     """Generations of the policy in one episode. A search is only run when a turn is left to read its documents."""
     max_turn_tokens: int = 96
@@ -61,6 +61,7 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         for name in (
             "num_prompts_per_step",
+            "num_generations_per_prompt",
             "max_turns",
             "max_turn_tokens",
             "max_document_tokens",
@@ -69,11 +70,6 @@ class RolloutConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"rollout.{name}={getattr(self, name)} must be at least 1")
-        if self.num_generations_per_prompt < 2:
-            raise ValueError(
-                f"rollout.num_generations_per_prompt={self.num_generations_per_prompt} must be at least 2: "
-                "GRPO compares the samples of one prompt with each other"
-            )
         if self.max_turn_tokens >= self.max_sequence_tokens:
             raise ValueError(
                 f"rollout.max_turn_tokens={self.max_turn_tokens} must be smaller than "

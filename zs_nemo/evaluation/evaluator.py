@@ -34,17 +34,21 @@ class Evaluator:
         self._progress = progress
         self._bootstrap_samples = bootstrap_samples
 
-    def evaluate(self, name: EvaluationName, search: SearchSetting | None, *, step: int) -> None:
+    def evaluate(
+        self, name: EvaluationName, search: SearchSetting | None, *, step: int, num_questions: int = 0
+    ) -> None:
         """Run one evaluation of the policy after ``step`` updates, unless the run directory already holds it.
 
+        ``num_questions`` is how many of the questions are asked, the first ones; 0 for all.
         ``search=None`` is closed book. The same questions get the same sampling seeds before and after training, so
         that the paired difference is of the policy and not of the dice.
         """
         if self._run_dir.finished_evaluation(str(name), step=step) is not None:
             return
-        self._progress.begin(f"evaluation {name}", len(self._questions))
+        questions = self._questions[: num_questions or len(self._questions)]
+        self._progress.begin(f"evaluation {name}", len(questions))
         trajectories = self._collector.evaluate(
-            self._questions,
+            questions,
             search,
             Decoding(temperature=name.temperature),
             evaluation_index=_stable_index(name),

@@ -1,5 +1,7 @@
 """What runs inside vLLM's worker, where the model is: the loading of a refit, and the number of threads."""
 
+import contextlib
+import ctypes
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ class WorkerExtension:
         names: list[str] = []
         self.model_runner.reload_weights(weights_iterator=_tensors(path, names))
         _repack_tied_layers(self.model_runner.get_model())
+        _release_freed_memory()
         return len(names)
 
     def set_threads(self, num_threads: int) -> int:
@@ -33,6 +36,12 @@ class WorkerExtension:
         # vLLM replaces torch.set_num_threads by a warning, for workers whose threads are bound to cores; ours are not.
         torch._C.set_num_threads(min(num_threads, len(os.sched_getaffinity(0))))
         return torch.get_num_threads()
+
+
+def _release_freed_memory() -> None:
+    """Hand the copies that packing has left behind back to the system: the training ranks need the memory next."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _repack_tied_layers(model: Any) -> None:

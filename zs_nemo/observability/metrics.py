@@ -1,7 +1,7 @@
 """One flat dictionary of numbers per step, from the episodes and from the updates. Pure functions.
 
 Names: ``reward/``, ``rollout/`` and ``search/`` speak about the episodes of the step, ``tokens/`` about what is trained
-on, ``train/`` about the updates, ``time/`` is seconds by stage.
+on, ``train/`` about the updates, ``critic/`` about the critic and its updates, ``time/`` is seconds by stage.
 """
 
 from collections import Counter
@@ -102,17 +102,19 @@ def search_metrics(trajectories: Sequence[Trajectory]) -> Metrics:
     } | {f"search/defect_{kind}": float(count) for kind, count in sorted(defects.items())}
 
 
-def update_metrics(updates: Sequence[Mapping[str, float]]) -> Metrics:
-    """Join the metrics of a step's optimizer updates under ``train/``.
+def update_metrics(updates: Sequence[Mapping[str, float]], *, prefix: str = "train") -> Metrics:
+    """Join the metrics of a step's optimizer updates under ``prefix``.
 
-    Counts add up, ``*_max`` and the gradient norm keep the largest, the learning rate keeps the last, and everything
-    else, which is a mean over tokens, is weighted by the tokens of its update.
+    Counts add up, ``*_max`` and the gradient norm keep the largest, the learning rate keeps the last. The loss is
+    weighted by what it was divided by, and everything else, which is a mean over tokens, by the tokens of its update:
+    as if the step had been one update.
     """
     joined: Metrics = {}
-    for name in {name: None for update in updates for name in update}:
+    for name in {name: None for update in updates for name in update if name != "loss_normalizer"}:
         having = [update for update in updates if name in update]
         values = np.array([update[name] for update in having], dtype=np.float64)
-        weights = np.array([update.get("num_loss_tokens", 1.0) for update in having], dtype=np.float64)
+        weight = "loss_normalizer" if name == "loss" else "num_loss_tokens"
+        weights = np.array([update.get(weight, 1.0) for update in having], dtype=np.float64)
         if name.startswith("num_"):
             value = values.sum()
         elif name.endswith("_max") or name == "grad_norm":
@@ -121,9 +123,9 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> Metrics:
             value = values[-1]
         else:
             value = (values * weights).sum() / weights.sum()
-        joined[f"train/{name}"] = float(value)
+        joined[f"{prefix}/{name}"] = float(value)
     if updates:
-        joined["train/num_updates"] = float(len(updates))
+        joined[f"{prefix}/num_updates"] = float(len(updates))
     return joined
 
 

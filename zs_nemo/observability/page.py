@@ -1,7 +1,7 @@
 """``report.html``: one self-contained page. Everything that a model or a corpus wrote is escaped."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from zs_nemo.observability.charts import (
     stacked_chart,
 )
 from zs_nemo.observability.files import read_json_lines
-from zs_nemo.observability.report import ABSENT, RunFiles, find_evaluation, real_engine
+from zs_nemo.observability.report import ABSENT, RunFiles, find_evaluation, real_engine, recipe_name
 from zs_nemo.observability.timer import duration
 from zs_nemo.types.trajectory import Status
 
@@ -45,6 +45,7 @@ def render_page(files: RunFiles, report: Report) -> str:
     template = package_files("zs_nemo.observability").joinpath("report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         report=report,
+        recipe_name=recipe_name(report["recipe"]),
         headline=_headline(report),
         curves=_curves(files.steps),
         endings=_endings(files.steps),
@@ -134,7 +135,17 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             _series(rows, "reward/zero_variance_share", "share"),
             form=percent,
         ),
+        *([_critic_curve(rows, curve)] if any("critic/explained_variance" in row for row in rows) else []),
     ]
+
+
+def _critic_curve(rows: Sequence[Mapping[str, Any]], curve: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    return curve(
+        "Critic",
+        "Share of the returns' variance that its values explain, before it has seen them.",
+        "explained variance",
+        _series(rows, "critic/explained_variance", "explained variance"),
+    )
 
 
 def _ending_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:

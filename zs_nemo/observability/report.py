@@ -99,6 +99,8 @@ def build_report(files: RunFiles) -> dict[str, Any]:
             "token_in_token_out_share": min(shares, default=None),
             "unread_searches": sum(row.get("search/unread") or 0 for row in files.steps) if files.steps else None,
         },
+        "critic": _critic(files),
+        "guards": _guards(files),
         "cost": _cost(search),
         "peak_memory_gib": max(peaks, default=None),
         "machine": sessions[-1].get("machine", {}) if sessions else {},
@@ -133,10 +135,34 @@ def find_evaluation(report: Mapping[str, Any], when: str, engine: str, decoding:
     return None
 
 
+def recipe_name(recipe: str | None) -> str:
+    """Return the algorithm's name as the literature writes it."""
+    return {"grpo": "GRPO", "reinforce_pp": "REINFORCE++", "ppo": "PPO"}.get(recipe or "", recipe or ABSENT)
+
+
 def real_engine(report: Mapping[str, Any]) -> str | None:
     """Return the name of the real search engine that the policy was evaluated on; None if there was none yet."""
     engines = {entry["engine"] for entry in report["evaluation"].values()}
     return min(engines - SIMULATED_ENGINES - {"closed_book"}, default=None)
+
+
+def _critic(files: RunFiles) -> dict[str, Any] | None:
+    """Return how much of the last step's returns the critic explained; None without a critic."""
+    shares = [row["critic/explained_variance"] for row in files.steps if "critic/explained_variance" in row]
+    return {"explained_variance": shares[-1]} if shares else None
+
+
+def _guards(files: RunFiles) -> dict[str, Any]:
+    """Return what went wrong: updates that were not made, steps by finding, and returns to a checkpoint."""
+    parts = ("train/num_skipped_updates", "critic/num_skipped_updates")
+    names = sorted({name for row in files.steps for name in row if name.startswith("guards/")})
+    return {
+        "skipped_updates": sum(row.get(part) or 0 for row in files.steps for part in parts),
+        "findings": {
+            name.removeprefix("guards/"): [row["step"] for row in files.steps if row.get(name)] for name in names
+        },
+        "rollbacks": files.state.get("rollbacks", []),
+    }
 
 
 def _cost(search: Mapping[str, Any]) -> dict[str, Any]:

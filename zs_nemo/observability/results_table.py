@@ -6,7 +6,14 @@ from statistics import mean
 from typing import Any
 
 from zs_nemo.observability.files import read_json
-from zs_nemo.observability.report import ABSENT, RunFiles, build_report, find_evaluation, real_engine
+from zs_nemo.observability.report import (
+    ABSENT,
+    RunFiles,
+    build_report,
+    find_evaluation,
+    real_engine,
+    recipe_name,
+)
 from zs_nemo.observability.timer import duration
 
 _SCORES = (
@@ -21,24 +28,29 @@ def results_table(run_dirs: Sequence[Path | str]) -> str:
     """Return the table: scores on the real engine before -> after with 95 % intervals, time, memory, searches.
 
     A folder that holds a ``report.json`` alone is enough, so that results can be kept without their runs.
-    Runs are ordered by engine and seed; after an engine's runs stands their mean, when there is more than one.
+    Runs are ordered by algorithm, engine and seed; after those that differ in the seed alone stands their mean.
     """
     reports = [_report(Path(path)) for path in run_dirs]
-    reports.sort(key=lambda report: (report["rl_engine"], report["seed"]))
-    head = ["search in training", "seed", *(label for label, _, _ in _SCORES), "wall time", "peak memory"]
+    reports.sort(key=lambda report: (*_setting(report), report["seed"]))
+    head = ["algorithm", "search in training", "seed", *(label for label, _, _ in _SCORES), "wall time", "peak memory"]
     head.append("real searches in RL")
     lines = [head, ["---"] * len(head)]
-    for engine in dict.fromkeys(report["rl_engine"] for report in reports):
-        having = [report for report in reports if report["rl_engine"] == engine]
+    for setting in dict.fromkeys(_setting(report) for report in reports):
+        having = [report for report in reports if _setting(report) == setting]
         lines += [_run_line(report) for report in having]
         if len(having) > 1:
-            lines.append(_mean_line(engine, having))
+            lines.append(_mean_line(setting, having))
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def _report(folder: Path) -> dict[str, Any]:
     kept = read_json(folder / "report.json", None)
     return build_report(RunFiles.read(folder)) if kept is None else kept
+
+
+def _setting(report: Mapping[str, Any]) -> tuple[str, str]:
+    """Return algorithm and engine in training: what runs are compared by."""
+    return recipe_name(report["recipe"]), report["rl_engine"]
 
 
 def _run_line(report: Mapping[str, Any]) -> list[str]:
@@ -48,7 +60,7 @@ def _run_line(report: Mapping[str, Any]) -> list[str]:
     ]
     real = report["search"]["real_engine_searches_in_rl"]
     return [
-        report["rl_engine"],
+        *_setting(report),
         str(report["seed"]),
         *scores,
         duration(report["wall_s"]),
@@ -57,7 +69,7 @@ def _run_line(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _mean_line(engine: str, reports: Sequence[Mapping[str, Any]]) -> list[str]:
+def _mean_line(setting: tuple[str, str], reports: Sequence[Mapping[str, Any]]) -> list[str]:
     scores = []
     for _, decoding, measure in _SCORES:
         entries = [[_entry(report, when, decoding) for report in reports] for when in ("before", "after")]
@@ -66,7 +78,7 @@ def _mean_line(engine: str, reports: Sequence[Mapping[str, Any]]) -> list[str]:
         ]
         scores.append(f"**{' → '.join(means)}**")
     wall = duration(mean(report["wall_s"] for report in reports))
-    return [f"**{engine}**", f"**mean of {len(reports)}**", *scores, wall, "", ""]
+    return [*(f"**{name}**" for name in setting), f"**mean of {len(reports)}**", *scores, wall, "", ""]
 
 
 def _entry(report: Mapping[str, Any], when: str, decoding: str) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ Layout::
 import fcntl
 import os
 import platform
+import re
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -62,7 +63,8 @@ class RunDir:
         except BaseException:
             self._lock.close()
             raise
-        self._state["recipe"] = type(cfg).__name__.removesuffix("RecipeConfig").lower()
+        name = type(cfg).__name__.removesuffix("RecipeConfig")
+        self._state["recipe"] = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
         self._state["sessions"].append(_new_session())
         self._writer: SummaryWriter | None = None
         self._purge_step: int | None = None
@@ -146,6 +148,17 @@ class RunDir:
         write_json(self.path / "state.json", self._state)
         if search is not None:
             write_json(self.path / "search.json", search)
+
+    @property
+    def rollbacks(self) -> list[dict[str, Any]]:
+        """The returns to a checkpoint so far: after which step, to which, and why."""
+        return list(self._state.get("rollbacks", []))
+
+    def record_rollback(self, *, step: int, to_step: int, reasons: Sequence[str]) -> None:
+        """Record that the run returns from ``step`` to the checkpoint of ``to_step``, and drop the steps between."""
+        self._state["rollbacks"] = [*self.rollbacks, {"step": step, "to_step": to_step, "reasons": list(reasons)}]
+        write_json(self.path / "state.json", self._state)
+        self.truncate_after(to_step - 1)
 
     def finish(self) -> None:
         """Mark the run as done: asked again, a recipe has nothing to do."""

@@ -1,12 +1,13 @@
 """Builds the rollout side of a run from its settings."""
 
-from zs_nemo.config.grpo import GrpoRecipeConfig
+from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.rollout.collector import RolloutCollector
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodeRunner
+from zs_nemo.rollout.rewards import build_reward
 from zs_nemo.types.generation import GenerationEngine, Tokenizer
 
 
-def episode_limits(cfg: GrpoRecipeConfig) -> EpisodeLimits:
+def episode_limits(cfg: RecipeConfig) -> EpisodeLimits:
     """Return the limits that ``rollout`` sets."""
     return EpisodeLimits(
         max_turns=cfg.rollout.max_turns,
@@ -17,11 +18,12 @@ def episode_limits(cfg: GrpoRecipeConfig) -> EpisodeLimits:
     )
 
 
-def build_collector(cfg: GrpoRecipeConfig, engine: GenerationEngine, tokenizer: Tokenizer) -> RolloutCollector:
+def build_collector(cfg: RecipeConfig, engine: GenerationEngine, tokenizer: Tokenizer) -> RolloutCollector:
     """Return the collector of a run."""
     return RolloutCollector(
         EpisodeRunner(engine, tokenizer, episode_limits(cfg)),
         tokenizer,
+        build_reward(cfg.reward.weights()),
         run_seed=cfg.seed,
         max_concurrency=cfg.rollout.max_concurrency,
         max_failure_share=cfg.rollout.search_max_failure_share,

@@ -8,12 +8,12 @@ import numpy as np
 
 from zs_nemo.observability.phase import Phase
 from zs_nemo.qa.prompts import CLOSED_BOOK_SUFFIX, closed_book_prompt, policy_prompt
-from zs_nemo.qa.rewards import token_f1
 from zs_nemo.qa.tags import ANSWER_OPEN
 from zs_nemo.rollout.documents import smallest_information_block
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodePlan, EpisodeRunner, SearchSetting
+from zs_nemo.rollout.rewards import Reward
 from zs_nemo.types.generation import Tokenizer
-from zs_nemo.types.keys import SampleKey
+from zs_nemo.types.keys import SampleKey, seed_of_attempt
 from zs_nemo.types.question import Question
 from zs_nemo.types.trajectory import Status, Trajectory, TrajectoryGroup
 
@@ -39,6 +39,7 @@ class RolloutCollector:
         self,
         runner: EpisodeRunner,
         tokenizer: Tokenizer,
+        reward: Reward,
         *,
         run_seed: int,
         max_concurrency: int,
@@ -46,6 +47,7 @@ class RolloutCollector:
     ) -> None:
         self._runner = runner
         self._tokenizer = tokenizer
+        self._reward = reward
         self._run_seed = run_seed
         self._max_concurrency = max_concurrency
         self._max_failure_share = max_failure_share
@@ -64,16 +66,21 @@ class RolloutCollector:
         *,
         step: int,
         group_size: int,
+        first_prompt: int = 0,
+        attempt: int = 0,
         on_done: Callable[[Trajectory], None] | None = None,
     ) -> list[TrajectoryGroup]:
         """Return one group of graded trajectories per question, in the order of the questions.
 
+        ``first_prompt`` is the number of prompts of this step that were collected before, ``attempt`` how often the run
+        has returned to a checkpoint: both give draws of their own.
         A trajectory whose search failed says nothing about the policy: its group goes on without it. Raises
         ``SearchBudgetExceeded`` when too many searches found no answer within their deadline.
         """
+        run_seed = seed_of_attempt(self._run_seed, attempt)
         plans = [
-            self._plan(question, SampleKey(run_seed=self._run_seed, step=step, prompt=prompt, member=member))
-            for prompt, question in enumerate(questions)
+            self._plan(question, SampleKey(run_seed=run_seed, step=step, prompt=prompt, member=member))
+            for prompt, question in enumerate(questions, start=first_prompt)
             for member in range(group_size)
         ]
         trajectories = self._loop.run(self._run_all(plans, search, decoding, on_done))
@@ -81,7 +88,7 @@ class RolloutCollector:
         groups = [TrajectoryGroup(question=question, trajectories=[]) for question in questions]
         for trajectory in trajectories:
             if trajectory.status is not Status.search_failed:
-                groups[trajectory.key.prompt].trajectories.append(trajectory)
+                groups[trajectory.key.prompt - first_prompt].trajectories.append(trajectory)
         return groups
 
     def evaluate(
@@ -128,7 +135,7 @@ class RolloutCollector:
                 trajectory = await self._runner.run(
                     plan, search, temperature=decoding.temperature, top_p=decoding.top_p
                 )
-            trajectory.reward = token_f1(trajectory.answer or "", trajectory.question.answers)
+            trajectory.reward = self._reward(trajectory)
             if on_done:
                 on_done(trajectory)
             return trajectory
@@ -139,18 +146,18 @@ class RolloutCollector:
 
 
 def questions_of_step(
-    questions: Sequence[Question], step: int, count: int, run_seed: int, *, phase: Phase = Phase.rl
+    questions: Sequence[Question], step: int, count: int, run_seed: int, *, stream: str = Phase.rl.value
 ) -> list[Question]:
     """Return the ``count`` questions of one step: a function of its arguments alone, so that a resume repeats it.
 
-    Every epoch is a permutation of its own; a step may reach over the end of one into the next. Phases have orders of
+    Every epoch is a permutation of its own; a step may reach over the end of one into the next. Streams have orders of
     their own, so that reinforcement learning does not begin with the questions that the warm start has just shown.
     """
     chosen = []
     for position in range(step * count, (step + 1) * count):
         epoch, offset = divmod(position, len(questions))
         order = np.random.default_rng(
-            SampleKey(run_seed=run_seed, step=epoch, prompt=0, member=0).seed(f"question order/{phase.value}")
+            SampleKey(run_seed=run_seed, step=epoch, prompt=0, member=0).seed(f"question order/{stream}")
         ).permutation(len(questions))
         chosen.append(questions[int(order[offset])])
     return chosen

@@ -3,50 +3,44 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from zs_nemo.types.batch import TrainBatch
 from zs_nemo.types.generation import Tokenizer
 from zs_nemo.types.trajectory import Role, TrajectoryGroup
 
 
-def pack(
-    groups: Sequence[TrajectoryGroup], advantages: Sequence[Tensor], *, drop_zero_variance: bool
-) -> TrainBatch | None:
+def pack(groups: Sequence[TrajectoryGroup]) -> TrainBatch | None:
     """Return the step's batch, or None when there is nothing to learn from.
 
-    ``advantages`` holds one tensor [G] per group; a trajectory's advantage stands on each of its policy tokens.
-    Trajectories without a policy token are left out. With ``drop_zero_variance``, groups whose advantages are all 0 are
-    too: their gradient is that of the KL term alone (cf. DAPO, arXiv 2503.14476). They still count: the advantages of
-    the others are scaled by the share of trajectories that is kept, so that a step from which there is little to learn
-    makes a small gradient, as it would if nothing were left out.
+    A trajectory's reward stands on its last policy token. Trajectories without a policy token are left out.
     """
     ids: list[int] = []
     mask: list[bool] = []
     logprobs: list[float] = []
-    values: list[float] = []
+    rewards: list[float] = []
     lengths: list[int] = []
-    num_left_out = 0
-    for group, group_advantages in zip(groups, advantages, strict=True):
-        if drop_zero_variance and not bool(group_advantages.any()):
-            num_left_out += len(group.trajectories)
-            continue
-        for trajectory, advantage in zip(group.trajectories, group_advantages.tolist(), strict=True):
+    group_ids: list[int] = []
+    for group_id, group in enumerate(groups):
+        for trajectory in group.trajectories:
             is_policy = [role is Role.policy for role in trajectory.roles]
             if not any(is_policy):
                 continue
+            start = len(ids)
             ids += trajectory.token_ids
             mask += is_policy
             logprobs += trajectory.generation_logprobs
-            values += [advantage if trained else 0.0 for trained in is_policy]
-            lengths.append(len(trajectory.token_ids))
+            rewards += [0.0] * len(is_policy)
+            rewards[start + max(place for place, trained in enumerate(is_policy) if trained)] = trajectory.reward
+            lengths.append(len(is_policy))
+            group_ids.append(group_id)
     if not lengths:
         return None
     return TrainBatch(
         token_ids=torch.tensor(ids),
         lengths=torch.tensor(lengths),
+        group_ids=torch.tensor(group_ids),
         loss_mask=torch.tensor(mask),
-        advantages=torch.tensor(values, dtype=torch.float32) * (len(lengths) / (len(lengths) + num_left_out)),
+        rewards=torch.tensor(rewards, dtype=torch.float32),
         generation_logprobs=torch.tensor(logprobs, dtype=torch.float32),
     )
 
@@ -67,11 +61,9 @@ def pack_scripted(episodes: Sequence[Sequence[tuple[str, Role]]], tokenizer: Tok
             ids += segment
             mask += [role is Role.policy] * len(segment)
         lengths.append(len(ids) - start)
-    zeros = torch.zeros(len(ids))
     return TrainBatch(
         token_ids=torch.tensor(ids),
         lengths=torch.tensor(lengths),
         loss_mask=torch.tensor(mask),
-        advantages=zeros,
-        generation_logprobs=zeros,
+        generation_logprobs=torch.zeros(len(ids)),
     )

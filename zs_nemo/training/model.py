@@ -56,8 +56,11 @@ class PackedGptModel(GPTModel):
         )
         if not self.post_process:
             return hidden
+        return self._outputs(hidden.squeeze(1).index_select(0, packed.output_positions), packed, temperature, as_logits)
+
+    def _outputs(self, hidden: Tensor, packed: PackedTokens, temperature: float, as_logits: bool) -> Tensor:
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        logits = self.output_layer(hidden.squeeze(1).index_select(0, packed.output_positions), weight=weight)[0]
+        logits = self.output_layer(hidden, weight=weight)[0]
         if as_logits:
             return logits
         return logprobs_and_entropy(
@@ -73,6 +76,33 @@ class PackedGptModel(GPTModel):
         row.seqlens, row.expansion, row.first_uses = packed.seqlens, packed.expansion, packed.first_uses
         of_tokens = angles[:, 0, :, : angles.shape[-1] // 2].index_select(0, packed.position_ids)
         row.cos, row.sin = of_tokens.cos().to(self.config.params_dtype), of_tokens.sin().to(self.config.params_dtype)
+
+
+class ValueHead(torch.nn.Module):
+    """One number per token from its hidden state. Every tensor-parallel rank holds all of it, and computes the same."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        # Zero: a critic that knows nothing expects nothing, and its first advantages are the rewards themselves.
+        self.weight = torch.nn.Parameter(torch.zeros(1, config.hidden_size, dtype=config.params_dtype))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return float32 [N] of ``hidden`` [N, H]."""
+        return (hidden.float() @ self.weight.float().T).squeeze(1)
+
+
+class PackedCriticModel(PackedGptModel):
+    """The same model with a scalar head for output layer, so that layouts and checkpoints hold for it as they are."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.post_process:
+            self.output_layer = ValueHead(self.config)
+
+    def _outputs(self, hidden: Tensor, packed: PackedTokens, temperature: float, as_logits: bool) -> Tensor:
+        """Return float32 [1, N]: what is expected before each masked token is written."""
+        assert not as_logits, "a critic has no logits"
+        return self.output_layer(hidden)[None]
 
 
 def transformer_config(architecture: Architecture, policy: PolicyConfig, *, fused: bool) -> TransformerConfig:
@@ -145,22 +175,24 @@ def _uses_transformer_engine(device: torch.device) -> bool:
     return bool(HAVE_TE) and device.type == "cuda"
 
 
-def build_model(architecture: Architecture, policy: PolicyConfig, device: torch.device) -> torch.nn.Module:
-    """Build this rank's part of the model, with weights still to be loaded.
+def build_model(
+    architecture: Architecture, policy: PolicyConfig, device: torch.device, *, is_critic: bool = False
+) -> torch.nn.Module:
+    """Build this rank's part of a policy or a critic, with weights still to be loaded, a critic's head apart.
 
     In bf16 the result is megatron-core's half-precision wrapper, whose ``module`` is the ``PackedGptModel``.
     """
     use_te = _uses_transformer_engine(device)
     config = transformer_config(architecture, policy, fused=use_te)
     ranks = policy.tensor_model_parallel_size
-    model = PackedGptModel(
+    model = (PackedCriticModel if is_critic else PackedGptModel)(
         config=config,
         transformer_layer_spec=_layer_spec(config, use_transformer_engine=use_te),
         vocab_size=architecture.vocab_size + -architecture.vocab_size % ranks,
         max_sequence_length=architecture.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
-        share_embeddings_and_output_weights=architecture.tied,
+        share_embeddings_and_output_weights=architecture.tied and not is_critic,
         position_embedding_type="rope",
     ).to(device)
     model.rotary_pos_emb.inv_freq = architecture.rope.inverse_frequencies(architecture.head_dim).to(device)
@@ -191,10 +223,12 @@ def unwrap(model: torch.nn.Module) -> PackedGptModel:
 
 
 def named_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Yield the weights of this pipeline stage under their names in the whole model."""
+    """Yield the weights of this pipeline stage under their names in the whole model; a critic's head is left out."""
     inner = unwrap(model)
     first_layer = inner.decoder.layers[0].layer_number - 1
     for name, parameter in inner.named_parameters():
+        if isinstance(inner, PackedCriticModel) and name == "output_layer.weight":
+            continue
         if name.startswith("decoder.layers."):
             local, rest = name.removeprefix("decoder.layers.").split(".", 1)
             name = f"decoder.layers.{int(local) + first_layer}.{rest}"

@@ -19,14 +19,18 @@ from zs_nemo.training.schedule import learning_rate
 from zs_nemo.training.stochastic_rounding import stochastically_rounded
 
 
-class PolicyOptimizer:
+class ModelOptimizer:
     """The optimizer of one rank and where it stands in its schedule."""
 
-    def __init__(self, model: DistributedDataParallel, policy: PolicyConfig, max_steps: int, seed: int) -> None:
+    def __init__(
+        self, model: DistributedDataParallel, policy: PolicyConfig, *, max_steps: int, seed: int, max_grad_norm: float
+    ) -> None:
+        """``max_grad_norm`` is the norm before clipping above which no update is made; 0 for no limit."""
         optim = policy.optim
         self._seed = seed
         self._stochastic_rounding = policy.stochastic_rounding
         self._clip = policy.gradient_clip_val
+        self._max_grad_norm = max_grad_norm
         self.megatron: ChainedOptimizer = get_megatron_optimizer(
             OptimizerConfig(
                 optimizer="adam",
@@ -120,28 +124,25 @@ class PolicyOptimizer:
         self.megatron.zero_grad()
 
     @torch.no_grad()
-    def step(self) -> tuple[float, float]:
-        """Update the weights; return (gradient norm before clipping, learning rate).
+    def step(self) -> tuple[float, float, bool]:
+        """Update the weights; return (gradient norm before clipping, learning rate, whether the update was made).
 
-        Raises ``FloatingPointError`` instead of an update when the norm is not finite: the weights stay as they are.
+        It is not made when the norm is not finite or above the limit: weights, moments and schedule stay as they are.
         """
         lr = learning_rate(self.sched, lr=self.lr, step=self.num_updates, max_steps=self.max_steps)
         for group in self.megatron.param_groups:
             group["lr"] = lr * group.get("lr_mult", 1.0)
         self.megatron.prepare_grads()
         norm = float(self.megatron.get_grad_norm())
-        if not math.isfinite(norm):
-            raise FloatingPointError(
-                f"the gradient norm of update {self.num_updates} is {norm}; the weights were left as they are. "
-                "Resume from the last checkpoint with a smaller policy.optim.lr"
-            )
+        if not math.isfinite(norm) or (self._max_grad_norm > 0 and norm > self._max_grad_norm):
+            return norm, lr, False
         parameters = self.megatron.get_parameters()
         if self._clip > 0 and parameters:
             clip_grad_by_total_norm_fp32(parameters, max_norm=self._clip, total_norm=norm)
         with self._rounding():
             self.megatron.step_with_ready_grads()
         self.num_updates += 1
-        return norm, lr
+        return norm, lr, True
 
     @contextlib.contextmanager
     def _rounding(self) -> Iterator[None]:

@@ -10,6 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 
+def seed_of_attempt(run_seed: int, attempt: int) -> int:
+    """Return the run's seed for draws after its ``attempt``-th return to a checkpoint: what failed is not repeated."""
+    return run_seed + attempt * 2**31
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleKey:
     """Names one trajectory, and with ``turn`` one place in it."""

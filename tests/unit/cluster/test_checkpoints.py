@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from zs_nemo.cluster.checkpoints import CheckpointFolder
+from zs_nemo.cluster.checkpoints import CheckpointFolder, locate_policy
 
 
 def write(path: Path) -> None:
@@ -46,3 +46,18 @@ def test_only_the_newest_are_kept(tmp_path):
 
 def test_a_new_folder_has_nothing_to_resume(tmp_path):
     assert CheckpointFolder(tmp_path / "new", keep=1).latest() is None
+
+
+def test_the_policy_of_a_run_is_found_newest_first_and_by_step(tmp_path):
+    (tmp_path / "config.yaml").write_text("policy:\n  model: some/model\n  precision: fp32\n")
+    folder = CheckpointFolder(tmp_path / "checkpoints", keep=3)
+    for step in (0, 8, 16):
+        folder.save(step, {}, lambda path: (path / "policy").mkdir())
+    newest, settings = locate_policy(tmp_path)
+    assert newest == tmp_path / "checkpoints" / "step_000016" / "policy" and newest.is_dir()
+    assert settings == {"model": "some/model", "precision": "fp32"}
+    assert locate_policy(tmp_path, 8)[0].parent.name == "step_000008"
+    with pytest.raises(ValueError, match=r"a checkpoint of step 9; it has those of steps \[0, 8, 16\]"):
+        locate_policy(tmp_path, 9)
+    with pytest.raises(ValueError, match="is no run directory"):
+        locate_policy(tmp_path / "nowhere")

@@ -13,8 +13,8 @@ from zs_nemo.cluster import preflight
 from zs_nemo.cluster.setups import Layout, derive_layout, num_updates
 from zs_nemo.config.algorithm import KlPlace
 from zs_nemo.config.experiment import Accelerator
-from zs_nemo.config.grpo import GrpoRecipeConfig
 from zs_nemo.config.policy import Precision
+from zs_nemo.config.recipe import GrpoRecipeConfig
 from zs_nemo.config.search import SimulatedSearchConfig
 from zs_nemo.weights.families import read_architecture
 

@@ -7,18 +7,22 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
-from zs_nemo.config.registry import register, to_grpo
+from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, ReinforcePpRecipeConfig
+from zs_nemo.config.registry import register, to_dataclass
 from zs_nemo.config.rollout import CurriculumConfig
 from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
 
 CONFIGS = str(Path(__file__).parents[3] / "configs")
 
 
-def load(*overrides: str):
-    """Compose the GRPO recipe's configuration."""
+KINDS = {"grpo": GrpoRecipeConfig, "reinforce_pp": ReinforcePpRecipeConfig, "ppo": PpoRecipeConfig}
+
+
+def load(*overrides: str, recipe: str = "grpo"):
+    """Compose a recipe's configuration."""
     register()
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        return to_grpo(compose("grpo", overrides=list(overrides)))
+        return to_dataclass(compose(recipe, overrides=list(overrides)), KINDS[recipe])
 
 
 def test_the_quickstart_follows_the_papers_curriculum_and_kl_apart_from_the_noise_at_the_end():
@@ -46,7 +50,16 @@ def test_an_unknown_key_is_refused_with_its_name(override):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("rollout.num_generations_per_prompt=1", r"rollout\.num_generations_per_prompt=1 must be at least 2"),
+        ("rollout.num_generations_per_prompt=1", r"rollout\.num_generations_per_prompt=1: GRPO compares.*2 or more"),
+        ("algorithm.kl.where=reward", r"algorithm\.kl\.where=reward.*set it to loss"),
+        ("algorithm.kl.estimator=k1", r"algorithm\.kl\.estimator=k1.*set the estimator to k2 or k3"),
+        ("algorithm.clip_ratio_low=1", r"algorithm\.clip_ratio_low=1"),
+        ("algorithm.entropy_coef=-1", r"algorithm\.entropy_coef=-1"),
+        ("algorithm.importance.cap=0.5", r"algorithm\.importance\.cap=0\.5"),
+        ("algorithm.loss_tokens_per_sequence=0", r"algorithm\.loss_tokens_per_sequence=0"),
+        ("algorithm.max_resampling_rounds=0", r"algorithm\.max_resampling_rounds=0.*zero_variance=drop"),
+        ("reward.f1=0", r"rewards nothing; set one, such as reward\.f1=1"),
+        ("reward.exact_match=nan", r"reward\.exact_match=nan"),
         ("curriculum.end_noise=1.5", r"curriculum\.end_noise=1\.5 .*\[0, 1\]"),
         ("curriculum.base=0", r"curriculum\.base=0"),
         ("generation.temperature=0", r"generation\.temperature=0.*evaluation\.temperatures"),
@@ -65,6 +78,41 @@ def test_an_unknown_key_is_refused_with_its_name(override):
 def test_a_bad_value_is_refused_with_its_rule(override, message):
     with pytest.raises(ValueError, match=message):
         load(override)
+
+
+def test_each_algorithm_has_the_published_place_and_estimator_of_the_kl():
+    kl = {recipe: load(recipe=recipe).algorithm.kl for recipe in KINDS}
+    published = {"grpo": ("loss", "k3"), "reinforce_pp": ("loss", "k3"), "ppo": ("reward", "k1")}
+    assert {name: (each.where.name, each.estimator.name) for name, each in kl.items()} == published
+    assert {each.coef for each in kl.values()} == {0.001}
+
+
+def test_reinforce_pp_and_ppo_need_no_group_unless_asked_to_compare_with_it():
+    one = "rollout.num_generations_per_prompt=1"
+    for recipe in ("reinforce_pp", "ppo"):
+        assert load(one, recipe=recipe).rollout.num_generations_per_prompt == 1
+    with pytest.raises(ValueError, match=r"num_generations_per_prompt=1: algorithm\.group_baseline=true"):
+        load(one, "algorithm.group_baseline=true", recipe="reinforce_pp")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "message"),
+    [
+        ("ppo", "algorithm.gae_lambda=1.1", r"algorithm\.gae_lambda=1\.1 must lie between 0 and 1"),
+        ("ppo", "algorithm.value_clip_range=-1", r"algorithm\.value_clip_range=-1"),
+        ("ppo", "algorithm.kl.coef=0", r"algorithm\.kl\.where=reward with algorithm\.kl\.coef=0"),
+        ("ppo", "critic.gradient_clip_val=-1", r"critic\.gradient_clip_val=-1"),
+        ("reinforce_pp", "algorithm.gamma=2", r"algorithm\.gamma=2"),
+    ],
+)
+def test_a_bad_value_of_another_algorithm_is_refused_with_its_rule(recipe, override, message):
+    with pytest.raises(ValueError, match=message):
+        load(override, recipe=recipe)
+
+
+def test_a_key_of_another_algorithm_is_refused():
+    with pytest.raises(ConfigCompositionException):
+        load("algorithm.normalize_std=false", recipe="ppo")
 
 
 def test_stages_of_the_pipeline_may_differ_in_their_layers():

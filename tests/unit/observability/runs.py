@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.fakes import CharTokenizer
-from zs_nemo.config.grpo import GrpoRecipeConfig
+from zs_nemo.config.recipe import GrpoRecipeConfig
 from zs_nemo.config.search import SimulatedSearchConfig
 from zs_nemo.evaluation.scores import EvaluationName, EvaluationRow, summarise
 from zs_nemo.observability.metrics import step_metrics

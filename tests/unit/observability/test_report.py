@@ -8,9 +8,12 @@ import pytest
 
 from recipes.report import main
 from tests.unit.observability.runs import config, finished_run
+from zs_nemo.config.recipe import PpoRecipeConfig
+from zs_nemo.config.search import SimulatedSearchConfig
 from zs_nemo.observability.report import search_summary, write_report
 from zs_nemo.observability.results_table import results_table
 from zs_nemo.observability.run_dir import RunDir
+from zs_nemo.observability.timer import StageTimer
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -141,19 +144,49 @@ def test_a_folder_that_is_no_run_is_refused_by_name(tmp_path: Path, capsys: pyte
     assert "nothing is no run directory" in capsys.readouterr().err
 
 
+def test_what_the_guards_did_is_in_report_and_page(tmp_path: Path) -> None:
+    path = tmp_path / "guarded"
+    with RunDir(path, config()) as run:
+        run.log_step(0, {"train/num_skipped_updates": 0.0})
+        run.log_step(1, {"train/num_skipped_updates": 1.0, "guards/bad_update": 1.0})
+        run.log_step(2, {"train/num_skipped_updates": 0.0, "guards/min_entropy": 1.0})
+        run.record_rollback(step=2, to_step=2, reasons=["train/entropy is 0.01, below guards.min_entropy=0.1"])
+        run.log_step(2, {"train/num_skipped_updates": 0.0})
+    with RunDir(path, config()) as resumed:
+        assert [event["step"] for event in resumed.rollbacks] == [2]
+    report = write_report(path)
+    assert report["guards"]["skipped_updates"] == 1
+    assert report["guards"]["findings"] == {"bad_update": [1]}
+    assert report["guards"]["rollbacks"][0]["to_step"] == 2
+    page = (path / "report.html").read_text()
+    assert "below guards.min_entropy=0.1" in page and "1 updates were not made" in page
+    parsed(page)
+
+
+def test_a_run_with_a_critic_shows_what_its_values_explain(tmp_path: Path) -> None:
+    path = tmp_path / "ppo"
+    with RunDir(path, PpoRecipeConfig(search=SimulatedSearchConfig())) as run:
+        for step, value in enumerate((-0.5, 0.2, 0.4)):
+            run.log_step(step, {"critic/explained_variance": value})
+        run.save_progress(StageTimer())
+    report = write_report(path)
+    assert (report["recipe"], report["critic"]) == ("ppo", {"explained_variance": 0.4})
+    assert "explained variance" in (path / "report.html").read_text()
+
+
 def test_the_table_holds_every_run_and_the_mean_of_an_engine(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "again")
     real = finished_run(tmp_path / "real", seed=7, engine="bm25")
     lines = results_table([real, run, tmp_path / "again"]).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert len({len(row) for row in cells}) == 1
-    assert [row[:2] for row in cells[2:]] == [
-        ["bm25", "7"],
-        ["simulator", "1"],
-        ["simulator", "1"],
-        ["**simulator**", "**mean of 2**"],
+    assert [row[:3] for row in cells[2:]] == [
+        ["GRPO", "bm25", "7"],
+        ["GRPO", "simulator", "1"],
+        ["GRPO", "simulator", "1"],
+        ["**GRPO**", "**simulator**", "**mean of 2**"],
     ]
-    assert cells[3][3].startswith("0.375 [") and "→ 0.750 [" in cells[3][3]
-    assert cells[5][3] == "**0.375 → 0.750**"
+    assert cells[3][4].startswith("0.375 [") and "→ 0.750 [" in cells[3][4]
+    assert cells[5][4] == "**0.375 → 0.750**"
     assert [row[-1] for row in cells[2:4]] == ["7", "0"]
     assert cells[2][-2] == "8.5 GiB"

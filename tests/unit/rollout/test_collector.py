@@ -15,6 +15,7 @@ from zs_nemo.rollout.collector import (
     questions_of_step,
 )
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodeRunner, SearchSetting
+from zs_nemo.rollout.rewards import f1
 from zs_nemo.types.question import Question
 
 LIMITS = EpisodeLimits(
@@ -34,7 +35,7 @@ def script(prompt: str) -> str:
 def build(policy: ScriptedEngine, concurrency: int = 64) -> RolloutCollector:
     """Return a collector around a scripted policy."""
     runner = EpisodeRunner(policy, CharTokenizer(), LIMITS)
-    return RolloutCollector(runner, CharTokenizer(), run_seed=7, max_concurrency=concurrency, max_failure_share=0.1)
+    return RolloutCollector(runner, CharTokenizer(), f1, run_seed=7, max_concurrency=concurrency, max_failure_share=0.1)
 
 
 def setting(search: FixedSearch, noise: float = 0.0) -> SearchSetting:
@@ -103,6 +104,7 @@ def test_a_group_goes_on_without_the_trajectory_whose_search_failed():
     collector = RolloutCollector(
         EpisodeRunner(ScriptedEngine(script), CharTokenizer(), hasty),
         CharTokenizer(),
+        f1,
         run_seed=7,
         max_concurrency=1,
         max_failure_share=0.5,
@@ -128,3 +130,28 @@ def test_a_prompt_that_does_not_fit_is_refused_with_the_setting_to_change():
     long = Question(id="long", text="x" * 900, answers=("a",), kind="k", split="train")
     with pytest.raises(ValueError, match=r"rollout\.max_sequence_tokens=800 .*'long'"):
         check_prompts_fit([long], CharTokenizer(), LIMITS)
+
+
+def test_prompts_of_a_further_round_have_draws_of_their_own():
+    seeds = []
+    for first_prompt in (0, 6):
+        policy = ScriptedEngine(script)
+        collector = build(policy)
+        groups = collector.collect(
+            QUESTIONS,
+            setting(FixedSearch()),
+            Decoding(temperature=1.0),
+            step=0,
+            group_size=2,
+            first_prompt=first_prompt,
+        )
+        collector.close()
+        assert [group.question.id for group in groups] == [question.id for question in QUESTIONS]
+        assert groups[0].trajectories[0].key.prompt == first_prompt
+        seeds.append({seed for _, _, seed in policy.calls})
+    assert not seeds[0] & seeds[1]
+
+
+def test_streams_have_orders_of_their_own():
+    first = questions_of_step(QUESTIONS, 0, 6, run_seed=1)
+    assert first != questions_of_step(QUESTIONS, 0, 6, run_seed=1, stream="another")

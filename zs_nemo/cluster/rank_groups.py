@@ -1,4 +1,4 @@
-"""The ranks of the trained model as one object: a call goes to all of them, rank 0 answers."""
+"""Training ranks as one object: a call goes to all of them, rank 0 answers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,16 +11,31 @@ from zs_nemo.types.batch import TrainBatch
 from zs_nemo.types.loss import TokenLoss
 
 
-class PolicyGroup:
-    """The methods of ``training.worker.MegatronWorker``, on every rank at once; their documentation is there.
+class _RankGroup:
+    """Methods of ``training.worker.MegatronWorker``, on every rank at once; their documentation is there.
 
     The whole batch goes to the object store once; every rank takes its own share of it. The first failure is raised at
     once: the other ranks then wait in a collective for ever, so the run cannot go on.
     """
 
-    def __init__(self, roles: Sequence[Role], *, has_reference: bool, refit_dtype: str) -> None:
-        """``roles`` in order of rank; ``refit_dtype`` is that of the generation engines."""
+    def __init__(self, roles: Sequence[Role]) -> None:
+        """``roles`` in order of rank."""
         self._roles = list(roles)
+
+    def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        # Only rank 0 sends its result back. Ray puts the batch itself in place of a reference to it.
+        references = [
+            role.submit("call", method, rank == 0, *arguments, **options) for rank, role in enumerate(self._roles)
+        ]
+        return gather(self._roles, references, method)[0]
+
+
+class PolicyGroup(_RankGroup):
+    """The policy and its reference."""
+
+    def __init__(self, roles: Sequence[Role], *, has_reference: bool, refit_dtype: str) -> None:
+        """``refit_dtype`` is that of the generation engines."""
+        super().__init__(roles)
         self._has_reference = has_reference
         self._refit_dtype = refit_dtype
 
@@ -69,12 +84,31 @@ class PolicyGroup:
         """Write the weights as one safetensors file for the generation engines."""
         self._call("export_refit", path, dtype=self._refit_dtype)
 
-    def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
-        # Only rank 0 sends its result back. Ray puts the batch itself in place of a reference to it.
-        references = [
-            role.submit("call", method, rank == 0, *arguments, **options) for rank, role in enumerate(self._roles)
-        ]
-        return gather(self._roles, references, method)[0]
+
+class CriticGroup(_RankGroup):
+    """The critic, on the policy's ranks or on its own."""
+
+    def values(self, batch: TrainBatch) -> Tensor:
+        """Return the reward that is expected from each masked token on, float32 [T], 0 off the mask."""
+        values: Tensor = self._call("values", _shared(batch))
+        return values
+
+    def train_step(self, batch: TrainBatch, loss: TokenLoss) -> dict[str, float]:
+        """Make one optimizer update over the whole batch; return its metrics."""
+        metrics: dict[str, float] = self._call("train_critic", _shared(batch), loss)
+        return metrics
+
+    def load(self, folder: str) -> None:
+        """Load all but the head from a Hugging Face folder."""
+        self._call("load_critic", folder)
+
+    def save_checkpoint(self, folder: str) -> None:
+        """Write critic, optimizer and schedule into a folder."""
+        self._call("save_critic", folder)
+
+    def load_checkpoint(self, folder: str) -> None:
+        """Read what ``save_checkpoint`` wrote, under any parallel layout."""
+        self._call("restore_critic", folder)
 
 
 def _shared(batch: TrainBatch) -> Any:

@@ -1,0 +1,69 @@
+"""Steps that go wrong are found, and what is configured is decided."""
+
+import pytest
+
+from zs_nemo.config.guards import GuardConfig, OnBadUpdate, OnCollapse
+from zs_nemo.observability.guards import Guards, Verdict, gravest
+
+GOOD = {
+    "train/num_updates": 2.0,
+    "train/num_skipped_updates": 0.0,
+    "train/ratio_max": 1.3,
+    "train/entropy": 0.5,
+    "train/generation_mismatch": 0.01,
+    "rollout/response_tokens": 40.0,
+}
+LIMITS = {"max_ratio": 2.0, "min_entropy": 0.1, "min_response_tokens": 10, "max_generation_mismatch": 0.05}
+
+
+def test_a_good_step_has_no_finding_and_limits_of_zero_are_off():
+    assert Guards(GuardConfig(**LIMITS)).findings(GOOD) == []
+    wild = {**GOOD, "train/ratio_max": 1e9, "train/entropy": 0.0, "rollout/response_tokens": 0.0}
+    assert Guards(GuardConfig()).findings(wild) == []
+    assert gravest([]) is Verdict.go_on
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "name"),
+    [
+        ("train/ratio_max", 2.5, "max_ratio"),
+        ("train/entropy", 0.05, "min_entropy"),
+        ("rollout/response_tokens", 4.0, "min_response_tokens"),
+        ("train/generation_mismatch", 0.2, "max_generation_mismatch"),
+    ],
+)
+def test_each_limit_is_watched_and_named(metric, value, name):
+    (finding,) = Guards(GuardConfig(on_collapse=OnCollapse.rollback, **LIMITS)).findings({**GOOD, metric: value})
+    assert finding.name == name and finding.verdict is Verdict.roll_back
+    assert f"guards.{name}=" in finding.message and metric in finding.message
+
+
+def test_a_metric_that_a_step_does_not_have_is_no_collapse():
+    assert Guards(GuardConfig(**LIMITS)).findings({"rollout/response_tokens": 30.0}) == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "verdict"),
+    [(OnBadUpdate.skip, Verdict.go_on), (OnBadUpdate.rollback, Verdict.roll_back), (OnBadUpdate.stop, Verdict.stop)],
+)
+def test_a_skipped_update_has_the_configured_consequence(policy, verdict):
+    findings = Guards(GuardConfig(on_bad_update=policy)).findings({**GOOD, "train/num_skipped_updates": 1.0})
+    assert [finding.name for finding in findings] == ["bad_update"]
+    assert gravest(findings) is verdict
+
+
+def test_skipping_one_update_after_another_ends_the_run():
+    guards = Guards(GuardConfig(max_skipped_in_a_row=3))
+    bad = {"train/num_updates": 1.0, "train/num_skipped_updates": 1.0}
+    assert gravest(guards.findings(bad)) is Verdict.go_on
+    assert gravest(guards.findings(bad)) is Verdict.go_on
+    assert guards.findings(GOOD) == []
+    assert gravest(guards.findings(bad)) is Verdict.go_on
+    assert gravest(guards.findings(bad)) is Verdict.go_on
+    findings = guards.findings(bad)
+    assert gravest(findings) is Verdict.stop
+    assert "policy.optim.lr" in findings[-1].message
+
+
+def test_the_critic_s_updates_are_watched_as_well():
+    assert Guards(GuardConfig()).findings({**GOOD, "critic/num_updates": 1.0, "critic/num_skipped_updates": 1.0})

@@ -1,0 +1,42 @@
+"""Settings of PPO's critic."""
+
+from dataclasses import dataclass, field
+
+from zs_nemo.config.policy import OptimConfig
+
+
+@dataclass(kw_only=True)
+class CriticConfig:
+    """``critic``: the policy's architecture with one number per token in place of the vocabulary.
+
+    It starts from the policy's weights after the warm start, with a head of zeros.
+    """
+
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-5))
+    gradient_clip_val: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+    num_ranks: int = 0
+    """0 puts the critic on the policy's ranks, cut as the policy is; more gives it that many ranks of its own."""
+    tensor_model_parallel_size: int = 1
+    """Of the critic's own ranks."""
+    pipeline_model_parallel_size: int = 1
+    """Of the critic's own ranks."""
+
+    def __post_init__(self) -> None:
+        if self.gradient_clip_val < 0:
+            raise ValueError(f"critic.gradient_clip_val={self.gradient_clip_val} must be 0 (off) or positive")
+        for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"critic.{name}={getattr(self, name)} must be at least 1")
+        model_ranks = self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+        if self.num_ranks == 0 and model_ranks > 1:
+            raise ValueError(
+                "critic.num_ranks=0 puts the critic on the policy's ranks, where it is cut as the policy is; "
+                "leave critic.tensor_model_parallel_size and critic.pipeline_model_parallel_size at 1, "
+                "or give the critic ranks of its own with critic.num_ranks"
+            )
+        if self.num_ranks < 0 or self.num_ranks % model_ranks:
+            raise ValueError(
+                f"critic.num_ranks={self.num_ranks} must be 0 or a multiple of critic.tensor_model_parallel_size * "
+                f"critic.pipeline_model_parallel_size = {model_ranks}"
+            )

@@ -1,0 +1,90 @@
+"""The whole configuration of each training recipe, with the checks that need more than one group."""
+
+from dataclasses import dataclass, field
+
+from zs_nemo.config.algorithm import AlgorithmConfig, GrpoConfig, PpoConfig, ReinforcePpConfig
+from zs_nemo.config.critic import CriticConfig
+from zs_nemo.config.experiment import (
+    ClusterConfig,
+    DataConfig,
+    EvaluationConfig,
+    ExpManagerConfig,
+    TrainerConfig,
+    WarmStartConfig,
+)
+from zs_nemo.config.guards import GuardConfig
+from zs_nemo.config.policy import PolicyConfig
+from zs_nemo.config.reward import RewardConfig
+from zs_nemo.config.rollout import CurriculumConfig, GenerationConfig, RolloutConfig
+from zs_nemo.config.search import SearchConfig
+
+
+@dataclass(kw_only=True)
+class RecipeConfig:
+    """What all recipes have in common."""
+
+    seed: int = 1
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    exp_manager: ExpManagerConfig = field(default_factory=ExpManagerConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        ranks = self.trainer.num_nodes * self.trainer.devices
+        model_ranks = self.policy.tensor_model_parallel_size * self.policy.pipeline_model_parallel_size
+        if ranks % model_ranks:
+            raise ValueError(
+                f"trainer.num_nodes * trainer.devices = {ranks} must be a multiple of "
+                f"policy.tensor_model_parallel_size * policy.pipeline_model_parallel_size = {model_ranks}; "
+                "change trainer.devices or the parallel sizes"
+            )
+
+
+@dataclass(kw_only=True)
+class GrpoRecipeConfig(RecipeConfig):
+    """Everything that a GRPO run depends on."""
+
+    algorithm: GrpoConfig = field(default_factory=GrpoConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_group_size(self.rollout, needed_by="GRPO compares the samples of a prompt")
+
+
+@dataclass(kw_only=True)
+class ReinforcePpRecipeConfig(RecipeConfig):
+    """Everything that a REINFORCE++ run depends on."""
+
+    algorithm: ReinforcePpConfig = field(default_factory=ReinforcePpConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.algorithm.group_baseline:
+            _check_group_size(self.rollout, needed_by="algorithm.group_baseline=true compares the samples of a prompt")
+
+
+@dataclass(kw_only=True)
+class PpoRecipeConfig(RecipeConfig):
+    """Everything that a PPO run depends on."""
+
+    algorithm: PpoConfig = field(default_factory=PpoConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+
+
+def _check_group_size(rollout: RolloutConfig, *, needed_by: str) -> None:
+    size = rollout.num_generations_per_prompt
+    if size < 2:
+        raise ValueError(
+            f"rollout.num_generations_per_prompt={size}: {needed_by}, and one sample alone has nothing to be compared "
+            "with; set it to 2 or more (the paper uses 5)"
+        )

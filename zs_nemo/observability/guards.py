@@ -1,0 +1,92 @@
+"""Finds out from a step's metrics that training goes wrong. Decides what to do; others do it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from zs_nemo.config.guards import GuardConfig, OnBadUpdate, OnCollapse
+
+
+class Verdict(Enum):
+    """What is to be done after a step."""
+
+    go_on = "go on"
+    roll_back = "return to the last checkpoint"
+    stop = "end the run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is wrong with a step."""
+
+    name: str
+    message: str
+    """Names the metric, its value, and the setting that it breaks."""
+    verdict: Verdict
+
+
+class Guards:
+    """Looks at one step after the other. Keeps how many updates were skipped in a row."""
+
+    def __init__(self, settings: GuardConfig) -> None:
+        self._settings = settings
+        self._skipped_in_a_row = 0
+
+    def findings(self, metrics: Mapping[str, float]) -> list[Finding]:
+        """Return what is wrong with a step."""
+        return self._bad_updates(metrics) + self._collapses(metrics)
+
+    def _bad_updates(self, metrics: Mapping[str, float]) -> list[Finding]:
+        settings, found = self._settings, []
+        skipped = sum(metrics.get(f"{part}/num_skipped_updates", 0.0) for part in ("train", "critic"))
+        made = sum(metrics.get(f"{part}/num_updates", 0.0) for part in ("train", "critic")) - skipped
+        if not skipped:
+            self._skipped_in_a_row = 0
+            return []
+        self._skipped_in_a_row = int(skipped) + (0 if made else self._skipped_in_a_row)
+        verdict = {
+            OnBadUpdate.skip: Verdict.go_on,
+            OnBadUpdate.rollback: Verdict.roll_back,
+            OnBadUpdate.stop: Verdict.stop,
+        }[settings.on_bad_update]
+        message = (
+            f"{skipped:.0f} updates were not made: their gradient was not finite, or its norm above "
+            f"guards.max_grad_norm={settings.max_grad_norm:g}"
+        )
+        found.append(Finding(name="bad_update", message=message, verdict=verdict))
+        if verdict is Verdict.go_on and self._skipped_in_a_row >= settings.max_skipped_in_a_row:
+            message = (
+                f"{self._skipped_in_a_row} updates in a row were not made (guards.max_skipped_in_a_row="
+                f"{settings.max_skipped_in_a_row}); go on from the last checkpoint with a smaller policy.optim.lr"
+            )
+            found.append(Finding(name="no_progress", message=message, verdict=Verdict.stop))
+        return found
+
+    def _collapses(self, metrics: Mapping[str, float]) -> list[Finding]:
+        settings = self._settings
+        limits = [
+            ("max_ratio", "train/ratio_max", settings.max_ratio, 1),
+            ("min_entropy", "train/entropy", settings.min_entropy, -1),
+            ("min_response_tokens", "rollout/response_tokens", settings.min_response_tokens, -1),
+            ("max_generation_mismatch", "train/generation_mismatch", settings.max_generation_mismatch, 1),
+        ]
+        verdict = {
+            OnCollapse.warn: Verdict.go_on,
+            OnCollapse.rollback: Verdict.roll_back,
+            OnCollapse.stop: Verdict.stop,
+        }[settings.on_collapse]
+        found = []
+        for setting, metric, limit, sign in limits:
+            value = metrics.get(metric)
+            if not limit or value is None or sign * (value - limit) <= 0:
+                continue
+            side = "above" if sign > 0 else "below"
+            message = f"{metric} is {value:.4g}, {side} guards.{setting}={limit:g}"
+            found.append(Finding(name=setting, message=message, verdict=verdict))
+        return found
+
+
+def gravest(findings: list[Finding]) -> Verdict:
+    """Return what is to be done about all of them."""
+    verdicts = {finding.verdict for finding in findings}
+    return next((verdict for verdict in (Verdict.stop, Verdict.roll_back) if verdict in verdicts), Verdict.go_on)

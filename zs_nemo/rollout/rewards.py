@@ -1,0 +1,83 @@
+"""The reward of a trajectory: a weighted sum of terms, chosen by the settings of ``reward``.
+
+A term is any function from a trajectory to a number. Write your own and name it in ``reward.function``; what it may
+look at is the ``Trajectory``: the question with its gold answers, the turns with their queries and documents, the
+answer. ``retrieval_diversity`` below is one to start from.
+"""
+
+import importlib
+import math
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from zs_nemo.qa.rewards import exact_match, normalise, token_f1
+from zs_nemo.types.trajectory import Trajectory
+
+Reward = Callable[[Trajectory], float]
+
+
+def f1(trajectory: Trajectory) -> float:
+    """Return the answer's token F1, the largest over the gold answers, in [0, 1]."""
+    return token_f1(trajectory.answer, trajectory.question.answers)
+
+
+def strict_exact_match(trajectory: Trajectory) -> float:
+    """Return 1.0 if the whole answer equals a gold answer after normalisation, else 0.0."""
+    return exact_match(trajectory.answer, trajectory.question.answers)
+
+
+def retrieval_diversity(trajectory: Trajectory) -> float:
+    """Return how little the queries of a trajectory repeat one another, in [0, 1].
+
+    1 less the mean Jaccard overlap of the queries' words over all pairs. A trajectory with fewer than two searches has
+    nothing that could differ and gets 0, so that the term rewards a second, different query and never a lone one.
+    """
+    queries = [set(normalise(turn.query).split()) for turn in trajectory.turns if turn.query and turn.result]
+    overlaps = [
+        len(first & second) / len(first | second) if first | second else 1.0
+        for index, first in enumerate(queries)
+        for second in queries[index + 1 :]
+    ]
+    return 1.0 - sum(overlaps) / len(overlaps) if overlaps else 0.0
+
+
+REWARDS: dict[str, Reward] = {
+    "f1": f1,
+    "exact_match": strict_exact_match,
+    "retrieval_diversity": retrieval_diversity,
+}
+
+
+def build_reward(weights: Mapping[str, float]) -> Reward:
+    """Return the sum of the named terms times their weights, without those of weight 0.
+
+    Raises ``ValueError`` for a term that cannot be imported.
+    """
+    chosen = [(name, _resolve(name), weight) for name, weight in weights.items() if weight]
+
+    def reward(trajectory: Trajectory) -> float:
+        total = 0.0
+        for name, term, weight in chosen:
+            value = float(term(trajectory))
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"reward term {name!r} returned {value} for trajectory {trajectory.key}; "
+                    "it must return a finite number for every trajectory"
+                )
+            total += weight * value
+        return total
+
+    return reward
+
+
+def _resolve(name: str) -> Reward:
+    if name in REWARDS:
+        return REWARDS[name]
+    module_name, _, function_name = name.rpartition(".")
+    try:
+        return cast(Reward, getattr(importlib.import_module(module_name), function_name))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"reward.function={name!r} cannot be imported ({error}); name it as package.module.function and put its "
+            "package on PYTHONPATH"
+        ) from error
