@@ -230,6 +230,19 @@ async def test_the_number_of_threads_can_be_changed_between_requests(
         assert_matches(models["untied-0"], PROMPT, completion)
 
 
+async def test_an_engine_that_gives_memory_back_goes_on_as_before(engine: VllmEngine, models: dict[str, Path]) -> None:
+    await engine.load_weights(weights(models["untied-0"]), 0)
+    sampling = SamplingParams(max_tokens=16)
+    many = [engine.generate([100 + i, *PROMPT], sampling, seed=i) for i in range(48)]
+    before = await asyncio.gather(*many)
+    children = psutil.Process().children(recursive=True)
+    held = sum(child.memory_info().rss for child in children)
+    await engine.release_memory()
+    assert sum(child.memory_info().rss for child in children) < held - 20 * 2**20
+    after = await engine.generate([100, *PROMPT], sampling, seed=0)
+    assert after.token_ids == before[0].token_ids
+
+
 async def test_the_prefix_cache_finds_a_prompt_that_is_shorter_than_a_hundred_tokens(
     engine: VllmEngine, models: dict[str, Path]
 ) -> None:

@@ -69,6 +69,10 @@ class EngineActor(_RoleProcess):
         """Change the number of compute threads."""
         await self._engine.set_threads(num_threads)
 
+    async def release_memory(self) -> None:
+        """Hand memory that is free back to the system."""
+        await self._engine.release_memory()
+
     async def shutdown(self) -> None:
         """End the engine's own processes."""
         await self._engine.shutdown()

@@ -73,6 +73,10 @@ class EnginePool:
         yield
         self._call_all("set_threads", afterwards)
 
+    def release_memory(self) -> None:
+        """Have every engine hand memory that is free back to the system."""
+        self._call_all("release_memory")
+
     def _call_all(self, method: str, *arguments: Any) -> None:
         roles = [engine.role for engine in self._engines]
         references = [role.submit(method, *arguments) for role in roles]

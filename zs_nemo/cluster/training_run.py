@@ -7,7 +7,7 @@ loss are the recipe's.
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 
@@ -187,7 +187,7 @@ class TrainingRun:
         per_step, seed = settings.num_prompts_per_step, seed_of_attempt(self._cfg.seed, attempt)
         stream = f"{Phase.rl.value}, round {round_number}" if round_number else Phase.rl.value
         questions = questions_of_step(self._world.train, step, per_step, seed, stream=stream)[:num_prompts]
-        with self._threads(simulated=self.system.simulator is not None):
+        with self._engines_at_work(simulated=self.system.simulator is not None):
             return self._collector.collect(
                 questions,
                 self._engines.training(noise),
@@ -208,9 +208,12 @@ class TrainingRun:
             batch = batch.replace(policy_logprobs=self.system.policy.logprobs(batch))
         return batch
 
-    def _threads(self, *, simulated: bool) -> AbstractContextManager[None]:
-        """Give the policy's engines all cores, unless the simulator needs its share of them."""
-        return nullcontext() if simulated else self.system.engines_alone()
+    @contextmanager
+    def _engines_at_work(self, *, simulated: bool) -> Iterator[None]:
+        """Give the policy's engines all cores, unless the simulator needs its share; then give the ranks memory."""
+        with nullcontext() if simulated else self.system.engines_alone():
+            yield
+        self.system.generation.release_memory()
 
     def finish_step(
         self,
@@ -286,7 +289,7 @@ class TrainingRun:
                     self.refit(step)
                     simulated = name.engine == SimulatedSearchEngine.name
                     count = self._cfg.evaluation.num_simulator_questions if simulated else 0
-                    with self._threads(simulated=simulated):
+                    with self._engines_at_work(simulated=simulated):
                         search = self._engines.evaluation(name.engine)
                         self._evaluator.evaluate(name, search, step=step, num_questions=count)
                     self._save_progress()

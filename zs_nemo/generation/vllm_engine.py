@@ -76,6 +76,10 @@ class VllmEngine:
         """
         return list(await self._llm.collective_rpc("set_threads", args=(num_threads,)))
 
+    async def release_memory(self) -> None:
+        """Hand memory that is free back to the system, for what computes while this engine does not."""
+        await self._llm.collective_rpc("release_memory")
+
     async def shutdown(self) -> None:
         """End vLLM's processes. The engine is of no use afterwards."""
         self._llm.shutdown(timeout=_SHUTDOWN_S)

@@ -1,4 +1,4 @@
-"""What runs inside vLLM's worker, where the model is: the loading of a refit, and the number of threads."""
+"""What runs inside vLLM's worker, where the model is: the loading of a refit, threads, and memory."""
 
 import contextlib
 import ctypes
@@ -26,8 +26,12 @@ class WorkerExtension:
         names: list[str] = []
         self.model_runner.reload_weights(weights_iterator=_tensors(path, names))
         _repack_tied_layers(self.model_runner.get_model())
-        _release_freed_memory()
         return len(names)
+
+    def release_memory(self) -> None:
+        """Hand freed memory back to the system: of gigabytes that requests and packing leave behind, most is free."""
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
     def set_threads(self, num_threads: int) -> int:
         """Set the number of compute threads of this process, at most one per core; return what it is now."""
@@ -36,12 +40,6 @@ class WorkerExtension:
         # vLLM replaces torch.set_num_threads by a warning, for workers whose threads are bound to cores; ours are not.
         torch._C.set_num_threads(min(num_threads, len(os.sched_getaffinity(0))))
         return torch.get_num_threads()
-
-
-def _release_freed_memory() -> None:
-    """Hand the copies that packing has left behind back to the system: the training ranks need the memory next."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _repack_tied_layers(model: Any) -> None:
