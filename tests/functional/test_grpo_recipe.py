@@ -14,6 +14,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from zs_nemo.cluster.memory_plan import GIB, plan_memory
+from zs_nemo.cluster.setups import derive_layout
+from zs_nemo.config.recipe import GrpoRecipeConfig
+from zs_nemo.config.registry import register, to_dataclass
 
 ROOT = Path(__file__).parents[2]
 
@@ -147,6 +154,17 @@ def test_engine_and_trainer_agree_on_the_sampled_tokens_in_every_step(whole_run)
 def test_noise_follows_the_curriculum(whole_run):
     noise = [row["curriculum/noise"] for row in steps_of(whole_run[0])]
     assert noise == pytest.approx([0.5 + (4 ** (step / 5) - 1) / (4 - 1) * (0.9 - 0.5) for step in range(5)])
+
+
+def test_the_planner_s_estimate_is_near_what_the_run_took(whole_run, tiny_model):
+    GlobalHydra.instance().clear()
+    register()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        settings = overrides(tiny_model, Path("unused"), "whole")
+        cfg = to_dataclass(compose("grpo", overrides=settings), GrpoRecipeConfig)
+    planned = plan_memory(cfg, derive_layout(cfg, use_gpu=False)).total / GIB
+    measured = json.loads((whole_run[0] / "report.json").read_text())["peak_memory_gib"]
+    assert 0.6 * planned < measured < 1.1 * planned, (measured, planned)
 
 
 def test_a_killed_run_resumes_with_the_same_prompts_coins_and_seeds_and_leaves_no_process(

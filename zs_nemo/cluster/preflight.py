@@ -9,7 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from zs_nemo.cluster.memory_estimate import estimate_memory, weight_bytes
+from zs_nemo.cluster.gpu_plan import check_gpus, local_gpus
+from zs_nemo.cluster.memory_plan import GIB, engine_weight_bytes, plan_memory
 from zs_nemo.cluster.setups import Layout, critic_settings
 from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.recipe import RecipeConfig
@@ -32,8 +33,10 @@ def check(cfg: RecipeConfig, layout: Layout) -> None:
         return
     check_one_machine(cfg)
     check_port(cfg.cluster.master_port)
-    check_shared_memory(weight_bytes(layout.policy_engines[0]), shutil.disk_usage(_SHM).free)
-    if not layout.use_gpu:
+    check_shared_memory(engine_weight_bytes(layout.policy_engines[0]), shutil.disk_usage(_SHM).free)
+    if layout.use_gpu:
+        check_gpus(cfg, layout, local_gpus())
+    else:
         check_memory(cfg, layout, psutil.virtual_memory().available)
         warn_of_too_few_cores(cfg, len(os.sched_getaffinity(0)))
 
@@ -102,12 +105,17 @@ def check_shared_memory(refit_bytes: int, free: int) -> None:
 
 def check_memory(cfg: RecipeConfig, layout: Layout, available: int) -> None:
     """Raise when the estimate for all processes exceeds the memory that is available."""
-    estimate = estimate_memory(cfg, layout)
-    needed = sum(estimate.values())
-    if needed > available:
-        parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in estimate.items())
+    plan = plan_memory(cfg, layout)
+    if plan.total > available:
+        ranks = (*plan.ranks, *plan.critic_ranks)
+        parts = {
+            "driver and Ray": plan.driver.total,
+            f"{len(ranks)} training ranks": sum(process.total for process in ranks),
+            f"{len(plan.engines)} engines": sum(process.total for process in plan.engines),
+        }
+        listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
         raise ValueError(
-            f"this run needs about {needed / 2**30:.1f} GiB of memory ({parts}), but {available / 2**30:.1f} GiB are "
+            f"this run needs about {plan.total / GIB:.1f} GiB of memory ({listed}), but {available / GIB:.1f} GiB are "
             "available; lower policy.train_mb_tokens, generation.kv_cache_gib, search.kv_cache_gib or trainer.devices, "
             "choose a smaller model, or free memory"
         )

@@ -38,9 +38,13 @@ class Layout:
         return self.policy_engines + self.simulator_engines
 
 
-def derive_layout(cfg: RecipeConfig) -> Layout:
-    """Resolve the models and decide on CPU or GPU. Raises ``ValueError`` for a missing model or GPU."""
-    use_gpu = _use_gpu(cfg)
+def derive_layout(cfg: RecipeConfig, *, use_gpu: bool | None = None) -> Layout:
+    """Resolve the models and, with ``use_gpu`` None, decide on CPU or GPU.
+
+    Raises ``ValueError`` for a missing model or GPU.
+    """
+    if use_gpu is None:
+        use_gpu = _use_gpu(cfg)
     policy_folder = resolve_model(cfg.policy.model, setting="policy.model")
     return Layout(
         num_ranks=cfg.trainer.num_nodes * cfg.trainer.devices,

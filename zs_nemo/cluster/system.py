@@ -10,7 +10,8 @@ from typing import Any
 
 from zs_nemo.cluster import preflight
 from zs_nemo.cluster.engine_pool import EnginePool, EngineUsage
-from zs_nemo.cluster.memory_estimate import weight_bytes
+from zs_nemo.cluster.gpu_plan import local_gpus
+from zs_nemo.cluster.memory_plan import engine_weight_bytes
 from zs_nemo.cluster.placement import Placement, place_on_gpus
 from zs_nemo.cluster.rank_groups import CriticGroup, PolicyGroup
 from zs_nemo.cluster.ray_session import RaySession
@@ -66,7 +67,7 @@ class System:
         preflight.check(cfg, layout)
         logs = run_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        num_gpus = _local_gpus() if layout.use_gpu else 0
+        num_gpus = local_gpus()[0] if layout.use_gpu else 0
         num_processes = layout.num_ranks + layout.num_critic_ranks + len(layout.engines)
         session = RaySession(cfg.cluster.ray_address, num_processes, num_gpus, logs)
         system = cls(cfg, layout, session, run_dir)
@@ -155,7 +156,7 @@ class System:
             # Shared memory ends at the machine; the run directory is on a file system that all of them see.
             folder = self._logs.parent / "refit"
             folder.mkdir(exist_ok=True)
-        self._refit = SharedMemoryRefit(self.policy, self.generation, folder, weight_bytes(first))
+        self._refit = SharedMemoryRefit(self.policy, self.generation, folder, engine_weight_bytes(first))
 
     def _rendezvous(self, first_rank: Role, port: int) -> tuple[str, int]:
         import ray
@@ -214,9 +215,3 @@ class System:
         if self._cfg.cluster.ray_address:
             return {}
         return {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
-
-
-def _local_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()

@@ -66,8 +66,22 @@ class ClusterConfig:
     """Compute threads of one policy engine on CPU while nothing else computes: in rollouts and evaluations without the
     simulator. 0 for threads_per_process."""
     startup_timeout_s: float = 300.0
+    gpus_per_node: int = 0
+    """GPUs of a node that ``recipes/plan.py`` plans for; 0 asks this machine."""
+    gpu_memory_gib: float = 0.0
+    """Memory of one GPU that ``recipes/plan.py`` plans for; 0 asks this machine."""
 
     def __post_init__(self) -> None:
+        if self.gpus_per_node < 0 or self.gpu_memory_gib < 0:
+            raise ValueError(
+                f"cluster.gpus_per_node={self.gpus_per_node} and cluster.gpu_memory_gib={self.gpu_memory_gib} must not "
+                "be negative; 0 asks this machine"
+            )
+        if bool(self.gpus_per_node) != bool(self.gpu_memory_gib):
+            raise ValueError(
+                f"cluster.gpus_per_node={self.gpus_per_node} and cluster.gpu_memory_gib={self.gpu_memory_gib} belong "
+                "together; set both (8 and 80 for a node of A100-80G), or neither"
+            )
         if self.threads_per_process < 1:
             raise ValueError(f"cluster.threads_per_process={self.threads_per_process} must be at least 1")
         if self.threads_of_lone_engine < 0:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from zs_nemo.cluster import preflight
+from zs_nemo.cluster.memory_plan import plan_memory
 from zs_nemo.cluster.setups import Layout, derive_layout, num_updates
 from zs_nemo.config.algorithm import KlPlace
 from zs_nemo.config.experiment import Accelerator
@@ -151,9 +152,9 @@ def test_too_little_memory_is_refused_with_the_parts_of_the_estimate(cfg: GrpoRe
     preflight.check_memory(cfg, layout, 64 * GIB)
 
 
-def test_the_memory_estimate_grows_with_what_costs_memory(cfg: GrpoRecipeConfig) -> None:
+def test_the_memory_plan_grows_with_what_costs_memory(cfg: GrpoRecipeConfig) -> None:
     def needed(layout: Layout) -> int:
-        return sum(preflight.estimate_memory(cfg, layout).values())
+        return plan_memory(cfg, layout).total
 
     layout = derive_layout(cfg)
     base = needed(layout)

@@ -1,0 +1,78 @@
+"""Say how much memory a run needs, process by process, and whether it fits, without starting anything.
+
+    python recipes/plan.py                                       # the quickstart on this machine
+    python recipes/plan.py --config-name ppo                     # the same with PPO's critic
+    python recipes/plan.py policy.model=/models/Qwen2.5-7B search.model=/models/simulator trainer.devices=8 \\
+        trainer.accelerator=gpu cluster.gpus_per_node=8 cluster.gpu_memory_gib=80
+
+Settings are those of the recipe that will run. Models are folders of which config.json is enough. Exit code 0: it fits;
+2: it does not, with the reason and, if there is one, the layout of the policy that would.
+"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from zs_nemo.config.recipe import RecipeConfig
+from zs_nemo.config.registry import register
+
+register()
+
+
+def plan(cfg: RecipeConfig) -> int:
+    """Print the plan and return the exit code."""
+    import psutil
+
+    from zs_nemo.cluster.gpu_plan import local_gpus, misfits, plan_gpus, propose_layout
+    from zs_nemo.cluster.memory_plan import GIB, plan_memory
+    from zs_nemo.cluster.setups import derive_layout
+
+    planned_gpus = cfg.cluster.gpus_per_node * cfg.trainer.num_nodes
+    layout = derive_layout(cfg, use_gpu=True if planned_gpus else None)
+    memory = plan_memory(cfg, layout)
+    for process in memory.processes:
+        parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in process.parts.items())
+        print(f"{process.role:<20} {process.total / GIB:7.2f} GiB   {parts}")
+    if not layout.use_gpu:
+        available = psutil.virtual_memory().available
+        print(f"{'all processes':<20} {memory.total / GIB:7.2f} GiB   of {available / GIB:.2f} GiB that are available")
+        return 0 if memory.total <= available else 2
+    num_gpus, gpu_bytes = (planned_gpus, cfg.cluster.gpu_memory_gib * GIB) if planned_gpus else local_gpus()
+    for load in plan_gpus(cfg, layout, num_gpus, gpu_bytes):
+        roles = ", ".join(f"{role} {size / GIB:.1f}" for role, size in load.roles) or "nothing"
+        print(f"GPU {load.number:<16} {load.total / GIB:7.1f} GiB   of {gpu_bytes / GIB:.1f}: {roles}")
+    problems = misfits(cfg, layout, num_gpus, gpu_bytes)
+    for problem in problems:
+        print(f"does not fit: {problem}")
+    if not problems:
+        return 0
+    proposal = propose_layout(cfg, layout, num_gpus, gpu_bytes)
+    if proposal is None:
+        print(
+            "no layout of the policy fits; take more GPUs, a smaller model, a smaller policy.train_mb_tokens, or give "
+            "the engines less with generation.gpu_memory_utilization and search.gpu_memory_utilization"
+        )
+    else:
+        print(
+            f"fits with policy.tensor_model_parallel_size={proposal.tensor_model_parallel_size} "
+            f"policy.pipeline_model_parallel_size={proposal.pipeline_model_parallel_size}"
+        )
+    return 2
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="grpo")
+def main(composed: DictConfig) -> None:
+    """Compose the configuration of the recipe that will run, and plan it."""
+    try:
+        cfg = OmegaConf.to_object(composed)
+        assert isinstance(cfg, RecipeConfig)
+        code = plan(cfg)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Memory by role, worked out by hand, and what is done where it does not fit."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from zs_nemo.cluster.gpu_plan import check_gpus, misfits, plan_gpus, propose_layout
+from zs_nemo.cluster.memory_plan import GIB, parameters_of, plan_memory, stage_layers, stage_parameters
+from zs_nemo.cluster.setups import Layout, derive_layout
+from zs_nemo.config.algorithm import KlConfig, KlPlace
+from zs_nemo.config.critic import CriticConfig
+from zs_nemo.config.policy import PolicyConfig
+from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, RecipeConfig
+from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
+from zs_nemo.weights.families import read_architecture
+
+QWEN_7B = {
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "tie_word_embeddings": False,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "max_position_embeddings": 32768,
+}
+SMALL = QWEN_7B | {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1000,
+    "tie_word_embeddings": True,
+}
+
+
+def folder(path: Path, config: dict) -> Path:
+    """Write a model folder that holds a configuration alone."""
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> Path:
+    return folder(tmp_path / "big", QWEN_7B)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return folder(tmp_path / "small", SMALL)
+
+
+def on_gpus(cfg: RecipeConfig, model: Path, devices: int) -> Layout:
+    """Return the layout of a run on a node of GPUs, with one policy engine and BM25."""
+    cfg.policy.model, cfg.trainer.devices = str(model), devices
+    return derive_layout(cfg, use_gpu=True)
+
+
+def test_the_parts_of_a_rank_are_those_worked_out_by_hand(small: Path):
+    cfg = GrpoRecipeConfig(search=Bm25SearchConfig())
+    cfg.policy = PolicyConfig(model=str(small), tensor_model_parallel_size=2, train_mb_tokens=100)
+    cfg.trainer.devices = 4
+    plan = plan_memory(cfg, derive_layout(cfg, use_gpu=False))
+    count = parameters_of(read_architecture(small))
+    # Embedding, then per layer the projections with their biases, the feed-forward part and two norms, then a norm.
+    layer = 64 * 64 * 2 + 64 + 2 * (32 * 64 + 32) + 3 * 64 * 128 + 2 * 64
+    assert count == 1000 * 64 + 4 * layer + 64
+    for rank in plan.ranks:
+        assert rank.parts["weights"] == rank.parts["reference"] == 2 * count / 2
+        assert rank.parts["gradients"] == 4 * count / 2
+        assert rank.parts["optimizer"] == 12 * count / 2 / 2
+        assert rank.parts["activations"] == 34 * 4 * 64 * 100 * 2 / 2
+        assert rank.parts["logits"] == 100 * 500 * (2 + 12)
+    assert len(plan.ranks) == 4 and not plan.critic_ranks
+
+
+def test_stages_hold_their_layers_and_a_tied_embedding_twice(small: Path):
+    model = read_architecture(small)
+    settings = PolicyConfig(pipeline_model_parallel_size=2, num_layers_in_first_pipeline_stage=1)
+    assert [stage_layers(model, settings, stage) for stage in range(2)] == [1, 3]
+    first, last = (stage_parameters(model, settings, stage) for stage in range(2))
+    embedding = 1000 * 64
+    assert first + last == parameters_of(model) + embedding
+    assert last - first == 2 * (parameters_of(model) - embedding - 64) / 4 + 64
+    assert stage_parameters(model, settings, 1, is_critic=True) == last - embedding
+
+
+def test_a_reference_and_a_critic_are_counted_where_they_stand(small: Path):
+    def ranks(cfg: RecipeConfig):
+        cfg.policy.model, cfg.trainer.devices = str(small), 2
+        plan = plan_memory(cfg, derive_layout(cfg, use_gpu=False))
+        return plan.ranks[0].parts, plan.critic_ranks
+
+    off = GrpoRecipeConfig(search=Bm25SearchConfig())
+    off.algorithm.kl = KlConfig(where=KlPlace.off)
+    assert "reference" not in ranks(off)[0]
+    shared, own = ranks(PpoRecipeConfig(search=Bm25SearchConfig()))
+    assert shared["critic"] == pytest.approx(shared["weights"] + shared["gradients"] + shared["optimizer"])
+    assert not own
+    alone, own = ranks(PpoRecipeConfig(search=Bm25SearchConfig(), critic=CriticConfig(num_ranks=2)))
+    assert "critic" not in alone and len(own) == 2
+    assert sum(own[0].parts[name] for name in ("weights", "gradients", "optimizer")) == pytest.approx(shared["critic"])
+    assert "logits" not in own[0].parts
+
+
+def test_seven_billion_parameters_fit_on_eight_gpus_of_80_gib_with_tensor_parallelism_alone(big: Path):
+    assert parameters_of(read_architecture(big)) == 7_615_616_512
+    cfg = GrpoRecipeConfig(search=Bm25SearchConfig())
+    cfg.policy.train_mb_tokens = 8192
+    layout = on_gpus(cfg, big, 8)
+    problems = misfits(cfg, layout, 8, 80 * GIB)
+    assert problems and "GPU 0 would hold policy-rank-0" in problems[0] and "policy-engine-0" in problems[0]
+    proposal = propose_layout(cfg, layout, 8, 80 * GIB)
+    assert proposal is not None
+    # With 2: 3.8e9 parameters * (2 + 2 + 4 + 12 / 4) bytes and 27 GiB of activations beside an engine's 32 GiB.
+    assert (proposal.tensor_model_parallel_size, proposal.pipeline_model_parallel_size) == (4, 1)
+    assert not misfits(replace(cfg, policy=proposal), layout, 8, 80 * GIB)
+
+
+def test_what_fits_nowhere_has_no_proposal_and_is_refused_before_anything_starts(big: Path):
+    cfg = GrpoRecipeConfig(search=Bm25SearchConfig())
+    layout = on_gpus(cfg, big, 2)
+    assert propose_layout(cfg, layout, 2, 24 * GIB) is None
+    with pytest.raises(ValueError, match=r"GPU 0 would hold .* of 24\.0; see what would fit with recipes/plan\.py"):
+        check_gpus(cfg, layout, (2, 24 * GIB))
+
+
+def test_an_engine_whose_share_does_not_hold_its_weights_is_named(big: Path):
+    cfg = GrpoRecipeConfig(search=SimulatedSearchConfig(model=str(big), gpu_memory_utilization=0.1))
+    cfg.policy.tensor_model_parallel_size = 4
+    layout = on_gpus(cfg, big, 4)
+    problems = misfits(cfg, layout, 8, 80 * GIB)
+    assert len(problems) == 1
+    assert (
+        "simulator-engine-0 needs 16.7 GiB" in problems[0] and "gpu_memory_utilization=0.1 gives it 8.0" in problems[0]
+    )
+
+
+def test_every_process_has_its_gpu_and_engines_share_only_when_there_are_too_few(big: Path):
+    cfg = GrpoRecipeConfig(search=SimulatedSearchConfig(model=str(big), tensor_model_parallel_size=2))
+    layout = on_gpus(cfg, big, 4)
+    roles = [[role for role, _ in load.roles] for load in plan_gpus(cfg, layout, 8, 80 * GIB)]
+    ranks = [[f"policy-rank-{rank}"] for rank in range(4)]
+    assert roles == [*ranks, ["policy-engine-0"], ["simulator-engine-0"], ["simulator-engine-0"], []]
+    cfg.search.tensor_model_parallel_size = 1
+    layout = derive_layout(cfg, use_gpu=True)
+    roles = [[role for role, _ in load.roles] for load in plan_gpus(cfg, layout, 4, 80 * GIB)]
+    assert [len(each) for each in roles] == [2, 2, 1, 1]

@@ -1,0 +1,205 @@
+"""How much memory every process of a run needs, by what it is needed for: before anything starts, from file headers.
+
+Formulas for weights, gradients and optimizer are exact up to padding; activations, processes and the CPU's engines rest
+on constants that were measured on the quickstart; ``tests/functional/test_grpo_recipe.py`` holds them against a run.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from zs_nemo.cluster.setups import Layout, critic_settings
+from zs_nemo.config.policy import PolicyConfig, Precision
+from zs_nemo.config.recipe import RecipeConfig
+from zs_nemo.generation.engine_setup import EngineSetup
+from zs_nemo.weights.architecture import Architecture
+from zs_nemo.weights.families import read_architecture
+
+GIB = 2**30
+# Values that one layer keeps for the backward pass, per token and unit of the hidden size; with the attention of packed
+# sequences, which never builds a matrix of scores.
+_ACTIVATIONS_PER_LAYER = 34
+# Logits in the model's format, and in float32 their softmax and gradient; projected are policy tokens alone, but a
+# micro-batch may consist of nothing else.
+_LOGIT_VALUES_FLOAT32 = 3
+_DRIVER_AND_RAY = {False: 1.5 * GIB, True: 4.0 * GIB}
+_RANK_PROCESS = {False: 1.2 * GIB, True: 2.5 * GIB}
+"""Python, torch and megatron-core on CPU; the CUDA context with NCCL's buffers on a GPU."""
+_ENGINE_PROCESSES = {False: 1.0 * GIB, True: 2.5 * GIB}
+_TENSOR_PARALLEL_WORKER = 0.5 * GIB
+_CPU_REQUESTS = 0.5 * GIB
+"""What requests leave in an engine's heap on CPU until it is told to give it back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessMemory:
+    """Bytes of one process by what they are for; on a GPU those of the GPU."""
+
+    role: str
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def total(self) -> float:
+        """All parts together."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """Every process of a run."""
+
+    ranks: tuple[ProcessMemory, ...]
+    critic_ranks: tuple[ProcessMemory, ...]
+    engines: tuple[ProcessMemory, ...]
+    driver: ProcessMemory
+
+    @property
+    def processes(self) -> tuple[ProcessMemory, ...]:
+        """All of them."""
+        return (*self.ranks, *self.critic_ranks, *self.engines, self.driver)
+
+    @property
+    def total(self) -> float:
+        """Bytes of all processes together: what one machine without a GPU needs."""
+        return sum(process.total for process in self.processes)
+
+
+def plan_memory(cfg: RecipeConfig, layout: Layout) -> MemoryPlan:
+    """Return the memory of a run with this configuration."""
+    model, policy, critic = read_architecture(layout.policy_folder), cfg.policy, critic_settings(cfg)
+    shared_critic = critic if critic is not None and not layout.num_critic_ranks else None
+    stages = policy.pipeline_model_parallel_size
+    ranks = []
+    for rank in range(layout.num_ranks):
+        # megatron-core numbers ranks with the tensor-parallel ones together and the stages farthest apart.
+        stage = rank * stages // layout.num_ranks
+        parts = _trained_parts(model, policy, stage, layout.num_ranks)
+        if layout.has_reference:
+            parts["reference"] = parts["weights"]
+        if shared_critic is not None:
+            critic_parts = _trained_parts(model, shared_critic, stage, layout.num_ranks, is_critic=True)
+            parts["critic"] = sum(critic_parts.values())
+        parts |= _activation_parts(model, policy, stage) | {"process": _RANK_PROCESS[layout.use_gpu]}
+        ranks.append(ProcessMemory(role=f"policy-rank-{rank}", parts=parts))
+    return MemoryPlan(
+        ranks=tuple(ranks),
+        critic_ranks=tuple(_own_critic_ranks(model, critic, layout)) if critic is not None else (),
+        engines=tuple(engine_memory(setup) for setup in layout.engines),
+        driver=ProcessMemory(role="driver and Ray", parts={"process": _DRIVER_AND_RAY[layout.use_gpu]}),
+    )
+
+
+def _own_critic_ranks(model: Architecture, critic: PolicyConfig, layout: Layout) -> list[ProcessMemory]:
+    ranks = []
+    for rank in range(layout.num_critic_ranks):
+        stage = rank * critic.pipeline_model_parallel_size // layout.num_critic_ranks
+        parts = _trained_parts(model, critic, stage, layout.num_critic_ranks, is_critic=True)
+        parts |= _activation_parts(model, critic, stage, is_critic=True) | {"process": _RANK_PROCESS[layout.use_gpu]}
+        ranks.append(ProcessMemory(role=f"critic-rank-{rank}", parts=parts))
+    return ranks
+
+
+def stage_layers(model: Architecture, settings: PolicyConfig, stage: int) -> int:
+    """Return the layers of one pipeline stage."""
+    stages = settings.pipeline_model_parallel_size
+    given = {0: settings.num_layers_in_first_pipeline_stage, stages - 1: settings.num_layers_in_last_pipeline_stage}
+    if stages == 1:
+        return model.num_layers
+    fixed = {place: count for place, count in given.items() if count is not None}
+    if stage in fixed:
+        return fixed[stage]
+    return (model.num_layers - sum(fixed.values())) // (stages - len(fixed))
+
+
+def stage_parameters(model: Architecture, settings: PolicyConfig, stage: int, *, is_critic: bool = False) -> float:
+    """Return the parameters that one rank of a pipeline stage holds."""
+    first, last = stage == 0, stage == settings.pipeline_model_parallel_size - 1
+    per_layer = sum(_size(shape) for name, shape in model.hf_shapes().items() if name.startswith("model.layers.0."))
+    embedding = model.vocab_size * model.hidden_size
+    count = stage_layers(model, settings, stage) * per_layer
+    count += embedding if first else 0
+    if last:
+        count += model.hidden_size
+        # A tied output layer is the embedding on the same rank, and a copy of it on another stage.
+        count += 0 if is_critic or (model.tied and first) else embedding
+    return count / settings.tensor_model_parallel_size
+
+
+def _trained_parts(
+    model: Architecture, settings: PolicyConfig, stage: int, num_ranks: int, *, is_critic: bool = False
+) -> dict[str, float]:
+    parameters = stage_parameters(model, settings, stage, is_critic=is_critic)
+    model_ranks = settings.tensor_model_parallel_size * settings.pipeline_model_parallel_size
+    data_parallel = num_ranks // model_ranks if settings.use_distributed_optimizer else 1
+    # In float32 the weights are their own master weights.
+    masters = 4 if settings.precision is Precision.bf16 else 0
+    return {
+        "weights": parameters * _width(settings),
+        "gradients": parameters * 4,
+        "optimizer": parameters * (masters + 8) / data_parallel,
+    }
+
+
+def _activation_parts(
+    model: Architecture, settings: PolicyConfig, stage: int, *, is_critic: bool = False
+) -> dict[str, float]:
+    stages, tokens = settings.pipeline_model_parallel_size, settings.train_mb_tokens
+    layers = stage_layers(model, settings, stage)
+    # Under 1F1B the first stage has as many micro-batches under way as there are stages.
+    under_way = stages - stage
+    values = _ACTIVATIONS_PER_LAYER * layers * model.hidden_size * tokens * under_way
+    parts = {"activations": values * _width(settings) / settings.tensor_model_parallel_size}
+    if stage == stages - 1 and not is_critic:
+        logits = tokens * model.vocab_size / settings.tensor_model_parallel_size
+        parts["logits"] = logits * (_width(settings) + 4 * _LOGIT_VALUES_FLOAT32)
+    return parts
+
+
+def engine_memory(setup: EngineSetup) -> ProcessMemory:
+    """Return the memory of one engine; on GPUs that of each of its ranks, without keys and values."""
+    weights, ranks = engine_weight_bytes(setup), setup.tensor_model_parallel_size
+    if setup.use_gpu:
+        return ProcessMemory(role=setup.name, parts={"weights": weights / ranks, "process": _ENGINE_PROCESSES[True]})
+    return ProcessMemory(
+        role=setup.name,
+        parts={
+            # The CPU kernels keep a packed copy of the weights beside them.
+            "weights": 2 * weights,
+            "KV cache": ranks * setup.kv_cache_gib * GIB,
+            "requests": _CPU_REQUESTS,
+            "process": _ENGINE_PROCESSES[False] + (ranks * _TENSOR_PARALLEL_WORKER if ranks > 1 else 0),
+        },
+    )
+
+
+def engine_weight_bytes(setup: EngineSetup) -> int:
+    """Return the size of all weights of an engine in its dtype: also that of one refit."""
+    return parameters_of(read_architecture(Path(setup.model_path))) * bytes_per_value(setup.dtype)
+
+
+def kv_bytes_per_token(model: Architecture, *, tensor_parallel: int, dtype: str) -> float:
+    """Return what one rank of an engine keeps of one token."""
+    # More ranks than key/value heads hold copies of them.
+    heads = max(1, model.num_kv_heads / tensor_parallel)
+    return 2 * model.num_layers * heads * model.head_dim * bytes_per_value(dtype)
+
+
+def parameters_of(model: Architecture) -> int:
+    """Return the number of a model's parameters."""
+    return sum(_size(shape) for shape in model.hf_shapes().values())
+
+
+def bytes_per_value(dtype: str) -> int:
+    """Return the size of one number of ``bfloat16`` or ``float32``."""
+    return 4 if dtype == "float32" else 2
+
+
+def _width(settings: PolicyConfig) -> int:
+    return 2 if settings.precision is Precision.bf16 else 4
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    count = 1
+    for dim in shape:
+        count *= dim
+    return count
