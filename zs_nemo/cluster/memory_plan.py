@@ -22,9 +22,11 @@ _ACTIVATIONS_PER_LAYER = 34
 # Logits in the model's format, and in float32 their softmax and gradient; projected are policy tokens alone, but a
 # micro-batch may consist of nothing else.
 _LOGIT_VALUES_FLOAT32 = 3
-_DRIVER_AND_RAY = {False: 1.5 * GIB, True: 4.0 * GIB}
-_RANK_PROCESS = {False: 1.2 * GIB, True: 2.5 * GIB}
+_DRIVER_AND_RAY = {False: 1.0 * GIB, True: 4.0 * GIB}
+_RANK_PROCESS = {False: 0.7 * GIB, True: 2.5 * GIB}
 """Python, torch and megatron-core on CPU; the CUDA context with NCCL's buffers on a GPU."""
+_HEAP_SHARE = {False: 0.25, True: 0.05}
+"""What the allocator holds beyond what is in use, as a share of it."""
 _ENGINE_PROCESSES = {False: 1.0 * GIB, True: 2.5 * GIB}
 _TENSOR_PARALLEL_WORKER = 0.5 * GIB
 _CPU_REQUESTS = 0.5 * GIB
@@ -79,8 +81,8 @@ def plan_memory(cfg: RecipeConfig, layout: Layout) -> MemoryPlan:
         if shared_critic is not None:
             critic_parts = _trained_parts(model, shared_critic, stage, layout.num_ranks, is_critic=True)
             parts["critic"] = sum(critic_parts.values())
-        parts |= _activation_parts(model, policy, stage) | {"process": _RANK_PROCESS[layout.use_gpu]}
-        ranks.append(ProcessMemory(role=f"policy-rank-{rank}", parts=parts))
+        parts |= _activation_parts(model, policy, stage)
+        ranks.append(_rank(f"policy-rank-{rank}", parts, use_gpu=layout.use_gpu))
     return MemoryPlan(
         ranks=tuple(ranks),
         critic_ranks=tuple(_own_critic_ranks(model, critic, layout)) if critic is not None else (),
@@ -94,9 +96,14 @@ def _own_critic_ranks(model: Architecture, critic: PolicyConfig, layout: Layout)
     for rank in range(layout.num_critic_ranks):
         stage = rank * critic.pipeline_model_parallel_size // layout.num_critic_ranks
         parts = _trained_parts(model, critic, stage, layout.num_critic_ranks, is_critic=True)
-        parts |= _activation_parts(model, critic, stage, is_critic=True) | {"process": _RANK_PROCESS[layout.use_gpu]}
-        ranks.append(ProcessMemory(role=f"critic-rank-{rank}", parts=parts))
+        parts |= _activation_parts(model, critic, stage, is_critic=True)
+        ranks.append(_rank(f"critic-rank-{rank}", parts, use_gpu=layout.use_gpu))
     return ranks
+
+
+def _rank(role: str, parts: dict[str, float], *, use_gpu: bool) -> ProcessMemory:
+    heap = _HEAP_SHARE[use_gpu] * sum(parts.values())
+    return ProcessMemory(role=role, parts={**parts, "heap": heap, "process": _RANK_PROCESS[use_gpu]})
 
 
 def stage_layers(model: Architecture, settings: PolicyConfig, stage: int) -> int:
