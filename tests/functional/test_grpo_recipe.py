@@ -164,7 +164,7 @@ def test_the_planner_s_estimate_is_near_what_the_run_took(whole_run, tiny_model)
         cfg = to_dataclass(compose("grpo", overrides=settings), GrpoRecipeConfig)
     planned = plan_memory(cfg, derive_layout(cfg, use_gpu=False)).total / GIB
     measured = json.loads((whole_run[0] / "report.json").read_text())["peak_memory_gib"]
-    assert 0.6 * planned < measured < 1.1 * planned, (measured, planned)
+    assert 0.6 * planned < measured < 1.2 * planned, (measured, planned)
 
 
 def test_a_killed_run_resumes_with_the_same_prompts_coins_and_seeds_and_leaves_no_process(
