@@ -154,6 +154,12 @@ class TrainingRun:
                 update = policy.train_step(self._scripted_batch(step), SupervisedLoss())
                 metrics = {f"train/{name}": value for name, value in update.items()}
                 self._run_dir.log_step(step, metrics, Phase.warm_start)
+                if update["num_skipped_updates"]:
+                    # No guard watches the warm start: a model that breaks here has nothing to go back to.
+                    raise RuntimeError(
+                        f"warm-start update {step} was not made: its gradient norm is {update['grad_norm']:g}; lower "
+                        f"warm_start.lr={settings.lr:g}, or raise guards.max_grad_norm if it is the limit"
+                    )
                 self._progress.advance(metrics)
             policy.set_reference()
             policy.reset_optimizer(self._cfg.policy.optim, max_steps=num_updates(self._cfg))

@@ -1,7 +1,6 @@
 """Names and sizes of the tensors in safetensors files, read from the headers alone."""
 
 import json
-import math
 from pathlib import Path
 
 from zs_nemo.weights.hf_folder import is_rotary_buffer
@@ -25,11 +24,6 @@ def folder_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
             f"model folder {str(folder)!r} holds no *.safetensors file; convert its weights to safetensors"
         )
     return {name: shape for file in files for name, shape in tensor_shapes(file).items()}
-
-
-def num_parameters(folder: Path) -> int:
-    """Return the number of parameters stored in a Hugging Face folder (tied ones once)."""
-    return sum(math.prod(shape) for shape in folder_shapes(folder).values())
 
 
 def check_same_tensors(expected: dict[str, tuple[int, ...]], file: Path, *, optional: frozenset[str]) -> None:
