@@ -2,8 +2,8 @@
 
 import importlib.metadata
 import importlib.util
-import shutil
-import tempfile
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,30 +73,10 @@ def _find_gguf(named: str, package: str) -> tuple[Path, str]:
 
 
 def _convert(gguf_file: Path, target: Path) -> None:
-    """Write ``target`` as a whole: into a temporary folder beside it, which is then renamed."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-    temporary = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
-    try:
-        location = {"pretrained_model_name_or_path": str(gguf_file.parent), "gguf_file": gguf_file.name}
-        # from_pretrained(gguf_file=...) would do these three lines, but asks for the accelerate package first.
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(**location), dtype=torch.bfloat16)
-        tensors = load_gguf_checkpoint(str(gguf_file), return_tensors=True, model_to_load=model)["tensors"]
-        missing, unexpected = model.load_state_dict(tensors, strict=False)
-        tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-        if set(missing) - tied or unexpected:
-            raise ValueError(
-                f"{gguf_file} does not fit its own configuration: missing {sorted(missing)}, "
-                f"unexpected {sorted(unexpected)}; install the package again, its file is damaged or of an unknown kind"
-            )
-        model.save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(**location).save_pretrained(temporary)
-        temporary.chmod(0o755)
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    """Convert in a process of its own: it takes a gigabyte, which this one would keep to the end of the run."""
+    command = [sys.executable, "-m", "zs_nemo.weights.gguf", str(gguf_file), str(target)]
+    if subprocess.run(command, check=False).returncode:
+        raise RuntimeError(f"{gguf_file} could not be converted to {target}; the reason stands above")
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

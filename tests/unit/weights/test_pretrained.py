@@ -58,3 +58,10 @@ def test_a_packaged_model_is_converted_once_and_never_imported(tmp_path, monkeyp
     assert first == second == tmp_path / "cache" / "models" / "some_model-1.5"
     assert conversions == ["model.gguf"]
     assert "some_model" not in sys.modules
+
+
+def test_a_conversion_that_fails_is_said(tmp_path, monkeypatch):
+    make_package(tmp_path, monkeypatch, "model.gguf")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match=r"model\.gguf could not be converted"):
+        resolve_model("package:some_model")
