@@ -13,7 +13,10 @@ def load(folder: Path, dtype: torch.dtype = torch.float32):
     """Return the model with eager attention, which shares no kernel with ours."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    # Transformers gives the embedding of the pad token no gradient; here it is the end-of-text token, which is trained.
+    model.get_input_embeddings().padding_idx = None
+    return model
 
 
 def masked_logits(model, batch: TrainBatch) -> Tensor:

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,17 @@ class CheckpointFolder:
         self._keep = keep
         root.mkdir(parents=True, exist_ok=True)
 
-    def save(self, step: int, state: dict[str, Any], write: Callable[[Path], None]) -> Path:
-        """Have ``write`` fill a folder, add ``state``, and only then give it its name; older ones go."""
-        final = self._path(step)
-        partial = final.with_suffix(".partial")
+    def begin(self, step: int) -> Path:
+        """Return an empty folder to be filled; ``commit`` makes a checkpoint of it."""
+        partial = self._path(step).with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        write(partial)
+        return partial
+
+    def commit(self, step: int, state: dict[str, Any]) -> Path:
+        """Add ``state`` to the folder of ``begin``, and only then give it its name; older checkpoints go."""
+        final = self._path(step)
+        partial = final.with_suffix(".partial")
         with open(partial / STATE_FILE, "w", encoding="utf-8") as file:
             json.dump({"step": step} | state, file, indent=1)
             file.flush()
@@ -48,13 +52,11 @@ class CheckpointFolder:
         named = ((re.fullmatch(r"step_(\d+)", path.name), path) for path in self._root.iterdir())
         return sorted(int(match[1]) for match, path in named if match and (path / STATE_FILE).is_file())
 
-    def latest(self) -> tuple[Path, dict[str, Any]] | None:
-        """Return the newest whole checkpoint and its state, or None when there is none."""
-        steps = self.whole()
-        if not steps:
-            return None
-        path = self._path(steps[-1])
-        return path, json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    def newest_first(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Yield the whole checkpoints and their states."""
+        for step in reversed(self.whole()):
+            path = self._path(step)
+            yield path, json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
 
     def _path(self, step: int) -> Path:
         return self._root / f"step_{step:06d}"

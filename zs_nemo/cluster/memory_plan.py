@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zs_nemo.cluster.setups import Layout, critic_settings
-from zs_nemo.config.policy import PolicyConfig, Precision
+from zs_nemo.config.policy import PolicyConfig, Precision, Recompute, RecomputeMethod
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.generation.engine_setup import EngineSetup
 from zs_nemo.weights.architecture import Architecture
@@ -82,6 +82,9 @@ def plan_memory(cfg: RecipeConfig, layout: Layout) -> MemoryPlan:
             critic_parts = _trained_parts(model, shared_critic, stage, layout.num_ranks, is_critic=True)
             parts["critic"] = sum(critic_parts.values())
         parts |= _activation_parts(model, policy, stage)
+        if policy.optim.optimizer_cpu_offload and layout.use_gpu:
+            # On the GPU only while there are no activations.
+            parts["optimizer"] = max(0.0, parts["optimizer"] - parts["activations"] - parts.get("logits", 0.0))
         ranks.append(_rank(f"policy-rank-{rank}", parts, use_gpu=layout.use_gpu))
     return MemoryPlan(
         ranks=tuple(ranks),
@@ -154,12 +157,24 @@ def _activation_parts(
     layers = stage_layers(model, settings, stage)
     # Under 1F1B the first stage has as many micro-batches under way as there are stages.
     under_way = stages - stage
-    values = _ACTIVATIONS_PER_LAYER * layers * model.hidden_size * tokens * under_way
+    values = _kept_per_unit(settings, layers) * model.hidden_size * tokens * under_way
     parts = {"activations": values * _width(settings) / settings.tensor_model_parallel_size}
     if stage == stages - 1 and not is_critic:
         logits = tokens * model.vocab_size / settings.tensor_model_parallel_size
         parts["logits"] = logits * (_width(settings) + 4 * _LOGIT_VALUES_FLOAT32)
     return parts
+
+
+def _kept_per_unit(settings: PolicyConfig, layers: int) -> int:
+    """Return the values that a stage keeps for the backward pass, per token and unit of the hidden size."""
+    if settings.activations_checkpoint_granularity is not Recompute.full:
+        # What selective recomputation saves are matrices of scores, which packed attention never has.
+        return _ACTIVATIONS_PER_LAYER * layers
+    count = min(settings.activations_checkpoint_num_layers, layers)
+    if settings.activations_checkpoint_method is RecomputeMethod.uniform:
+        # Inputs of the chunks, and one chunk that is being computed again.
+        return -(-layers // count) + _ACTIVATIONS_PER_LAYER * count
+    return count + _ACTIVATIONS_PER_LAYER * max(1, layers - count)
 
 
 def engine_memory(setup: EngineSetup) -> ProcessMemory:

@@ -29,6 +29,15 @@ class _RankGroup:
         ]
         return gather(self._roles, references, method)[0]
 
+    def finish_saving(self) -> None:
+        """Wait until the checkpoints of these ranks are whole. Raises when one could not be written."""
+        self._call("finish_saving")
+
+    def checkpoint_damage(self, folder: str) -> list[str]:
+        """Return what is wrong with the files of a checkpoint; nothing if all are as they were written."""
+        problems: list[str] = self._call("checkpoint_damage", folder)
+        return problems
+
 
 class PolicyGroup(_RankGroup):
     """The policy and its reference."""
@@ -68,9 +77,9 @@ class PolicyGroup(_RankGroup):
         """Start a fresh optimizer and schedule; ``max_steps`` None keeps the number of updates of the whole run."""
         self._call("reset_optimizer", optim.lr, max_steps=max_steps, optim=optim)
 
-    def save_checkpoint(self, folder: str) -> None:
-        """Write policy, optimizer, schedule and random states into a folder."""
-        self._call("save_checkpoint", folder)
+    def save_checkpoint(self, folder: str, *, in_background: bool) -> None:
+        """Write policy, optimizer, schedule and random states; in the background until ``finish_saving`` returns."""
+        self._call("save_checkpoint", folder, in_background=in_background)
 
     def load_checkpoint(self, folder: str) -> None:
         """Read what ``save_checkpoint`` wrote, under any parallel layout."""
@@ -102,9 +111,9 @@ class CriticGroup(_RankGroup):
         """Load all but the head from a Hugging Face folder."""
         self._call("load_critic", folder)
 
-    def save_checkpoint(self, folder: str) -> None:
-        """Write critic, optimizer and schedule into a folder."""
-        self._call("save_critic", folder)
+    def save_checkpoint(self, folder: str, *, in_background: bool) -> None:
+        """Write critic, optimizer and schedule; in the background until ``finish_saving`` returns."""
+        self._call("save_critic", folder, in_background=in_background)
 
     def load_checkpoint(self, folder: str) -> None:
         """Read what ``save_checkpoint`` wrote, under any parallel layout."""

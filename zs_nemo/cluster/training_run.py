@@ -7,9 +7,10 @@ loss are the recipe's.
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from zs_nemo.algorithms.supervised_loss import SupervisedLoss
 from zs_nemo.cluster.checkpoints import CRITIC, POLICY, CheckpointFolder
@@ -77,7 +78,13 @@ class TrainingRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        try:
+            if isinstance(error, KeyboardInterrupt):
+                # What is as good as written is not thrown away. A failed run's ranks may never answer.
+                with suppress(Exception):
+                    self._commit_checkpoint()
+        finally:
+            self._stack.close()
 
     def _start(self) -> None:
         cfg = self._cfg
@@ -112,10 +119,10 @@ class TrainingRun:
         )
 
     def _resume(self) -> None:
-        newest = self._checkpoints.latest()
-        self._resumed = newest is not None
+        self._resumed = bool(self._checkpoints.whole())
         self._next_step = 0
-        if newest is None:
+        self._saving: int | None = None
+        if not self._resumed:
             return
         with self.timer("checkpoint"):
             self.system.policy.load_reference(str(self._reference_folder))
@@ -124,14 +131,26 @@ class TrainingRun:
         self._progress.say(f"resumed from {folder} at step {self._next_step}")
 
     def _load_newest(self) -> Path:
-        newest = self._checkpoints.latest()
-        assert newest is not None, "the warm start writes checkpoint 0"
-        folder, state = newest
+        """Load the newest checkpoint whose files are as they were written."""
+        folder, state = self._newest_undamaged()
         self._next_step = int(state["step"])
         self.system.policy.load_checkpoint(str(folder / POLICY))
         if self.system.critic is not None:
             self.system.critic.load_checkpoint(str(folder / CRITIC))
         return folder
+
+    def _newest_undamaged(self) -> tuple[Path, dict[str, Any]]:
+        for folder, state in self._checkpoints.newest_first():
+            damage = self.system.policy.checkpoint_damage(str(folder / POLICY))
+            if self.system.critic is not None:
+                damage += self.system.critic.checkpoint_damage(str(folder / CRITIC))
+            if not damage:
+                return folder, state
+            self._progress.say(f"passed over the damaged checkpoint {folder}: {damage[0]}")
+        raise ValueError(
+            f"no checkpoint under {self._run_dir.path / 'checkpoints'} is as it was written; "
+            "put back a copy of one, or start a new run with another exp_manager.name"
+        )
 
     @property
     def critic(self) -> CriticGroup:
@@ -194,7 +213,7 @@ class TrainingRun:
         stream = f"{Phase.rl.value}, round {round_number}" if round_number else Phase.rl.value
         questions = questions_of_step(self._world.train, step, per_step, seed, stream=stream)[:num_prompts]
         with self._engines_at_work(simulated=self.system.simulator is not None):
-            return self._collector.collect(
+            groups = self._collector.collect(
                 questions,
                 self._engines.training(noise),
                 Decoding(temperature=self._cfg.generation.temperature, top_p=self._cfg.generation.top_p),
@@ -203,6 +222,9 @@ class TrainingRun:
                 first_prompt=round_number * per_step,
                 attempt=attempt,
             )
+        # The ranks had nothing else to do meanwhile: what they were writing is written.
+        self._commit_checkpoint()
+        return groups
 
     def with_logprobs(self, batch: TrainBatch) -> TrainBatch:
         """Add the reference's logprobs if there is a KL term, and the policy's own if more than one look needs them."""
@@ -260,6 +282,7 @@ class TrainingRun:
 
     def _leave_step(self, step: int, verdict: Verdict, reasons: list[str]) -> None:
         """Return to the newest checkpoint, which holds nothing of this step, or end the run."""
+        self._commit_checkpoint()
         self._save_progress()
         rollbacks, limit = len(self._run_dir.rollbacks), self._cfg.guards.max_rollbacks
         if verdict is Verdict.stop or rollbacks >= limit:
@@ -302,6 +325,7 @@ class TrainingRun:
 
     def finish(self) -> Path:
         """Export the policy, mark the run as done, and return the path of its report."""
+        self._commit_checkpoint()
         with self.timer("export"):
             self.system.policy.export_hf(str(self._run_dir.path / "policy"))
         self._save_progress()
@@ -311,13 +335,27 @@ class TrainingRun:
         return self._run_dir.path / "report.html"
 
     def _save(self, step: int) -> None:
+        self._commit_checkpoint()
+        in_background = self._cfg.exp_manager.async_save
         with self.timer("checkpoint"):
-            self._checkpoints.save(step, {}, self._write_checkpoint)
+            folder = self._checkpoints.begin(step)
+            self.system.policy.save_checkpoint(str(folder / POLICY), in_background=in_background)
+            if self.system.critic is not None:
+                self.system.critic.save_checkpoint(str(folder / CRITIC), in_background=in_background)
+            self._saving = step
+        if not in_background:
+            self._commit_checkpoint()
 
-    def _write_checkpoint(self, folder: Path) -> None:
-        self.system.policy.save_checkpoint(str(folder / POLICY))
-        if self.system.critic is not None:
-            self.system.critic.save_checkpoint(str(folder / CRITIC))
+    def _commit_checkpoint(self) -> None:
+        """Wait for the checkpoint that is being written, if any, and make it the newest."""
+        if self._saving is None:
+            return
+        with self.timer("checkpoint"):
+            self.system.policy.finish_saving()
+            if self.system.critic is not None:
+                self.system.critic.finish_saving()
+            self._checkpoints.commit(self._saving, {})
+        self._saving = None
 
     def _save_progress(self) -> None:
         self._run_dir.save_progress(self.timer, search=self._ledger.state(), peak_memory_gib=self._memory.peak_gib)

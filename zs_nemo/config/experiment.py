@@ -41,6 +41,9 @@ class ExpManagerConfig:
     save_every_n_steps: int = 4
     save_top_k: int = 2
     """Newest checkpoints kept."""
+    async_save: bool = True
+    """Write checkpoints while the next episodes are rolled out. Takes memory for a copy of what training changes; a
+    checkpoint counts once those episodes have ended."""
     trajectories_per_step: int = 4
     """Trajectories written to trajectories/ each step."""
 

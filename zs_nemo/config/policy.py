@@ -19,6 +19,24 @@ class ScheduleName(Enum):
     WarmupAnnealing = "WarmupAnnealing"
 
 
+class Recompute(Enum):
+    """What is computed again in the backward pass instead of being kept, by NeMo's names."""
+
+    selective = "selective"
+    """The attention between queries, keys and values alone."""
+    full = "full"
+    """Whole layers, of which the input alone is kept."""
+
+
+class RecomputeMethod(Enum):
+    """Which layers ``activations_checkpoint_granularity=full`` is for, by NeMo's names."""
+
+    uniform = "uniform"
+    """All of them; the inputs of every ``activations_checkpoint_num_layers``-th are kept."""
+    block = "block"
+    """The first ``activations_checkpoint_num_layers`` of every pipeline stage."""
+
+
 @dataclass(kw_only=True)
 class SchedConfig:
     """``policy.optim.sched``: the learning rate over steps."""
@@ -39,6 +57,9 @@ class OptimConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
     sched: SchedConfig = field(default_factory=SchedConfig)
+    optimizer_cpu_offload: bool = False
+    """Keep master weights and moments in the host's memory, and on the GPU only while the weights are updated. Needs
+    precision=bf16; without a GPU it changes nothing."""
 
     def __post_init__(self) -> None:
         if self.lr < 0:
@@ -64,6 +85,12 @@ class PolicyConfig:
     """Token budget of one packed micro-batch on one data-parallel rank; a longer sequence gets one of its own."""
     global_batch_size: int = 64
     """Trajectories per optimizer update; a step with more of them makes several updates."""
+    activations_checkpoint_granularity: Recompute | None = None
+    """What is computed again in the backward pass, for longer sequences or micro-batches in the same memory."""
+    activations_checkpoint_method: RecomputeMethod = RecomputeMethod.uniform
+    """Of ``activations_checkpoint_granularity=full``."""
+    activations_checkpoint_num_layers: int = 1
+    """Of ``activations_checkpoint_granularity=full``; ``activations_checkpoint_method`` says what it counts."""
     gradient_clip_val: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
     stochastic_rounding: bool = False
@@ -79,6 +106,7 @@ class PolicyConfig:
             "pipeline_model_parallel_size",
             "train_mb_tokens",
             "global_batch_size",
+            "activations_checkpoint_num_layers",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"policy.{name}={getattr(self, name)} must be at least 1")
@@ -93,6 +121,11 @@ class PolicyConfig:
             raise ValueError(
                 "policy.stochastic_rounding=true needs policy.pipeline_model_parallel_size=1: the stages' copies of a "
                 "tied embedding would be rounded apart; set one of the two otherwise"
+            )
+        if self.optim.optimizer_cpu_offload and self.precision is Precision.fp32:
+            raise ValueError(
+                "policy.optim.optimizer_cpu_offload=true needs policy.precision=bf16: with fp32 the master weights are "
+                "the weights that compute; set one of the two otherwise"
             )
         if self.gradient_clip_val < 0:
             raise ValueError(f"policy.gradient_clip_val={self.gradient_clip_val} must be 0 (off) or positive")

@@ -3,16 +3,24 @@
 Owns neither atomicity nor which checkpoints are kept: the caller names a folder and renames it when it is whole.
 """
 
+import json
+import os
+import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 
 from zs_nemo.training.model import unwrap
 from zs_nemo.training.optimizer import ModelOptimizer
-from zs_nemo.training.streaming_writer import streaming_writes
+from zs_nemo.training.streaming_writer import WriteSession, streaming_writes
+
+_CHECKSUMS = "checksums.json"
+_READ_BYTES = 2**24
 
 
 def _metadata() -> dict[str, Any]:
@@ -29,17 +37,106 @@ def _metadata() -> dict[str, Any]:
     }
 
 
-def save(folder: Path, model: torch.nn.Module, optimizer: ModelOptimizer) -> None:
-    """Write policy, optimizer, schedule and random state into ``folder``. Collective."""
+class Saving:
+    """A checkpoint on its way to the disk, this rank's part of it. The folder is whole once ``finish`` has returned."""
+
+    def __init__(self, folder: Path, request: AsyncRequest, session: WriteSession, *, in_background: bool) -> None:
+        self._folder, self._request, self._session = folder, request, session
+        self._failure = ""
+        self._thread = threading.Thread(target=self._write, name=f"checkpoint {folder}", daemon=True)
+        self._thread.start()
+        if not in_background:
+            self._thread.join()
+
+    def _write(self) -> None:
+        try:
+            self._request.async_fn(*self._request.async_fn_args)
+        except Exception as error:  # noqa: BLE001  (the border of a thread: all ranks learn of it in ``finish``)
+            self._failure = f"{type(error).__name__}: {error}"
+
+    def finish(self) -> None:
+        """Wait until all ranks have written, and write the index and the checksums. Collective.
+
+        Raises ``OSError`` on every rank when one of them could not write.
+        """
+        self._thread.join()
+        ranks = _gathered((self._failure, self._session.written))
+        failures = [f"rank {rank}: {failure}" for rank, (failure, _) in enumerate(ranks) if failure]
+        if failures:
+            raise OSError(f"checkpoint {self._folder} could not be written ({'; '.join(failures)})")
+        for finalize in self._request.finalize_fns:
+            finalize()
+        if torch.distributed.get_rank() == 0:
+            _write_checksums(self._folder, {name: entry for _, written in ranks for name, entry in written.items()})
+        torch.distributed.barrier()
+
+
+def save(folder: Path, model: torch.nn.Module, optimizer: ModelOptimizer, *, in_background: bool) -> Saving:
+    """Begin to write weights, optimizer, schedule and random state into ``folder``. Collective.
+
+    ``in_background`` returns as soon as the training may go on, with a copy in the host's memory of what it changes.
+    """
     if torch.distributed.get_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
     torch.distributed.barrier()
     state = _sharded_state(model, optimizer, is_loading=False)
     state["schedule"] = optimizer.schedule_state()
     state["rng"] = {"cpu": torch.get_rng_state()}
-    with streaming_writes():
-        dist_checkpointing.save(state, str(folder))
-    torch.distributed.barrier()
+    tensors = (*model.parameters(), *optimizer.tensors()) if in_background else ()
+    session = WriteSession(changing=frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors))
+    with streaming_writes(session):
+        request = dist_checkpointing.save(state, str(folder), async_sharded_save=True)
+    return Saving(folder, request, session, in_background=in_background)
+
+
+def damage(folder: Path) -> list[str]:
+    """Return what is wrong with the files of a checkpoint of ours: nothing if all are as they were written. Collective.
+
+    Every rank reads its share of the files.
+    """
+    try:
+        files = json.loads((folder / _CHECKSUMS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return [f"{folder / _CHECKSUMS} cannot be read ({error})"]
+    mine = sorted(files)[torch.distributed.get_rank() :: torch.distributed.get_world_size()]
+    found = [problem for name in mine if (problem := _damage_of(folder / name, files[name]))]
+    return [problem for problems in _gathered(found) for problem in problems]
+
+
+def _damage_of(path: Path, expected: dict[str, int]) -> str | None:
+    if not path.is_file():
+        return f"{path} is missing"
+    if path.stat().st_size != expected["bytes"]:
+        return f"{path} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+    if _crc32(path) != expected["crc32"]:
+        return f"{path} is not what was written: its checksum differs"
+    return None
+
+
+def _write_checksums(folder: Path, written: dict[str, tuple[int, int]]) -> None:
+    files = {name: {"bytes": size, "crc32": crc32} for name, (size, crc32) in written.items()}
+    for path in folder.iterdir():
+        if path.name not in files:
+            files[path.name] = {"bytes": path.stat().st_size, "crc32": _crc32(path)}
+    with open(folder / _CHECKSUMS, "w", encoding="utf-8") as file:
+        json.dump(files, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _crc32(path: Path) -> int:
+    crc32 = 0
+    with open(path, "rb") as file:
+        while data := file.read(_READ_BYTES):
+            crc32 = zlib.crc32(data, crc32)
+    return crc32
+
+
+def _gathered(value: Any) -> list[Any]:
+    """Return the values of all ranks."""
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def load(folder: Path, model: torch.nn.Module, optimizer: ModelOptimizer) -> None:
@@ -61,9 +158,11 @@ def load_weights(folder: Path, model: torch.nn.Module, *, prefix: str = "") -> N
     """Load the weights alone from a checkpoint of ours, or from any of Megatron's distributed format. Collective.
 
     ``prefix`` stands before the names of the weights in the checkpoint: none in ours, ``module.`` in those of NeMo 2.
-    Raises ``ValueError`` when ``folder`` holds no whole checkpoint, or not the weights of this model.
+    Raises ``ValueError`` when ``folder`` holds no whole checkpoint, a damaged one, or not the weights of this model.
     """
     _check_is_checkpoint(folder)
+    if (folder / _CHECKSUMS).is_file() and (problems := damage(folder)):
+        raise ValueError(f"checkpoint {folder} is damaged: {problems[0]}; give another one")
     inner = unwrap(model)
     wanted = inner.sharded_state_dict(prefix=prefix, metadata=_metadata())
     names = list(wanted)

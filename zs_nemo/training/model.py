@@ -17,7 +17,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from zs_nemo.config.policy import PolicyConfig, Precision
+from zs_nemo.config.policy import PolicyConfig, Precision, Recompute
 from zs_nemo.training.attention import PackedRow, SegmentAttention
 from zs_nemo.training.kernels import RmsNorm, SwiGlu
 from zs_nemo.training.microbatch import PackedTokens
@@ -133,6 +133,7 @@ def transformer_config(architecture: Architecture, policy: PolicyConfig, *, fuse
         pipeline_model_parallel_size=policy.pipeline_model_parallel_size,
         num_layers_in_first_pipeline_stage=policy.num_layers_in_first_pipeline_stage,
         num_layers_in_last_pipeline_stage=policy.num_layers_in_last_pipeline_stage,
+        **_recomputation(policy),
         # Packed rows differ in length, and the schedules exchange shapes only if told so; the dispatcher is never
         # used (there are no experts) but the combination with the default one is refused.
         variable_seq_lengths=True,
@@ -148,6 +149,17 @@ def transformer_config(architecture: Architecture, policy: PolicyConfig, *, fuse
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
     )
+
+
+def _recomputation(policy: PolicyConfig) -> dict[str, Any]:
+    granularity = policy.activations_checkpoint_granularity
+    if granularity is not Recompute.full:
+        return {"recompute_granularity": granularity.value if granularity else None}
+    return {
+        "recompute_granularity": granularity.value,
+        "recompute_method": policy.activations_checkpoint_method.value,
+        "recompute_num_layers": policy.activations_checkpoint_num_layers,
+    }
 
 
 def _layer_spec(config: TransformerConfig, *, use_transformer_engine: bool) -> ModuleSpec | TransformerBlockSubmodules:

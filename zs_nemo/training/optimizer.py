@@ -48,6 +48,9 @@ class ModelOptimizer:
         self.lr, self.sched, self.max_steps, self.num_updates = optim.lr, optim.sched, max_steps, 0
         self._use_fused_adam()
         self.allocate_state()
+        self._offloads = optim.optimizer_cpu_offload
+        if self._offloads:
+            self.megatron.offload_to_cpu()
 
     def _inner(self) -> Iterator[torch.optim.Optimizer]:
         for optimizer in self.megatron.chained_optimizers:
@@ -119,6 +122,14 @@ class ModelOptimizer:
         for optimizer in self._inner():
             yield from optimizer.state.values()
 
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield master weights and moments: what an update changes."""
+        for optimizer in self._inner():
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    yield parameter.data
+                    yield from (value for value in optimizer.state[parameter].values() if isinstance(value, Tensor))
+
     def zero_grad(self) -> None:
         """Forget the gradients of the master weights."""
         self.megatron.zero_grad()
@@ -132,17 +143,37 @@ class ModelOptimizer:
         lr = learning_rate(self.sched, lr=self.lr, step=self.num_updates, max_steps=self.max_steps)
         for group in self.megatron.param_groups:
             group["lr"] = lr * group.get("lr_mult", 1.0)
+        with self._on_device():
+            norm, is_made = self._update()
+        self.num_updates += is_made
+        return norm, lr, is_made
+
+    def _update(self) -> tuple[float, bool]:
         self.megatron.prepare_grads()
         norm = float(self.megatron.get_grad_norm())
         if not math.isfinite(norm) or (self._max_grad_norm > 0 and norm > self._max_grad_norm):
-            return norm, lr, False
+            return norm, False
         parameters = self.megatron.get_parameters()
         if self._clip > 0 and parameters:
             clip_grad_by_total_norm_fp32(parameters, max_norm=self._clip, total_norm=norm)
         with self._rounding():
             self.megatron.step_with_ready_grads()
-        self.num_updates += 1
-        return norm, lr, True
+        return norm, True
+
+    @contextlib.contextmanager
+    def _on_device(self) -> Iterator[None]:
+        """While open, master weights and moments lie where the weights do."""
+        if not self._offloads:
+            yield
+            return
+        # Activations are gone by now: what was theirs is free for the moments.
+        self.megatron.restore_from_cpu()
+        try:
+            yield
+        finally:
+            # A gradient would stay behind on the device.
+            self.megatron.zero_grad()
+            self.megatron.offload_to_cpu()
 
     @contextlib.contextmanager
     def _rounding(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from megatron.core.tensor_parallel import random as megatron_random
 from torch.overrides import TorchFunctionMode
 
 _CPU = torch.device("cpu")
@@ -81,6 +82,9 @@ class Platform:
             (torch.cuda, "current_device", lambda: _CPU),
             (torch.cuda, "synchronize", lambda *_args, **_kwargs: None),
             (torch.Tensor, "cuda", lambda tensor, *_args, **_kwargs: tensor),
+            # Asked for when activations are computed again. The CPU's own generator is restored beside it.
+            (megatron_random, "_get_cuda_rng_state", lambda *_args, **_kwargs: None),
+            (megatron_random, "_set_cuda_rng_state", lambda *_args, **_kwargs: None),
         ]
         before = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
         for owner, name, value in replacements:

@@ -121,10 +121,10 @@ class TrainedModel:
         load_hf(self.model.module, self._architecture, HfTensors(folder))
         self._optimizer.megatron.reload_model_params()
 
-    def save_checkpoint(self, folder: Path) -> None:
-        """Write weights, optimizer, schedule and random state."""
+    def save_checkpoint(self, folder: Path, *, in_background: bool) -> checkpoint.Saving:
+        """Begin to write weights, optimizer, schedule and random state; ``Saving.finish`` ends it."""
         self._platform.release_freed_memory()
-        checkpoint.save(folder, self.model.module, self._optimizer)
+        return checkpoint.save(folder, self.model.module, self._optimizer, in_background=in_background)
 
     def load_checkpoint(self, folder: Path) -> None:
         """Take up what ``save_checkpoint`` wrote, under this or another layout of ranks."""

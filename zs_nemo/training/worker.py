@@ -8,6 +8,7 @@ from megatron.core import parallel_state, tensor_parallel
 from torch import Tensor
 
 from zs_nemo.config.policy import OptimConfig, PolicyConfig
+from zs_nemo.training import checkpoint
 from zs_nemo.training.model import build_model, iterate_hf, load_hf, shares_prefixes
 from zs_nemo.training.packed_passes import PackedPasses
 from zs_nemo.training.platform import Platform, on_platform
@@ -54,6 +55,7 @@ class MegatronWorker:
     def __init__(self, setup: WorkerSetup) -> None:
         self.setup = setup
         self.platform = Platform(use_gpu=setup.use_gpu, rank=setup.rank)
+        self._savings: list[checkpoint.Saving] = []
         self._folder = resolve_model(setup.model_path)
         self._architecture = read_architecture(self._folder)
         self._architecture.check_layout(
@@ -147,9 +149,29 @@ class MegatronWorker:
         self._policy.load(Path(folder))
 
     @on_platform
-    def save_checkpoint(self, folder: str) -> None:
-        """Write policy, optimizer, schedule and random state. The reference is not part of it: ``load_reference``."""
-        self._policy.save_checkpoint(Path(folder))
+    def save_checkpoint(self, folder: str, *, in_background: bool = False) -> None:
+        """Write policy, optimizer, schedule and random state. The reference is not part of it: ``load_reference``.
+
+        ``in_background`` returns before all is written: the folder is whole only after ``finish_saving``.
+        """
+        self._save(self._policy, folder, in_background=in_background)
+
+    def _save(self, model: TrainedModel, folder: str, *, in_background: bool) -> None:
+        saving = model.save_checkpoint(Path(folder), in_background=in_background)
+        self._savings.append(saving)
+        if not in_background:
+            self.finish_saving()
+
+    @on_platform
+    def finish_saving(self) -> None:
+        """Wait until what was begun in the background is whole. Raises ``OSError`` when it could not be written."""
+        while self._savings:
+            self._savings.pop(0).finish()
+
+    @on_platform
+    def checkpoint_damage(self, folder: str) -> list[str]:
+        """Return what is wrong with the files of a checkpoint of policy or critic; nothing if all is well."""
+        return checkpoint.damage(Path(folder))
 
     @on_platform
     def load_checkpoint(self, folder: str) -> None:
@@ -219,9 +241,9 @@ class MegatronWorker:
         self._critic.load(Path(folder))
 
     @on_platform
-    def save_critic(self, folder: str) -> None:
-        """Write critic, optimizer and schedule."""
-        self._critic.save_checkpoint(Path(folder))
+    def save_critic(self, folder: str, *, in_background: bool = False) -> None:
+        """Write critic, optimizer and schedule, as ``save_checkpoint`` does for the policy."""
+        self._save(self._critic, folder, in_background=in_background)
 
     @on_platform
     def restore_critic(self, folder: str) -> None:
