@@ -4,6 +4,7 @@ weights loads those that it wants first."""
 import asyncio
 import itertools
 import os
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny_model import build_tiny_model
 from zs_nemo.generation.vllm_engine import EngineSetup, VllmEngine
 from zs_nemo.types.generation import Completion, SamplingParams, StopReason
+from zs_nemo.weights.transfer import TransferAddress, TransferGroup
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -168,6 +170,55 @@ async def test_after_a_refit_the_logprobs_are_those_of_the_new_weights(
     finally:
         if used is not engine:
             await used.shutdown()
+
+
+async def joined(engine: VllmEngine) -> TransferGroup:
+    """Join the engine and a sender of this process into a group; return the sender."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = TransferAddress(host="127.0.0.1", port=probe.getsockname()[1], num_members=2)
+    sending = asyncio.to_thread(TransferGroup, address, 0, torch.device("cpu"))
+    sender, _ = await asyncio.gather(sending, engine.join_refit(address, 1))
+    return sender
+
+
+async def send(sender: TransferGroup, tensors: dict[str, torch.Tensor]) -> None:
+    await asyncio.to_thread(sender.send, iter(tensors.items()), dtype=torch.float32, bucket_bytes=2**22)
+
+
+@pytest.mark.parametrize("kind", ["untied", "tied"])
+async def test_weights_that_a_group_sends_replace_the_old_ones(
+    engine: VllmEngine, models: dict[str, Path], kind: str
+) -> None:
+    used = engine if kind == "untied" else await start(models["tied-0"])
+    try:
+        sender, long_prompt = await joined(used), list(range(2000, 2000 + 260))
+        for version, seed in ((13, 1), (14, 0), (15, 1)):
+            tensors = load_file(models[f"{kind}-{seed}"] / "model.safetensors")
+            await asyncio.gather(send(sender, tensors), used.receive_weights(version))
+            completion = await used.generate(long_prompt, SamplingParams(max_tokens=16), seed=9)
+            assert completion.weight_version == version
+            assert_matches(models[f"{kind}-{seed}"], long_prompt, completion)
+    finally:
+        if used is not engine:
+            await used.shutdown()
+
+
+async def test_an_engine_that_was_sent_half_a_model_serves_nothing_until_a_whole_one_comes(
+    engine: VllmEngine, models: dict[str, Path]
+) -> None:
+    sender = await joined(engine)
+    tensors = load_file(models["untied-1"] / "model.safetensors")
+    whole = dict(tensors)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    with pytest.raises(ValueError, match=r"the refit does not fit .*model\.layers\.1\.mlp\.up_proj\.weight"):
+        await asyncio.gather(send(sender, tensors), engine.receive_weights(16))
+    with pytest.raises(RuntimeError, match="weights of version 16 could not be loaded"):
+        await engine.generate(PROMPT, SamplingParams(max_tokens=8), seed=1)
+    await asyncio.gather(send(sender, whole), engine.receive_weights(17))
+    completion = await engine.generate(PROMPT, SamplingParams(max_tokens=8), seed=1)
+    assert completion.weight_version == 17
+    assert_matches(models["untied-1"], PROMPT, completion)
 
 
 async def test_no_completion_mixes_weights(engine: VllmEngine, models: dict[str, Path]) -> None:

@@ -16,7 +16,12 @@ from tests.functional.test_grpo_recipe import ROOT, keyed_part, overrides, steps
 OWN_REWARD = "reward.function=tests.functional.own_reward.brevity"
 RECIPES = {
     "ppo": ["critic.optim.lr=1e-3", "algorithm.critic_warmup_steps=1", OWN_REWARD],
-    "reinforce_pp": ["algorithm.group_baseline=true", "algorithm.importance.level=token", OWN_REWARD],
+    "reinforce_pp": [
+        "algorithm.group_baseline=true",
+        "algorithm.importance.level=token",
+        OWN_REWARD,
+        "generation.refit_transport=nccl",
+    ],
 }
 
 

@@ -7,9 +7,12 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zs_nemo.types.generation import Completion, SamplingParams
+
+if TYPE_CHECKING:
+    from zs_nemo.weights.transfer import TransferAddress
 
 
 class _RoleProcess:
@@ -64,6 +67,14 @@ class EngineActor(_RoleProcess):
     async def load_weights(self, path: str, version: int) -> None:
         """Replace the weights."""
         await self._engine.load_weights(path, version)
+
+    async def join_refit(self, address: "TransferAddress", first_number: int) -> None:
+        """Join the group of a refit; the engine's ranks count from ``first_number``."""
+        await self._engine.join_refit(address, first_number)
+
+    async def receive_weights(self, version: int) -> None:
+        """Replace the weights by those that the group's senders send."""
+        await self._engine.receive_weights(version)
 
     async def set_threads(self, num_threads: int) -> None:
         """Change the number of compute threads."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from zs_nemo.cluster.roles import Role, gather
 from zs_nemo.types.generation import Completion, SamplingParams
+from zs_nemo.weights.transfer import TransferAddress
 
 
 @dataclass(kw_only=True)
@@ -41,7 +42,9 @@ class _Engine:
 class EnginePool:
     """Implements ``GenerationEngine`` in the driver. Used from one thread; any event loop."""
 
-    def __init__(self, roles: Sequence[Role], timeout_s: float = 600.0) -> None:
+    def __init__(self, roles: Sequence[Role], num_ranks: Sequence[int], timeout_s: float = 600.0) -> None:
+        """``num_ranks`` are the engines' tensor-parallel sizes."""
+        self._num_ranks = list(num_ranks)
         self._engines = [_Engine(role) for role in roles]
         self._timeout_s = timeout_s
         self.usage = EngineUsage()
@@ -62,6 +65,17 @@ class EnginePool:
     def load_weights(self, path: str, version: int) -> None:
         """Load a weight file into all engines at once and wait for all of them."""
         self._call_all("load_weights", path, version)
+
+    def join_refit(self, address: TransferAddress) -> None:
+        """Join all ranks of all engines into the group of a refit, after its senders."""
+        roles = [engine.role for engine in self._engines]
+        firsts = [address.num_senders + sum(self._num_ranks[:index]) for index in range(len(roles))]
+        references = [role.submit("join_refit", address, first) for role, first in zip(roles, firsts, strict=True)]
+        gather(roles, references, "join_refit", self._timeout_s)
+
+    def receive_weights(self, version: int) -> None:
+        """Have all engines take over the weights that the group's senders send."""
+        self._call_all("receive_weights", version)
 
     @contextlib.contextmanager
     def threads(self, num_threads: int, afterwards: int) -> Iterator[None]:

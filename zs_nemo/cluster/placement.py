@@ -40,3 +40,12 @@ def place_on_gpus(num_gpus: int, num_ranks: int, engine_sizes: Sequence[int]) ->
     places = [(owner, 1.0 / counts[owner]) for owner in owners]
     bundles = tuple({"GPU": 1.0, "CPU": float(max(1, counts[index]))} for index in range(num_gpus))
     return Placement(bundles=bundles, ranks=tuple(places[:num_ranks]), engines=tuple(places[num_ranks:]))
+
+
+def check_sender_is_alone(placement: Placement, *, num_receivers: int) -> None:
+    """Raise ``ValueError`` when one of the first ``num_receivers`` engines shares its GPU with the first rank."""
+    if any(bundle == placement.ranks[0][0] for bundle, _ in placement.engines[:num_receivers]):
+        raise ValueError(
+            "generation.refit_transport=nccl, but an engine of the policy shares a GPU with the first training rank, "
+            "which NCCL refuses; set generation.refit_transport=shared_memory, or give the run more GPUs"
+        )

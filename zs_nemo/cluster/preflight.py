@@ -14,6 +14,7 @@ from zs_nemo.cluster.memory_plan import GIB, engine_weight_bytes, plan_memory
 from zs_nemo.cluster.setups import Layout, critic_settings
 from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.recipe import RecipeConfig
+from zs_nemo.config.rollout import RefitTransport
 from zs_nemo.weights.families import read_architecture
 from zs_nemo.weights.hf_folder import HfTensors
 
@@ -32,6 +33,7 @@ def check(cfg: RecipeConfig, layout: Layout) -> None:
     if cfg.cluster.ray_address:
         return
     check_one_machine(cfg)
+    check_refit_transport(cfg, layout)
     check_port(cfg.cluster.master_port)
     check_shared_memory(engine_weight_bytes(layout.policy_engines[0]), shutil.disk_usage(_SHM).free)
     if layout.use_gpu:
@@ -74,6 +76,15 @@ def check_one_machine(cfg: RecipeConfig) -> None:
         raise ValueError(
             f"trainer.num_nodes={cfg.trainer.num_nodes}, but cluster.ray_address is empty, which starts Ray on this "
             "machine alone; start a Ray cluster first (launch/slurm) and give its address, or set trainer.num_nodes=1"
+        )
+
+
+def check_refit_transport(cfg: RecipeConfig, layout: Layout) -> None:
+    """Raise when weights are to travel through GPUs that are not there."""
+    if cfg.generation.refit_transport is RefitTransport.cuda_ipc and not layout.use_gpu:
+        raise ValueError(
+            "generation.refit_transport=cuda_ipc needs GPUs, and this run has none; set "
+            "generation.refit_transport=shared_memory"
         )
 
 

@@ -9,6 +9,7 @@ from zs_nemo.cluster.roles import Role, gather
 from zs_nemo.config.policy import OptimConfig
 from zs_nemo.types.batch import TrainBatch
 from zs_nemo.types.loss import TokenLoss
+from zs_nemo.weights.transfer import TransferAddress
 
 
 class _RankGroup:
@@ -42,9 +43,12 @@ class _RankGroup:
 class PolicyGroup(_RankGroup):
     """The policy and its reference."""
 
-    def __init__(self, roles: Sequence[Role], *, has_reference: bool, refit_dtype: str) -> None:
-        """``refit_dtype`` is that of the generation engines."""
+    def __init__(
+        self, roles: Sequence[Role], *, has_reference: bool, refit_dtype: str, refit_bucket_bytes: int
+    ) -> None:
+        """``refit_dtype`` is that of the generation engines, ``refit_bucket_bytes`` what is sent to them at a time."""
         super().__init__(roles)
+        self._refit_bucket_bytes = refit_bucket_bytes
         self._has_reference = has_reference
         self._refit_dtype = refit_dtype
 
@@ -92,6 +96,14 @@ class PolicyGroup(_RankGroup):
     def export_refit(self, path: str) -> None:
         """Write the weights as one safetensors file for the generation engines."""
         self._call("export_refit", path, dtype=self._refit_dtype)
+
+    def join_refit(self, address: TransferAddress) -> None:
+        """Wait for the generation engines at ``address``."""
+        self._call("join_refit", address)
+
+    def send_refit(self) -> None:
+        """Send the weights to the generation engines that joined."""
+        self._call("send_refit", self._refit_dtype, self._refit_bucket_bytes)
 
 
 class CriticGroup(_RankGroup):

@@ -12,7 +12,7 @@ from zs_nemo.cluster import preflight
 from zs_nemo.cluster.engine_pool import EnginePool, EngineUsage
 from zs_nemo.cluster.gpu_plan import local_gpus
 from zs_nemo.cluster.memory_plan import engine_weight_bytes
-from zs_nemo.cluster.placement import Placement, place_on_gpus
+from zs_nemo.cluster.placement import Placement, check_sender_is_alone, place_on_gpus
 from zs_nemo.cluster.rank_groups import CriticGroup, PolicyGroup
 from zs_nemo.cluster.ray_session import RaySession
 from zs_nemo.cluster.roles import Role, gather
@@ -25,8 +25,11 @@ from zs_nemo.cluster.setups import (
     rank_environment,
 )
 from zs_nemo.config.recipe import RecipeConfig
+from zs_nemo.config.rollout import RefitTransport
 from zs_nemo.generation.engine_setup import engine_environment
+from zs_nemo.refit.direct import DirectRefit
 from zs_nemo.refit.shared_memory import SharedMemoryRefit
+from zs_nemo.weights.transfer import TransferAddress
 
 _SHUTDOWN_S = 3.0
 # Requests wait inside vLLM, not in Ray's queue, where they would keep a weight update from being seen.
@@ -145,18 +148,43 @@ class System:
     def _connect(self, ranks: Sequence[Role], critics: Sequence[Role], engines: Sequence[Role]) -> None:
         layout = self._layout
         first = layout.policy_engines[0]
-        self.policy = PolicyGroup(ranks, has_reference=layout.has_reference, refit_dtype=first.dtype)
+        settings = self._cfg.generation
+        self.policy = PolicyGroup(
+            ranks,
+            has_reference=layout.has_reference,
+            refit_dtype=first.dtype,
+            refit_bucket_bytes=settings.refit_bucket_mib * 2**20,
+        )
         self.critic = CriticGroup(critics or ranks) if layout.has_critic else None
-        self.generation = EnginePool(engines[: len(layout.policy_engines)])
+        sizes, count = [setup.tensor_model_parallel_size for setup in layout.engines], len(layout.policy_engines)
+        self.generation = EnginePool(engines[:count], sizes[:count])
         if layout.simulator_engines:
-            self.simulator = EnginePool(engines[len(layout.policy_engines) :])
+            self.simulator = EnginePool(engines[count:], sizes[count:])
+        self._refit = self._build_refit(ranks, num_receivers=sum(sizes[:count]))
+
+    def _build_refit(self, ranks: Sequence[Role], *, num_receivers: int) -> SharedMemoryRefit | DirectRefit:
+        transport = self._cfg.generation.refit_transport
+        if transport is not RefitTransport.shared_memory:
+            host, port = self._rendezvous(ranks[0], 0)
+            by_handles = transport is RefitTransport.cuda_ipc
+            num_senders = len(ranks) if by_handles else 1
+            address = TransferAddress(
+                host=host,
+                port=port,
+                num_members=num_senders + num_receivers,
+                num_senders=num_senders,
+                shares_devices=by_handles,
+            )
+            return DirectRefit(self.policy, self.generation, address)
         assert self._session is not None
         folder = self._session.shm_folder
         if self._cfg.trainer.num_nodes > 1:
             # Shared memory ends at the machine; the run directory is on a file system that all of them see.
             folder = self._logs.parent / "refit"
             folder.mkdir(exist_ok=True)
-        self._refit = SharedMemoryRefit(self.policy, self.generation, folder, engine_weight_bytes(first))
+        return SharedMemoryRefit(
+            self.policy, self.generation, folder, engine_weight_bytes(self._layout.policy_engines[0])
+        )
 
     def _rendezvous(self, first_rank: Role, port: int) -> tuple[str, int]:
         import ray
@@ -176,6 +204,8 @@ class System:
         sizes = [setup.tensor_model_parallel_size for setup in self._layout.engines]
         num_ranks = self._layout.num_ranks + self._layout.num_critic_ranks
         placement = place_on_gpus(int(ray.cluster_resources().get("GPU", 0)), num_ranks, sizes)
+        if self._cfg.generation.refit_transport is RefitTransport.nccl:
+            check_sender_is_alone(placement, num_receivers=len(self._layout.policy_engines))
         self._group = ray.util.placement_group(list(placement.bundles), strategy="PACK")
         ray.get(self._group.ready(), timeout=self._cfg.cluster.startup_timeout_s)
         return placement

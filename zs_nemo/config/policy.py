@@ -81,6 +81,8 @@ class PolicyConfig:
     """Layers of the first stage; the stages for which no number is given share the others evenly."""
     num_layers_in_last_pipeline_stage: int | None = None
     """Layers of the last stage, which also projects onto the vocabulary."""
+    sequence_parallel: bool = False
+    """Cut what tensor-parallel ranks would all hold, norms and their activations, along the sequence."""
     train_mb_tokens: int = 1024
     """Token budget of one packed micro-batch on one data-parallel rank; a longer sequence gets one of its own."""
     global_batch_size: int = 64
@@ -117,6 +119,11 @@ class PolicyConfig:
                     f"policy.{name}={number} must be at least 1 and needs policy.pipeline_model_parallel_size > 1, "
                     f"which is {self.pipeline_model_parallel_size}; set policy.{name}=null for stages of equal size"
                 )
+        if self.sequence_parallel and self.tensor_model_parallel_size == 1:
+            raise ValueError(
+                "policy.sequence_parallel=true cuts along the sequence over tensor-parallel ranks, but "
+                "policy.tensor_model_parallel_size=1; raise it, or set policy.sequence_parallel=false"
+            )
         if self.stochastic_rounding and self.pipeline_model_parallel_size > 1:
             raise ValueError(
                 "policy.stochastic_rounding=true needs policy.pipeline_model_parallel_size=1: the stages' copies of a "

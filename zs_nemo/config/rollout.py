@@ -1,6 +1,18 @@
 """Settings of generation, of the episode and of the curriculum."""
 
 from dataclasses import dataclass
+from enum import Enum
+
+
+class RefitTransport(Enum):
+    """The way of the policy's weights into its engines after an update."""
+
+    shared_memory = "shared_memory"
+    """One file, in memory on one machine and in the run directory on several."""
+    cuda_ipc = "cuda_ipc"
+    """Handles to the memory of the training rank on the same GPU, for engines that all share GPUs with ranks."""
+    nccl = "nccl"
+    """A broadcast from the first training rank, to engines on other GPUs than its own; without GPUs by gloo."""
 
 
 @dataclass(kw_only=True)
@@ -17,12 +29,17 @@ class GenerationConfig:
     """Share of a GPU that one engine may take, weights included; not used on CPU."""
     max_num_seqs: int = 64
     """Requests that one engine runs at once."""
+    refit_transport: RefitTransport = RefitTransport.shared_memory
+    refit_bucket_mib: int = 256
+    """Weights that ``refit_transport=nccl`` or ``cuda_ipc`` sends at a time, in MiB."""
     temperature: float = 1.0
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
         if self.num_engines < 1:
             raise ValueError(f"generation.num_engines={self.num_engines} must be at least 1")
+        if self.refit_bucket_mib < 1:
+            raise ValueError(f"generation.refit_bucket_mib={self.refit_bucket_mib} must be at least 1")
         if self.temperature <= 0:
             raise ValueError(
                 f"generation.temperature={self.temperature} must be positive: training needs samples that differ. "

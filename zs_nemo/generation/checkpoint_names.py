@@ -26,17 +26,22 @@ def folder_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: shape for file in files for name, shape in tensor_shapes(file).items()}
 
 
-def check_same_tensors(expected: dict[str, tuple[int, ...]], file: Path, *, optional: frozenset[str]) -> None:
-    """Raise ``ValueError`` unless ``file`` holds the expected tensors and no others.
+def check_same_tensors(
+    expected: dict[str, tuple[int, ...]],
+    given: dict[str, tuple[int, ...]],
+    *,
+    source: str,
+    optional: frozenset[str],
+) -> None:
+    """Raise ``ValueError``, naming ``source``, unless the given tensors are the expected ones and no others.
 
     ``optional`` ones and rotary frequencies, which an old folder may hold, may be there or not.
     """
-    given = tensor_shapes(file)
     names_differ = {name for name in (set(given) ^ set(expected)) - optional if not is_rotary_buffer(name)}
     shapes_differ = {name for name in set(given) & set(expected) if given[name] != expected[name]}
     wrong = sorted(names_differ | shapes_differ)
     if wrong:
         raise ValueError(
-            f"{file} does not fit the model: {len(wrong)} tensors are missing, unknown or of another shape, "
+            f"{source} does not fit the model: {len(wrong)} tensors are missing, unknown or of another shape, "
             f"such as {wrong[0]!r} (given {given.get(wrong[0])}, expected {expected.get(wrong[0])})"
         )

@@ -2,13 +2,18 @@
 
 import itertools
 import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zs_nemo.generation.checkpoint_names import check_same_tensors, folder_shapes
+from zs_nemo.generation.checkpoint_names import check_same_tensors, folder_shapes, tensor_shapes
 from zs_nemo.generation.engine_setup import EngineSetup, engine_environment
 from zs_nemo.generation.weight_gate import WeightGate
 from zs_nemo.types.generation import Completion, SamplingParams, StopReason
+
+if TYPE_CHECKING:
+    # It imports torch, before which an engine's environment has to be set.
+    from zs_nemo.weights.transfer import TransferAddress
 
 __all__ = ["EngineSetup", "VllmEngine"]
 
@@ -63,11 +68,30 @@ class VllmEngine:
         Waits for the requests under way, holds back new ones, and drops the prefix cache. Raises ``ValueError`` before
         anything is changed when the file's tensors are not the model's.
         """
-        check_same_tensors(self._tensors, Path(path), optional=self._optional_tensors)
+        check_same_tensors(self._tensors, tensor_shapes(Path(path)), source=path, optional=self._optional_tensors)
         async with self._gate.update(version):
             await self._llm.collective_rpc("refit_from_file", args=(path,))
-            if not await self._llm.reset_prefix_cache():
-                raise RuntimeError(f"{self.setup.name}: the prefix cache of the old weights could not be dropped")
+            await self._drop_prefix_cache()
+
+    async def join_refit(self, address: "TransferAddress", first_number: int) -> None:
+        """Make every rank of this engine a member of the group at ``address``, counting from ``first_number``."""
+        # vLLM sends plain values alone to its workers.
+        await self._llm.collective_rpc("join_refit", args=(asdict(address), first_number))
+
+    async def receive_weights(self, version: int) -> None:
+        """Replace all weights by those that the sender of the joined group sends; otherwise as ``load_weights``.
+
+        Raises ``ValueError`` when other tensors came than the model's; the engine then serves nothing.
+        """
+        async with self._gate.update(version):
+            for given in await self._llm.collective_rpc("refit_from_group"):
+                shapes = {name: tuple(shape) for name, shape in given}
+                check_same_tensors(self._tensors, shapes, source="the refit", optional=self._optional_tensors)
+            await self._drop_prefix_cache()
+
+    async def _drop_prefix_cache(self) -> None:
+        if not await self._llm.reset_prefix_cache():
+            raise RuntimeError(f"{self.setup.name}: the prefix cache of the old weights could not be dropped")
 
     async def set_threads(self, num_threads: int) -> list[int]:
         """Compute with ``num_threads`` threads from now on, at most one per core; return the number by rank.

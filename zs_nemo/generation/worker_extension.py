@@ -15,6 +15,10 @@ class WorkerExtension:
 
     model_runner: Any
     """vLLM's: present on the worker that this class is mixed into."""
+    rank: int
+    """vLLM's: among the ranks of this engine."""
+    device: Any
+    """vLLM's: a ``torch.device``."""
 
     def refit_from_file(self, path: str) -> int:
         """Load a safetensors file with Hugging Face names over the weights in place; return the number of tensors.
@@ -27,6 +31,26 @@ class WorkerExtension:
         self.model_runner.reload_weights(weights_iterator=_tensors(path, names))
         _repack_tied_layers(self.model_runner.get_model())
         return len(names)
+
+    def join_refit(self, address: dict[str, Any], first_number: int) -> None:
+        """Become a member of the group that a refit comes through; ``address`` are the fields of its address."""
+        from zs_nemo.weights.handle_transfer import join_transfer
+        from zs_nemo.weights.transfer import TransferAddress
+
+        self._refit_group = join_transfer(TransferAddress(**address), first_number + self.rank, self.device)
+
+    def refit_from_group(self) -> list[tuple[str, list[int]]]:
+        """Load what the group's sender sends as ``refit_from_file`` does; return the names and shapes that came."""
+        came: list[tuple[str, list[int]]] = []
+
+        def noted() -> "Iterator[tuple[str, Tensor]]":
+            for name, tensor in self._refit_group.receive():
+                came.append((name, list(tensor.shape)))
+                yield name, tensor
+
+        self.model_runner.reload_weights(weights_iterator=noted())
+        _repack_tied_layers(self.model_runner.get_model())
+        return came
 
     def release_memory(self) -> None:
         """Hand freed memory back to the system: of gigabytes that requests and packing leave behind, most is free."""

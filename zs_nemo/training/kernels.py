@@ -41,6 +41,8 @@ class RmsNorm(torch.nn.Module):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_unused: object) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        # Each rank then sees a part of the sequence; with the mark megatron-core adds their gradients up.
+        setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010  (a mark that no type knows)
         self._eps = eps
 
     def forward(self, x: Tensor) -> Tensor:

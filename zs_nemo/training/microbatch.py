@@ -169,8 +169,11 @@ def _fill(share: list[int], lengths: list[int], max_tokens: int) -> list[list[in
     raise AssertionError("one sequence a micro-batch always fits")
 
 
-def pack(batch: TrainBatch, device: torch.device, *, share_prefixes: bool) -> PackedTokens:
-    """Lay out a micro-batch for the model. Every sequence must have a masked token."""
+def pack(batch: TrainBatch, device: torch.device, *, share_prefixes: bool, multiple_of: int = 1) -> PackedTokens:
+    """Lay out a micro-batch for the model. Every sequence must have a masked token.
+
+    Where T has to be a ``multiple_of`` a number, a last sequence without an output fills it up.
+    """
     sequences = used_tokens(batch)
     assert all(sequences), "a sequence without a masked token has no place in a micro-batch"
     lengths = [len(sequence) for sequence in sequences]
@@ -190,13 +193,20 @@ def pack(batch: TrainBatch, device: torch.device, *, share_prefixes: bool) -> Pa
     else:
         input_ids = torch.tensor([token for sequence in sequences for token in sequence])
         position_ids = torch.cat([torch.arange(length) for length in lengths])
+    num_tokens, filling = input_ids.numel(), torch.arange(-input_ids.numel() % multiple_of)
+    if filling.numel():
+        input_ids, position_ids = torch.cat([input_ids, filling * 0]), torch.cat([position_ids, filling])
+        if expansion is not None and first_uses is not None:
+            first_uses = torch.cat([first_uses, filling + expansion.numel()])
+            expansion = torch.cat([expansion, filling + num_tokens])
+        offsets = torch.cat([offsets, offsets[-1:] + filling.numel()])
     return PackedTokens(
         input_ids=input_ids.to(device),
         position_ids=position_ids.to(device),
         expansion=None if expansion is None else expansion.to(device),
         first_uses=None if first_uses is None else first_uses.to(device),
         cu_seqlens=offsets.to(device=device, dtype=torch.int32),
-        max_seqlen=max(lengths),
+        max_seqlen=max(*lengths, filling.numel()),
         output_positions=predicted_at.to(device),
         targets=batch.token_ids[masked].to(device),
     )

@@ -56,6 +56,9 @@ class PackedGptModel(GPTModel):
         )
         if not self.post_process:
             return hidden
+        if self.config.sequence_parallel:
+            # All ranks go on with all tokens and do the same with them: each keeps its part of the gradient.
+            hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
         return self._outputs(hidden.squeeze(1).index_select(0, packed.output_positions), packed, temperature, as_logits)
 
     def _outputs(self, hidden: Tensor, packed: PackedTokens, temperature: float, as_logits: bool) -> Tensor:
@@ -131,6 +134,7 @@ def transformer_config(architecture: Architecture, policy: PolicyConfig, *, fuse
         qk_layernorm=architecture.family.has_qk_norm,
         tensor_model_parallel_size=policy.tensor_model_parallel_size,
         pipeline_model_parallel_size=policy.pipeline_model_parallel_size,
+        sequence_parallel=policy.sequence_parallel,
         num_layers_in_first_pipeline_stage=policy.num_layers_in_first_pipeline_stage,
         num_layers_in_last_pipeline_stage=policy.num_layers_in_last_pipeline_stage,
         **_recomputation(policy),
@@ -209,6 +213,9 @@ def build_model(
     ).to(device)
     model.rotary_pos_emb.inv_freq = architecture.rope.inverse_frequencies(architecture.head_dim).to(device)
     model.real_vocab_size = architecture.vocab_size
+    if config.sequence_parallel and model.post_process and not is_critic:
+        # Its input is brought together before, to pick the tokens that are projected.
+        model.output_layer.sequence_parallel, model.output_layer.allreduce_dgrad = False, True
     _mark_cut_weights(model, architecture)
     return Float16Module(config, model) if config.bf16 else model
 
@@ -263,13 +270,15 @@ def load_hf(model: torch.nn.Module, architecture: Architecture, tensors: HfTenso
 
 
 @torch.no_grad()
-def iterate_hf(model: torch.nn.Module, architecture: Architecture) -> Iterator[tuple[str, Tensor]]:
+def iterate_hf(
+    model: torch.nn.Module, architecture: Architecture, *, in_every_replica: bool = False
+) -> Iterator[tuple[str, Tensor]]:
     """Yield the whole model's tensors under their Hugging Face names, on every rank of the first replica.
 
     Collective over that replica (data-parallel rank 0), where every rank must exhaust the iterator; yields nothing
-    elsewhere. The tensors of one parameter are held at a time.
+    elsewhere, unless ``in_every_replica``. The tensors of one parameter are held at a time.
     """
-    if parallel_state.get_data_parallel_rank() != 0:
+    if parallel_state.get_data_parallel_rank() != 0 and not in_every_replica:
         return
     stages = parallel_state.get_pipeline_model_parallel_world_size()
     mine = dict(named_weights(model))

@@ -23,8 +23,14 @@ Consume = Callable[[int, Tensor], Tensor]
 class PackedPasses:
     """How this rank goes over batches. All methods are collective over the ranks of a model."""
 
-    def __init__(self, device: torch.device, *, max_tokens: int, share_prefixes: bool, temperature: float) -> None:
-        """``max_tokens`` is the budget of a micro-batch, ``temperature`` what logits are divided by."""
+    def __init__(
+        self, device: torch.device, *, max_tokens: int, share_prefixes: bool, temperature: float, multiple_of: int
+    ) -> None:
+        """``max_tokens`` is the budget of a micro-batch, ``temperature`` what logits are divided by.
+
+        The tokens of a micro-batch are filled up to a ``multiple_of`` a number.
+        """
+        self._multiple_of = multiple_of
         self.device = device
         self._max_tokens = max_tokens
         self._share_prefixes = share_prefixes
@@ -69,7 +75,7 @@ class PackedPasses:
 
         def forward_step(indices: Iterator[int], stage: torch.nn.Module) -> tuple[Tensor, Callable[[Tensor], Any]]:
             index = next(indices)
-            packed = pack(parts[index], self.device, share_prefixes=self._share_prefixes)
+            packed = pack(parts[index], self.device, share_prefixes=self._share_prefixes, multiple_of=self._multiple_of)
             outputs = stage(packed=packed, temperature=self._temperature)
             return outputs, lambda tensor: (consume(index, tensor), torch.zeros((), dtype=torch.int), {})
 

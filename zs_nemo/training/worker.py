@@ -1,5 +1,6 @@
 """One rank of the trained models: policy, reference, critic. A plain class; ``cluster`` wraps it in an actor."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from zs_nemo.training.trained_model import TrainedModel
 from zs_nemo.types.batch import TrainBatch
 from zs_nemo.types.loss import TokenLoss
 from zs_nemo.weights.families import read_architecture
+from zs_nemo.weights.handle_transfer import HandleTransfer, join_transfer
 from zs_nemo.weights.hf_folder import HfTensors, SafetensorsWriter, copy_all_but_weights
 from zs_nemo.weights.pretrained import resolve_model
+from zs_nemo.weights.transfer import TransferAddress, TransferGroup
 
 
 @dataclass(kw_only=True)
@@ -56,6 +59,7 @@ class MegatronWorker:
         self.setup = setup
         self.platform = Platform(use_gpu=setup.use_gpu, rank=setup.rank)
         self._savings: list[checkpoint.Saving] = []
+        self._refit_group: TransferGroup | HandleTransfer
         self._folder = resolve_model(setup.model_path)
         self._architecture = read_architecture(self._folder)
         self._architecture.check_layout(
@@ -81,8 +85,7 @@ class MegatronWorker:
             pipeline_model_parallel_size=setup.policy.pipeline_model_parallel_size,
         )
         torch.manual_seed(setup.seed)
-        if setup.use_gpu:
-            tensor_parallel.model_parallel_cuda_manual_seed(setup.seed)
+        tensor_parallel.model_parallel_cuda_manual_seed(setup.seed)
 
     def _build(self) -> None:
         setup, device = self.setup, self.platform.device
@@ -91,6 +94,7 @@ class MegatronWorker:
             max_tokens=setup.policy.train_mb_tokens,
             share_prefixes=shares_prefixes(device),
             temperature=setup.temperature,
+            multiple_of=setup.policy.tensor_model_parallel_size if setup.policy.sequence_parallel else 1,
         )
         self._trained_policy = self._trained(setup.policy, is_critic=False) if setup.with_policy else None
         self._trained_critic = self._trained(setup.critic, is_critic=True) if setup.critic else None
@@ -191,16 +195,39 @@ class MegatronWorker:
         """Write one safetensors file with Hugging Face names. ``auto`` is the policy's precision."""
         self._write_weights(Path(path), self._dtype if dtype == "auto" else getattr(torch, dtype))
 
+    @on_platform
+    def join_refit(self, address: TransferAddress) -> None:
+        """Wait for the engines at ``address``, which the first ``num_senders`` ranks will send the weights to."""
+        if self.setup.rank < address.num_senders:
+            self._refit_group = join_transfer(address, self.setup.rank, self.platform.device)
+        self._num_senders = address.num_senders
+
+    @on_platform
+    def send_refit(self, dtype: str, bucket_bytes: int) -> None:
+        """Send all weights to the engines that joined, by Hugging Face names."""
+
+        def send(tensors: Iterator[tuple[str, Tensor]]) -> None:
+            self._refit_group.send(tensors, dtype=getattr(torch, dtype), bucket_bytes=bucket_bytes)
+
+        self._hand_weights_to(send, num_ranks=self._num_senders)
+
     @property
     def _dtype(self) -> torch.dtype:
         return next(self._policy.model.parameters()).dtype
 
     def _write_weights(self, path: Path, dtype: torch.dtype) -> None:
-        tensors = iterate_hf(self._policy.model.module, self._architecture)
-        if self.setup.rank == 0:
+        def write(tensors: Iterator[tuple[str, Tensor]]) -> None:
             with SafetensorsWriter(path, self._architecture.hf_shapes(), dtype) as writer:
                 for name, tensor in tensors:
                     writer.write(name, tensor)
+
+        self._hand_weights_to(write)
+
+    def _hand_weights_to(self, consume: Callable[[Iterator[tuple[str, Tensor]]], None], *, num_ranks: int = 1) -> None:
+        """Have the first ranks consume the whole policy's tensors, which the ranks of a replica bring together."""
+        tensors = iterate_hf(self._policy.model.module, self._architecture, in_every_replica=num_ranks > 1)
+        if self.setup.rank < num_ranks:
+            consume(tensors)
         else:
             for _ in tensors:
                 pass

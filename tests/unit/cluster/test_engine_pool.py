@@ -29,7 +29,7 @@ class FakeRole:
 
 
 def pool_of(*roles: FakeRole) -> EnginePool:
-    return EnginePool(roles)  # type: ignore[arg-type]
+    return EnginePool(roles, [1] * len(roles))  # type: ignore[arg-type]
 
 
 async def test_the_least_loaded_engine_is_asked() -> None:

@@ -11,7 +11,7 @@ from zs_nemo.cluster.memory_plan import GIB, parameters_of, plan_memory, stage_l
 from zs_nemo.cluster.setups import Layout, derive_layout
 from zs_nemo.config.algorithm import KlConfig, KlPlace
 from zs_nemo.config.critic import CriticConfig
-from zs_nemo.config.policy import PolicyConfig
+from zs_nemo.config.policy import OptimConfig, PolicyConfig, Recompute, RecomputeMethod
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, RecipeConfig
 from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
 from zs_nemo.weights.families import read_architecture
@@ -79,6 +79,41 @@ def test_the_parts_of_a_rank_are_those_worked_out_by_hand(small: Path):
         assert rank.parts["activations"] == 34 * 4 * 64 * 100 * 2 / 2
         assert rank.parts["logits"] == 100 * 500 * (2 + 12)
     assert len(plan.ranks) == 4 and not plan.critic_ranks
+
+
+@pytest.mark.parametrize(
+    ("method", "num_layers", "kept"),
+    [
+        (RecomputeMethod.uniform, 1, 4 + 34),
+        (RecomputeMethod.uniform, 3, 2 + 3 * 34),
+        (RecomputeMethod.block, 3, 3 + 34),
+        (RecomputeMethod.block, 9, 4 + 34),
+    ],
+)
+def test_recomputed_layers_keep_their_inputs(small: Path, method: RecomputeMethod, num_layers: int, kept: int):
+    cfg = GrpoRecipeConfig(search=Bm25SearchConfig())
+    cfg.trainer.devices = 1
+    cfg.policy = PolicyConfig(
+        model=str(small),
+        train_mb_tokens=100,
+        activations_checkpoint_granularity=Recompute.full,
+        activations_checkpoint_method=method,
+        activations_checkpoint_num_layers=num_layers,
+    )
+    (rank,) = plan_memory(cfg, derive_layout(cfg, use_gpu=False)).ranks
+    assert rank.parts["activations"] == kept * 64 * 100 * 2
+
+
+def test_an_optimizer_in_the_host_s_memory_stands_on_the_gpu_only_where_the_activations_were(small: Path):
+    cfg = GrpoRecipeConfig(search=Bm25SearchConfig())
+    cfg.policy = PolicyConfig(train_mb_tokens=1, optim=OptimConfig(optimizer_cpu_offload=True))
+    layout = on_gpus(cfg, small, 1)
+    parts = plan_memory(cfg, layout).ranks[0].parts
+    cfg.policy.optim.optimizer_cpu_offload = False
+    without = plan_memory(cfg, layout).ranks[0].parts
+    assert parts["optimizer"] == without["optimizer"] - parts["activations"] - parts["logits"] > 0
+    cfg.policy.optim.optimizer_cpu_offload, cfg.policy.train_mb_tokens = True, 10**6
+    assert plan_memory(cfg, layout).ranks[0].parts["optimizer"] == 0
 
 
 def test_stages_hold_their_layers_and_a_tied_embedding_twice(small: Path):

@@ -1,6 +1,6 @@
 import pytest
 
-from zs_nemo.cluster.placement import place_on_gpus
+from zs_nemo.cluster.placement import check_sender_is_alone, place_on_gpus
 
 
 def test_with_enough_gpus_nobody_shares() -> None:
@@ -28,3 +28,10 @@ def test_engines_go_to_gpus_without_a_rank_first() -> None:
 def test_what_cannot_be_placed_is_refused(num_gpus: int, ranks: int, sizes: list[int]) -> None:
     with pytest.raises(ValueError, match=r"trainer\.devices"):
         place_on_gpus(num_gpus, ranks, sizes)
+
+
+def test_a_broadcast_needs_a_sender_with_a_gpu_of_its_own_and_only_the_policy_s_engines_count() -> None:
+    policy_engine_apart = place_on_gpus(3, num_ranks=2, engine_sizes=[1, 1])
+    check_sender_is_alone(policy_engine_apart, num_receivers=1)
+    with pytest.raises(ValueError, match=r"refit_transport=nccl.*shares a GPU.*set .*=shared_memory"):
+        check_sender_is_alone(policy_engine_apart, num_receivers=2)

@@ -16,6 +16,7 @@ from zs_nemo.config.algorithm import KlPlace
 from zs_nemo.config.experiment import Accelerator
 from zs_nemo.config.policy import Precision
 from zs_nemo.config.recipe import GrpoRecipeConfig
+from zs_nemo.config.rollout import RefitTransport
 from zs_nemo.config.search import SimulatedSearchConfig
 from zs_nemo.weights.families import read_architecture
 
@@ -169,6 +170,12 @@ def test_shared_memory_that_is_too_small_is_refused() -> None:
     with pytest.raises(ValueError, match="/dev/shm has 100 MiB free"):
         preflight.check_shared_memory(refit_bytes=270 * 2**20, free=100 * 2**20)
     preflight.check_shared_memory(refit_bytes=270 * 2**20, free=GIB)
+
+
+def test_handles_of_cuda_memory_need_a_gpu(cfg: GrpoRecipeConfig) -> None:
+    cfg.generation.refit_transport = RefitTransport.cuda_ipc
+    with pytest.raises(ValueError, match=r"generation\.refit_transport=cuda_ipc needs GPUs.*=shared_memory"):
+        preflight.check(cfg, derive_layout(cfg))
 
 
 def test_several_nodes_need_a_cluster(cfg: GrpoRecipeConfig) -> None:

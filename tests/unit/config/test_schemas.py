@@ -7,6 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
+from zs_nemo.config.policy import Recompute, RecomputeMethod
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, ReinforcePpRecipeConfig
 from zs_nemo.config.registry import register, to_dataclass
 from zs_nemo.config.rollout import CurriculumConfig
@@ -120,3 +121,19 @@ def test_stages_of_the_pipeline_may_differ_in_their_layers():
     split = ("policy.pipeline_model_parallel_size=2", "policy.num_layers_in_first_pipeline_stage=16")
     policy = load(*split, "policy.stochastic_rounding=false").policy
     assert (policy.num_layers_in_first_pipeline_stage, policy.num_layers_in_last_pipeline_stage) == (16, None)
+
+
+def test_what_is_recomputed_or_kept_in_the_host_s_memory_is_set_by_nemo_s_names():
+    names = ("granularity=full", "method=block", "num_layers=4")
+    policy = load(*(f"policy.activations_checkpoint_{name}" for name in names)).policy
+    assert policy.activations_checkpoint_granularity is Recompute.full
+    assert policy.activations_checkpoint_method is RecomputeMethod.block
+    assert load().policy.activations_checkpoint_granularity is None
+    with pytest.raises(ValueError, match=r"activations_checkpoint_num_layers=0 must be at least 1"):
+        load("policy.activations_checkpoint_num_layers=0")
+    with pytest.raises(ValueError, match=r"sequence_parallel=true .*tensor_model_parallel_size=1; raise it"):
+        load("policy.sequence_parallel=true")
+    offload = "policy.optim.optimizer_cpu_offload=true"
+    assert load(offload).policy.optim.optimizer_cpu_offload
+    with pytest.raises(ValueError, match=r"optimizer_cpu_offload=true needs policy\.precision=bf16"):
+        load(offload, "policy.precision=fp32", "policy.stochastic_rounding=false")

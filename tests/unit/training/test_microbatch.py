@@ -66,6 +66,23 @@ def test_what_sequences_begin_with_is_laid_out_once():
 
 
 @pytest.mark.parametrize("share_prefixes", [True, False])
+def test_what_is_filled_up_is_a_sequence_without_an_output(share_prefixes):
+    ids = [[7, 8, 9, 4], [7, 8, 5, 6], [7, 8, 9, 3]]
+    batch = make_batch(["..xx", "..xx", "...x"], ids)
+    exact = pack(batch, CPU, share_prefixes=share_prefixes)
+    filled = pack(batch, CPU, share_prefixes=share_prefixes, multiple_of=8)
+    count = exact.input_ids.numel()
+    assert filled.input_ids.numel() == filled.position_ids.numel() == (8 if share_prefixes else 16)
+    assert torch.equal(filled.input_ids[:count], exact.input_ids)
+    assert torch.equal(filled.output_positions, exact.output_positions)
+    assert filled.seqlens == [*exact.seqlens, filled.input_ids.numel() - count]
+    if share_prefixes:
+        assert filled.expansion[filled.first_uses].tolist() == list(range(8))
+        assert filled.expansion.numel() == sum(filled.seqlens)
+    assert pack(batch, CPU, share_prefixes=share_prefixes, multiple_of=1).seqlens == exact.seqlens
+
+
+@pytest.mark.parametrize("share_prefixes", [True, False])
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 @pytest.mark.parametrize("max_tokens", [1, 50, 100, 10_000])
 def test_a_plan_holds_every_sequence_once_within_the_budget(num_ranks, max_tokens, share_prefixes):
