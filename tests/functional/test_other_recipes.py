@@ -15,7 +15,8 @@ from tests.functional.test_grpo_recipe import ROOT, keyed_part, overrides, steps
 
 OWN_REWARD = "reward.function=tests.functional.own_reward.brevity"
 RECIPES = {
-    "ppo": ["critic.optim.lr=1e-3", "algorithm.critic_warmup_steps=1", OWN_REWARD],
+    # The critic has a rank of its own here; the guarded run below has it beside the policy.
+    "ppo": ["critic.optim.lr=1e-3", "critic.num_ranks=1", "algorithm.critic_warmup_steps=1", OWN_REWARD],
     "reinforce_pp": [
         "algorithm.group_baseline=true",
         "algorithm.importance.level=token",
@@ -71,11 +72,22 @@ def test_a_run_ends_with_a_report_and_the_algorithm_s_own_metrics(whole):
     assert any(not torch.equal(start[name], end[name]) for name in start)
 
 
+def flip_a_byte(path: Path) -> None:
+    """Damage a file in its middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(whole, tiny_model, tmp_path):
     recipe, run = whole
-    # As a kill after the last step's log but before its checkpoint leaves it.
     shutil.copytree(run, tmp_path / "resumed")
-    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step_000003")
+    last = tmp_path / "resumed" / "checkpoints" / "step_000003"
+    if recipe == "ppo":
+        flip_a_byte(last / "critic" / "__0_0.distcp")
+    else:
+        # As a kill after the last step's log but before its checkpoint leaves it.
+        shutil.rmtree(last)
     for name in ("report.json", "report.html"):
         (tmp_path / "resumed" / name).unlink()
     shutil.rmtree(tmp_path / "resumed" / "policy")
@@ -83,6 +95,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(whole, tiny_mode
     (tmp_path / "resumed" / "state.json").write_text(json.dumps({**state, "finished": False}))
     output = run_recipe(recipe, tiny_model, tmp_path, "resumed")
     assert "at step 2" in output
+    assert (f"passed over the damaged checkpoint {last}" in output) == (recipe == "ppo")
     resumed = tmp_path / "resumed"
     assert keyed_part(resumed, 2) == keyed_part(run, 2)
     ours, theirs = (load_file(folder / "policy" / "model.safetensors") for folder in (resumed, run))
@@ -95,11 +108,23 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(whole, tiny_mode
 
 
 def test_a_collapse_returns_to_the_checkpoint_with_other_draws_and_ends_after_the_budget(tiny_model, tmp_path):
-    guards = ["guards.min_response_tokens=10000", "guards.on_collapse=rollback", "guards.max_rollbacks=1"]
-    output = run_recipe("reinforce_pp", tiny_model, tmp_path, "guarded", *guards, fails=True)
+    guards = [
+        "critic.num_ranks=0",
+        "guards.min_response_tokens=10000",
+        "guards.on_collapse=rollback",
+        "guards.max_rollbacks=1",
+    ]
+    output = run_recipe("ppo", tiny_model, tmp_path, "guarded", *guards, fails=True)
     assert "returned to" in output and "after 1 rollbacks (guards.max_rollbacks=1)" in output
     state = json.loads((tmp_path / "guarded" / "state.json").read_text())
     assert [(event["step"], event["to_step"]) for event in state["rollbacks"]] == [(0, 0)]
     assert "rollout/response_tokens" in state["rollbacks"][0]["reasons"][0]
     row = json.loads((tmp_path / "guarded" / "trajectories" / "step_0000.jsonl").read_text().splitlines()[0])
     assert row["key"]["run_seed"] == 1 + 2**31
+
+
+def test_a_warm_start_that_breaks_ends_the_run_with_the_settings_that_help(tiny_model, tmp_path):
+    output = run_recipe("reinforce_pp", tiny_model, tmp_path, "broken", "guards.max_grad_norm=1e-6", fails=True)
+    assert "warm-start update 0 was not made: its gradient norm is" in output
+    assert "lower warm_start.lr=0.003, or raise guards.max_grad_norm" in output
+    assert not (tmp_path / "broken" / "report.json").exists()

@@ -82,7 +82,8 @@ class Platform:
             (torch.cuda, "current_device", lambda: _CPU),
             (torch.cuda, "synchronize", lambda *_args, **_kwargs: None),
             (torch.Tensor, "cuda", lambda tensor, *_args, **_kwargs: tensor),
-            # Asked for when activations are computed again. The CPU's own generator is restored beside it.
+            # Nothing draws from them: dropout is 0. The CPU's own generator is saved and restored beside them.
+            (torch.cuda, "get_rng_state", lambda *_args, **_kwargs: None),
             (megatron_random, "_get_cuda_rng_state", lambda *_args, **_kwargs: None),
             (megatron_random, "_set_cuda_rng_state", lambda *_args, **_kwargs: None),
         ]
