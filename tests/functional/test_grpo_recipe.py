@@ -33,6 +33,7 @@ def overrides(tiny_model: Path, folder: Path, name: str) -> list[str]:
         f"exp_manager.exp_dir={folder}",
         f"exp_manager.name={name}",
         "exp_manager.save_every_n_steps=2",
+        "exp_manager.async_save=true",
         "exp_manager.trajectories_per_step=1000",
         "policy.precision=fp32",
         "policy.optim.lr=1e-4",
