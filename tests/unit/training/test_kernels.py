@@ -5,7 +5,7 @@ import torch
 
 from zs_nemo.training.kernels import RmsNorm, SwiGlu, rotary
 
-CONFIG = SimpleNamespace(params_dtype=torch.float32, gated_linear_unit=True)
+CONFIG = SimpleNamespace(params_dtype=torch.float32, gated_linear_unit=True, sequence_parallel=False)
 
 
 def compare(function, oracle, *leaves):
@@ -49,7 +49,7 @@ def test_rotation_equals_multiplication_by_a_complex_number():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_results_are_the_same_bits_with_and_without_gradients(dtype):
     x = torch.randn(7, 1, 24, dtype=dtype)
-    norm = RmsNorm(SimpleNamespace(params_dtype=dtype), 24)
+    norm = RmsNorm(SimpleNamespace(params_dtype=dtype, sequence_parallel=False), 24)
     with torch.no_grad():
         without = SwiGlu(CONFIG)(norm(x))
     assert torch.equal(without, SwiGlu(CONFIG)(norm(x.requires_grad_())))
