@@ -60,31 +60,6 @@ def test_every_receiver_gets_every_tensor_whatever_the_buckets(bucket_bytes: int
             assert received[name].dtype is dtype and torch.equal(received[name], tensor.to(dtype)), name
 
 
-def test_a_sender_that_fails_on_the_way_tells_the_receivers() -> None:
-    sender, (receiver,) = meet(1)
-    errors: list[Exception] = []
-
-    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
-        yield "a", torch.zeros(4)
-        yield "b", torch.zeros(4)
-        raise OSError("a rank is gone")
-
-    def guarded(call) -> None:
-        try:
-            call()
-        except (OSError, RuntimeError) as error:
-            errors.append(error)
-
-    run_at_once(
-        [
-            lambda: guarded(lambda: sender.send(tensors(), dtype=torch.float32, bucket_bytes=16)),
-            lambda: guarded(lambda: list(receiver.receive())),
-        ]
-    )
-    assert sorted(type(error).__name__ for error in errors) == ["OSError", "RuntimeError"]
-    assert any("sender of the weights failed" in str(error) for error in errors)
-
-
 class Lent:
     """Stands for memory that two processes see: these members are threads of one."""
 
@@ -110,7 +85,7 @@ def meet_at(places: list[str], lent: Lent, *, num_senders: int) -> dict[int, Han
             members[number] = error
 
     run_at_once([lambda number=number: join(number) for number in range(len(places))])  # type: ignore[misc]
-    return members
+    return dict(sorted(members.items()))
 
 
 @pytest.mark.parametrize("bucket_bytes", [1, 200, 2**20])
@@ -144,8 +119,12 @@ def test_a_receiver_without_a_sender_on_its_device_is_refused_with_the_remedy() 
     assert "on a GPU without a training rank; set generation.refit_transport=nccl" in str(members[1])
 
 
-def test_a_lender_that_fails_on_the_way_tells_its_receivers() -> None:
-    members = meet_at(["gpu 0", "gpu 0"], Lent(), num_senders=1)
+@pytest.mark.parametrize("kind", ["broadcast", "handles"])
+def test_a_sender_that_fails_on_the_way_tells_the_receivers(kind: str) -> None:
+    if kind == "broadcast":
+        sender, (receiver,) = meet(1)
+    else:
+        sender, receiver = meet_at(["gpu 0", "gpu 0"], Lent(), num_senders=1).values()  # type: ignore[assignment]
     errors: list[Exception] = []
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
@@ -161,8 +140,9 @@ def test_a_lender_that_fails_on_the_way_tells_its_receivers() -> None:
 
     run_at_once(
         [
-            lambda: guarded(lambda: members[0].send(tensors(), dtype=torch.float32, bucket_bytes=16)),
-            lambda: guarded(lambda: list(members[1].receive())),
+            lambda: guarded(lambda: sender.send(tensors(), dtype=torch.float32, bucket_bytes=16)),
+            lambda: guarded(lambda: list(receiver.receive())),
         ]
     )
     assert sorted(type(error).__name__ for error in errors) == ["OSError", "RuntimeError"]
+    assert any("sender of the weights failed" in str(error) for error in errors)
