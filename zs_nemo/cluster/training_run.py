@@ -311,6 +311,8 @@ class TrainingRun:
             names.append(EvaluationName(when=when, engine=CLOSED_BOOK, temperature=0.0))
             if self._engines.evaluates_with_simulator:
                 names.append(EvaluationName(when=when, engine=SimulatedSearchEngine.name, temperature=0.0))
+        # An evaluation may be long: what was trained before it is safe from a crash in it.
+        self._commit_checkpoint()
         self._ledger.phase = Phase.evaluation
         with self.timer("evaluation"):
             for name in names:
