@@ -38,6 +38,11 @@ LAYOUTS = {
         "TP=2": (2, {"tensor_model_parallel_size": 2}),
         "TP=2 with sequence parallelism": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
         "PP=2": (2, {"pipeline_model_parallel_size": 2}),
+        "CP=2": (2, {"context_parallel_size": 2}),
+        "TP=2, CP=2 with sequence parallelism": (
+            4,
+            {"tensor_model_parallel_size": 2, "context_parallel_size": 2, "sequence_parallel": True},
+        ),
     }.items()
 }
 

@@ -114,6 +114,7 @@ def _layouts(cfg: RecipeConfig, layout: Layout) -> Iterator[PolicyConfig]:
             cfg.policy,
             tensor_model_parallel_size=tensor,
             pipeline_model_parallel_size=pipeline,
+            context_parallel_size=1,
             sequence_parallel=cfg.policy.sequence_parallel and tensor > 1,
             num_layers_in_first_pipeline_stage=None,
             num_layers_in_last_pipeline_stage=None,

@@ -140,20 +140,21 @@ def _trained_parts(
 ) -> dict[str, float]:
     parameters = stage_parameters(model, settings, stage, is_critic=is_critic)
     model_ranks = settings.tensor_model_parallel_size * settings.pipeline_model_parallel_size
-    data_parallel = num_ranks // model_ranks if settings.use_distributed_optimizer else 1
+    # Context-parallel ranks hold copies of the weights, and share the optimizer's state as data-parallel ones do.
+    copies = num_ranks // model_ranks if settings.use_distributed_optimizer else 1
     # In float32 the weights are their own master weights.
     masters = 4 if settings.precision is Precision.bf16 else 0
     return {
         "weights": parameters * _width(settings),
         "gradients": parameters * 4,
-        "optimizer": parameters * (masters + 8) / data_parallel,
+        "optimizer": parameters * (masters + 8) / copies,
     }
 
 
 def _activation_parts(
     model: Architecture, settings: PolicyConfig, stage: int, *, is_critic: bool = False
 ) -> dict[str, float]:
-    stages, tokens = settings.pipeline_model_parallel_size, settings.train_mb_tokens
+    stages, tokens = settings.pipeline_model_parallel_size, settings.train_mb_tokens / settings.context_parallel_size
     layers = stage_layers(model, settings, stage)
     # Under 1F1B the first stage has as many micro-batches under way as there are stages.
     under_way = stages - stage

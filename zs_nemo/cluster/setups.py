@@ -139,6 +139,7 @@ def critic_settings(cfg: RecipeConfig) -> PolicyConfig | None:
         settings,
         tensor_model_parallel_size=critic.tensor_model_parallel_size,
         pipeline_model_parallel_size=critic.pipeline_model_parallel_size,
+        context_parallel_size=critic.context_parallel_size,
         sequence_parallel=settings.sequence_parallel and critic.tensor_model_parallel_size > 1,
         num_layers_in_first_pipeline_stage=None,
         num_layers_in_last_pipeline_stage=None,

@@ -21,22 +21,24 @@ class CriticConfig:
     """Of the critic's own ranks."""
     pipeline_model_parallel_size: int = 1
     """Of the critic's own ranks."""
+    context_parallel_size: int = 1
+    """Of the critic's own ranks."""
 
     def __post_init__(self) -> None:
         if self.gradient_clip_val < 0:
             raise ValueError(f"critic.gradient_clip_val={self.gradient_clip_val} must be 0 (off) or positive")
-        for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
+        for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"critic.{name}={getattr(self, name)} must be at least 1")
-        model_ranks = self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+        model_ranks = self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
         if self.num_ranks == 0 and model_ranks > 1:
             raise ValueError(
                 "critic.num_ranks=0 puts the critic on the policy's ranks, where it is cut as the policy is; "
-                "leave critic.tensor_model_parallel_size and critic.pipeline_model_parallel_size at 1, "
-                "or give the critic ranks of its own with critic.num_ranks"
+                "leave critic.tensor_model_parallel_size, critic.pipeline_model_parallel_size and "
+                "critic.context_parallel_size at 1, or give the critic ranks of its own with critic.num_ranks"
             )
         if self.num_ranks < 0 or self.num_ranks % model_ranks:
             raise ValueError(
                 f"critic.num_ranks={self.num_ranks} must be 0 or a multiple of critic.tensor_model_parallel_size * "
-                f"critic.pipeline_model_parallel_size = {model_ranks}"
+                f"critic.pipeline_model_parallel_size * critic.context_parallel_size = {model_ranks}"
             )

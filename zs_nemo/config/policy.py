@@ -83,8 +83,11 @@ class PolicyConfig:
     """Layers of the last stage, which also projects onto the vocabulary."""
     sequence_parallel: bool = False
     """Cut what tensor-parallel ranks would all hold, norms and their activations, along the sequence."""
+    context_parallel_size: int = 1
+    """Ranks that share the tokens of every micro-batch, for sequences too long for one."""
     train_mb_tokens: int = 1024
-    """Token budget of one packed micro-batch on one data-parallel rank; a longer sequence gets one of its own."""
+    """Token budget of one packed micro-batch on one data-parallel rank, that is of all its context-parallel ranks
+    together; a longer sequence gets one of its own."""
     global_batch_size: int = 64
     """Trajectories per optimizer update; a step with more of them makes several updates."""
     activations_checkpoint_granularity: Recompute | None = None
@@ -102,10 +105,16 @@ class PolicyConfig:
     """Shard the optimizer state over the data-parallel ranks."""
     optim: OptimConfig = field(default_factory=OptimConfig)
 
+    @property
+    def model_parallel_size(self) -> int:
+        """Ranks that compute one micro-batch together."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+
     def __post_init__(self) -> None:
         for name in (
             "tensor_model_parallel_size",
             "pipeline_model_parallel_size",
+            "context_parallel_size",
             "train_mb_tokens",
             "global_batch_size",
             "activations_checkpoint_num_layers",

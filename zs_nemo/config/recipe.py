@@ -41,11 +41,12 @@ class RecipeConfig:
 
     def __post_init__(self) -> None:
         ranks = self.trainer.num_nodes * self.trainer.devices
-        model_ranks = self.policy.tensor_model_parallel_size * self.policy.pipeline_model_parallel_size
+        model_ranks = self.policy.model_parallel_size
         if ranks % model_ranks:
             raise ValueError(
                 f"trainer.num_nodes * trainer.devices = {ranks} must be a multiple of "
-                f"policy.tensor_model_parallel_size * policy.pipeline_model_parallel_size = {model_ranks}; "
+                "policy.tensor_model_parallel_size * policy.pipeline_model_parallel_size * "
+                f"policy.context_parallel_size = {model_ranks}; "
                 "change trainer.devices or the parallel sizes"
             )
 

@@ -1,13 +1,16 @@
 """Core attention over packed sequences for megatron-core's local layer spec; runs on CPU and on any GPU."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
+from zs_nemo.training.context_parallel import RowSlice, gather_row
 from zs_nemo.training.kernels import rotary
 
 
@@ -23,6 +26,8 @@ class PackedRow(PackedSeqParams):
     """[E]: the sequences end to end as indices of tokens, where tokens are shared; see ``PackedTokens``"""
     first_uses: Tensor | None = None
     """[T]: the place in ``expansion`` from which a shared token's output is taken"""
+    row_slice: RowSlice | None = None
+    """Under context parallelism the part of the row that this rank has; ``cos`` and ``sin`` are of its tokens alone"""
 
 
 class SegmentAttention(torch.nn.Module):
@@ -51,15 +56,34 @@ class SegmentAttention(torch.nn.Module):
         if row.expansion is not None:
             # Attention alone sees every sequence whole; it is a small part of the work.
             query, key, value = (x.index_select(0, row.expansion) for x in (query, key, value))
+        if row.row_slice is not None:
+            both = gather_row(torch.cat([key, value], dim=1), row.row_slice)
+            key, value = both.chunk(2, dim=1)
         group = query.shape[1] // key.shape[1]
         # The CPU's flash kernel takes no grouped queries; repeating the few key/value heads is cheaper than its
         # fallback, which builds the whole attention matrix.
         key, value = (x.repeat_interleave(group, dim=1) if group > 1 else x for x in (key, value))
-        segments = zip(*(x.split(row.seqlens) for x in (query, key, value)), strict=True)
-        out = torch.cat([self._attend(*segment) for segment in segments])
+        out = torch.cat([self._attend(*segment) for segment in _segments(query, key, value, row)])
         return out if row.first_uses is None else out.index_select(0, row.first_uses)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend with the last queries of a sequence to all of its keys up to the last query's."""
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
-        out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=self._scale)
+        if query.shape[0] == key.shape[0]:
+            out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=self._scale)
+        else:
+            mask = causal_lower_right(query.shape[0], key.shape[0])
+            out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self._scale)
         return out.squeeze(0).transpose(0, 1).flatten(1)
+
+
+def _segments(query: Tensor, key: Tensor, value: Tensor, row: PackedRow) -> Iterator[tuple[Tensor, ...]]:
+    """Yield neighbouring queries of one sequence, with the keys and values before and among them."""
+    assert row.seqlens is not None
+    if row.row_slice is None:
+        yield from zip(*(x.split(row.seqlens) for x in (query, key, value)), strict=True)
+        return
+    spans = row.row_slice.spans(row.seqlens)
+    queries = query.split([len(asking) for asking, _ in spans])
+    for asking, (_, asked) in zip(queries, spans, strict=True):
+        yield asking, key[asked.start : asked.stop], value[asked.start : asked.stop]

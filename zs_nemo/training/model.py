@@ -19,6 +19,7 @@ from torch import Tensor
 
 from zs_nemo.config.policy import PolicyConfig, Precision, Recompute
 from zs_nemo.training.attention import PackedRow, SegmentAttention
+from zs_nemo.training.context_parallel import RowSlice, gather_outputs, slice_row
 from zs_nemo.training.kernels import RmsNorm, SwiGlu
 from zs_nemo.training.microbatch import PackedTokens
 from zs_nemo.training.vocab_parallel import logprobs_and_entropy
@@ -38,7 +39,11 @@ class PackedGptModel(GPTModel):
 
         ``as_logits`` returns this rank's columns of the logits [N, V / ranks] instead, for comparisons.
         """
+        row_slice: RowSlice | None = None
+        if self.config.context_parallel_size > 1:
+            packed, row_slice = slice_row(packed, parallel_state.get_context_parallel_group())
         row = PackedRow(
+            row_slice=row_slice,
             qkv_format="thd",
             cu_seqlens_q=packed.cu_seqlens,
             cu_seqlens_kv=packed.cu_seqlens,
@@ -59,7 +64,9 @@ class PackedGptModel(GPTModel):
         if self.config.sequence_parallel:
             # All ranks go on with all tokens and do the same with them: each keeps its part of the gradient.
             hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
-        return self._outputs(hidden.squeeze(1).index_select(0, packed.output_positions), packed, temperature, as_logits)
+        hidden = hidden.squeeze(1).index_select(0, packed.output_positions)
+        outputs = self._outputs(hidden, packed, temperature, as_logits)
+        return outputs if row_slice is None else gather_outputs(outputs, row_slice)
 
     def _outputs(self, hidden: Tensor, packed: PackedTokens, temperature: float, as_logits: bool) -> Tensor:
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
@@ -133,6 +140,7 @@ def transformer_config(architecture: Architecture, policy: PolicyConfig, *, fuse
         # sees its own heads only.
         qk_layernorm=architecture.family.has_qk_norm,
         tensor_model_parallel_size=policy.tensor_model_parallel_size,
+        context_parallel_size=policy.context_parallel_size,
         pipeline_model_parallel_size=policy.pipeline_model_parallel_size,
         sequence_parallel=policy.sequence_parallel,
         num_layers_in_first_pipeline_stage=policy.num_layers_in_first_pipeline_stage,
@@ -146,7 +154,8 @@ def transformer_config(architecture: Architecture, policy: PolicyConfig, *, fuse
         calculate_per_token_loss=True,
         use_cpu_initialization=not fused,
         perform_initialization=False,
-        apply_rope_fusion=fused,
+        # ``SegmentAttention`` rotates by itself.
+        apply_rope_fusion=fused and policy.context_parallel_size == 1,
         bias_activation_fusion=fused,
         # The name is megatron-core's; on the local spec it means that the activation is a module of the spec.
         use_te_activation_func=not fused,
@@ -169,7 +178,11 @@ def _recomputation(policy: PolicyConfig) -> dict[str, Any]:
 def _layer_spec(config: TransformerConfig, *, use_transformer_engine: bool) -> ModuleSpec | TransformerBlockSubmodules:
     """Describe the layers of this pipeline stage."""
     if use_transformer_engine:
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        fused = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        if config.context_parallel_size > 1:
+            # Transformer Engine's own attention would have every sequence filled up to a multiple of the ranks.
+            fused.submodules.self_attention.submodules.core_attention = SegmentAttention
+        return fused
     spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
     layer = spec.submodules
     attention = layer.self_attention.submodules
@@ -182,9 +195,18 @@ def _layer_spec(config: TransformerConfig, *, use_transformer_engine: bool) -> M
     return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=RmsNorm)
 
 
-def shares_prefixes(device: torch.device) -> bool:
-    """Whether the model computes tokens with the same prefix once: its own attention does, Transformer Engine's not."""
-    return not _uses_transformer_engine(device)
+def shares_prefixes(policy: PolicyConfig, device: torch.device) -> bool:
+    """Whether the model computes tokens with the same prefix once.
+
+    Its own attention does, unless the row is cut over context-parallel ranks; Transformer Engine's does not.
+    """
+    return not _uses_transformer_engine(device) and policy.context_parallel_size == 1
+
+
+def token_multiple(policy: PolicyConfig) -> int:
+    """Return what the number of tokens of a micro-batch must be a multiple of, to be cut over ranks evenly."""
+    pieces = 1 if policy.context_parallel_size == 1 else 2 * policy.context_parallel_size
+    return pieces * (policy.tensor_model_parallel_size if policy.sequence_parallel else 1)
 
 
 def _uses_transformer_engine(device: torch.device) -> bool:
@@ -278,7 +300,7 @@ def iterate_hf(
     Collective over that replica (data-parallel rank 0), where every rank must exhaust the iterator; yields nothing
     elsewhere, unless ``in_every_replica``. The tensors of one parameter are held at a time.
     """
-    if parallel_state.get_data_parallel_rank() != 0 and not in_every_replica:
+    if parallel_state.get_data_parallel_rank(with_context_parallel=True) != 0 and not in_every_replica:
         return
     stages = parallel_state.get_pipeline_model_parallel_world_size()
     mine = dict(named_weights(model))

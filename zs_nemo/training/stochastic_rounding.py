@@ -66,7 +66,7 @@ def _generator(name: str, master: Tensor, optimizer: MixedPrecisionOptimizer) ->
     if getattr(master, "tensor_model_parallel", False):
         name += f"/tp{parallel_state.get_tensor_model_parallel_rank()}"
     if isinstance(optimizer, DistributedOptimizer):
-        name += f"/dp{parallel_state.get_data_parallel_rank()}"
+        name += f"/dp{parallel_state.get_data_parallel_rank(with_context_parallel=True)}"
     name += f"/pp{parallel_state.get_pipeline_model_parallel_rank()}"
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return torch.Generator(device=master.device).manual_seed(int.from_bytes(digest, "little") >> 1)

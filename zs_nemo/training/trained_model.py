@@ -94,8 +94,8 @@ class TrainedModel:
         # Activations of many lengths leave the heap full of holes; the engines need the memory before the next update.
         self._platform.release_freed_memory()
         grad_norm, lr, is_made = self._optimizer.step()
-        # Tensor-parallel ranks all hold the same values.
-        counts = parallel_state.get_tensor_model_parallel_rank() == 0
+        # The ranks that share a micro-batch, tensor- and context-parallel ones, all hold the same values.
+        counts = parallel_state.get_tensor_and_context_parallel_rank() == 0
         num_loss_tokens = float(batch.num_loss_tokens)
         metrics = sums.reduced(counts=counts, normalizer=num_loss_tokens)
         return {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zs_nemo.config.policy import OptimConfig, PolicyConfig
 from zs_nemo.training import checkpoint
-from zs_nemo.training.model import build_model, iterate_hf, load_hf, shares_prefixes
+from zs_nemo.training.model import build_model, iterate_hf, load_hf, shares_prefixes, token_multiple
 from zs_nemo.training.packed_passes import PackedPasses
 from zs_nemo.training.platform import Platform, on_platform
 from zs_nemo.training.trained_model import TrainedModel
@@ -83,6 +83,7 @@ class MegatronWorker:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=setup.policy.tensor_model_parallel_size,
             pipeline_model_parallel_size=setup.policy.pipeline_model_parallel_size,
+            context_parallel_size=setup.policy.context_parallel_size,
         )
         torch.manual_seed(setup.seed)
         tensor_parallel.model_parallel_cuda_manual_seed(setup.seed)
@@ -92,9 +93,9 @@ class MegatronWorker:
         self._passes = PackedPasses(
             device,
             max_tokens=setup.policy.train_mb_tokens,
-            share_prefixes=shares_prefixes(device),
+            share_prefixes=shares_prefixes(setup.policy, device),
             temperature=setup.temperature,
-            multiple_of=setup.policy.tensor_model_parallel_size if setup.policy.sequence_parallel else 1,
+            multiple_of=token_multiple(setup.policy),
         )
         self._trained_policy = self._trained(setup.policy, is_critic=False) if setup.with_policy else None
         self._trained_critic = self._trained(setup.critic, is_critic=True) if setup.critic else None
