@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Makes the numbers of docs/results.md: the quickstart over three seeds, trained on the simulator and on the real engine.
+# Makes the numbers of docs/results.md: the quickstart over several seeds, algorithms and search engines.
 set -euo pipefail
 
 usage() {
     cat <<'TEXT'
 usage: launch/results.sh [SETTING=VALUE ...]
 
-Runs the quickstart six times, one after another (some two hours on two cores), keeps every report.json under
-docs/results/, and writes the table into docs/results.md. A run that is done is not repeated. Settings apply to all six.
+Runs the quickstart for each recipe, seed and engine, one after another (some two hours on two cores for the six
+default ones), keeps every report.json under docs/results/, and writes the table of all that lie there into
+docs/results.md. A run that is done is not repeated. Settings apply to all of them.
 
-Environment: SEEDS (default "1 2 3"), ENGINES (default "simulated bm25"), and as launch/quickstart.sh --help says.
+Environment: RECIPES (default "grpo"; also reinforce_pp and ppo), SEEDS (default "1 2 3"), ENGINES (default
+"simulated bm25"), and as launch/quickstart.sh --help says.
 TEXT
 }
 
@@ -24,12 +26,21 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 ensure_environment
 cd -- "$root"
 
-for seed in ${SEEDS:-1 2 3}; do
-    for engine in ${ENGINES:-simulated bm25}; do
-        name=${engine}_seed$seed
-        "$python" recipes/grpo.py "search=$engine" "seed=$seed" exp_manager.exp_dir=runs/results "exp_manager.name=$name" "$@"
-        mkdir -p "docs/results/$name"
-        cp -- "runs/results/$name/report.json" "docs/results/$name/report.json"
+run() {
+    local recipe=$1 engine=$2 seed=$3 name
+    shift 3
+    name=${recipe}_${engine}_seed$seed
+    "$python" "recipes/$recipe.py" "search=$engine" "seed=$seed" exp_manager.exp_dir=runs/results \
+        "exp_manager.name=$name" "$@"
+    mkdir -p "docs/results/$name"
+    cp -- "runs/results/$name/report.json" "docs/results/$name/report.json"
+}
+
+for recipe in ${RECIPES:-grpo}; do
+    for seed in ${SEEDS:-1 2 3}; do
+        for engine in ${ENGINES:-simulated bm25}; do
+            run "$recipe" "$engine" "$seed" "$@"
+        done
     done
 done
 

@@ -29,17 +29,20 @@ def results_table(run_dirs: Sequence[Path | str]) -> str:
 
     A folder that holds a ``report.json`` alone is enough, so that results can be kept without their runs.
     Runs are ordered by algorithm, engine and seed; after those that differ in the seed alone stands their mean.
+    Where a run had a critic, a last column says how much of the last step's returns it explained.
     """
     reports = [_report(Path(path)) for path in run_dirs]
     reports.sort(key=lambda report: (*_setting(report), report["seed"]))
     head = ["algorithm", "search in training", "seed", *(label for label, _, _ in _SCORES), "wall time", "peak memory"]
     head.append("real searches in RL")
+    if has_critics := any(report.get("critic") for report in reports):
+        head.append("explained variance")
     lines = [head, ["---"] * len(head)]
     for setting in dict.fromkeys(_setting(report) for report in reports):
         having = [report for report in reports if _setting(report) == setting]
-        lines += [_run_line(report) for report in having]
+        lines += [_run_line(report) + [_explained(report)] * has_critics for report in having]
         if len(having) > 1:
-            lines.append(_mean_line(setting, having))
+            lines.append(_mean_line(setting, having) + [""] * has_critics)
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
@@ -67,6 +70,11 @@ def _run_line(report: Mapping[str, Any]) -> list[str]:
         ABSENT if report["peak_memory_gib"] is None else f"{report['peak_memory_gib']:.1f} GiB",
         ABSENT if real is None else f"{real:,}",
     ]
+
+
+def _explained(report: Mapping[str, Any]) -> str:
+    critic = report.get("critic")
+    return f"{critic['explained_variance']:.2f}" if critic else ABSENT
 
 
 def _mean_line(setting: tuple[str, str], reports: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -171,6 +171,11 @@ def test_a_run_with_a_critic_shows_what_its_values_explain(tmp_path: Path) -> No
         run.save_progress(StageTimer())
     report = write_report(path)
     assert (report["recipe"], report["critic"]) == ("ppo", {"explained_variance": 0.4})
+    without = finished_run(tmp_path / "grpo", seed=7, engine="bm25")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in results_table([path, without]).splitlines()
+    ]
+    assert [row[-1] for row in rows] == ["explained variance", "---", "–", "0.40"]
     assert "explained variance" in (path / "report.html").read_text()
 
 
