@@ -25,9 +25,11 @@ _OBJECT_STORE_BYTES = 512 * 2**20
 
 def check(cfg: RecipeConfig, layout: Layout) -> None:
     """Check the policy's model, layouts and, for a run on this machine, its port, memory and shared memory."""
-    for settings in (cfg.policy, critic_settings(cfg) or cfg.policy):
+    for settings in (cfg.policy, critic_settings(cfg) or cfg.policy) if layout.num_ranks else ():
         check_policy_model(settings, layout.policy_folder)
-    check_engine_layout("generation.tensor_model_parallel_size", layout.policy_engines[0].model_path, cfg.generation)
+    if layout.policy_engines:
+        path = layout.policy_engines[0].model_path
+        check_engine_layout("generation.tensor_model_parallel_size", path, cfg.generation)
     if layout.simulator_engines:
         check_engine_layout("search.tensor_model_parallel_size", layout.simulator_engines[0].model_path, cfg.search)
     if cfg.cluster.ray_address:
@@ -35,7 +37,8 @@ def check(cfg: RecipeConfig, layout: Layout) -> None:
     check_one_machine(cfg)
     check_refit_transport(cfg, layout)
     check_port(cfg.cluster.master_port)
-    check_shared_memory(engine_weight_bytes(layout.policy_engines[0]), shutil.disk_usage(_SHM).free)
+    refit_bytes = engine_weight_bytes(layout.policy_engines[0]) if layout.num_ranks and layout.policy_engines else 0
+    check_shared_memory(refit_bytes, shutil.disk_usage(_SHM).free)
     if layout.use_gpu:
         check_gpus(cfg, layout, local_gpus())
     else:

@@ -43,10 +43,11 @@ class System:
     """
 
     policy: PolicyGroup
+    """Absent in a recipe that trains nothing."""
     critic: CriticGroup | None
     """None with an algorithm that has none."""
     generation: EnginePool
-    """The policy's engines."""
+    """The policy's engines; absent in a recipe that does not sample from it."""
     simulator: EnginePool | None
     """The frozen simulator's engines; None when a real engine answers during training."""
 
@@ -95,7 +96,7 @@ class System:
 
     def usage(self) -> dict[str, EngineUsage]:
         """Return tokens and busy seconds by role."""
-        pools = {"policy": self.generation, "simulator": self.simulator}
+        pools = {"policy": getattr(self, "generation", None), "simulator": self.simulator}
         return {name: pool.usage for name, pool in pools.items() if pool is not None}
 
     def close(self) -> None:
@@ -146,21 +147,22 @@ class System:
         self._connect(ranks, critics, engines)
 
     def _connect(self, ranks: Sequence[Role], critics: Sequence[Role], engines: Sequence[Role]) -> None:
-        layout = self._layout
-        first = layout.policy_engines[0]
-        settings = self._cfg.generation
-        self.policy = PolicyGroup(
-            ranks,
-            has_reference=layout.has_reference,
-            refit_dtype=first.dtype,
-            refit_bucket_bytes=settings.refit_bucket_mib * 2**20,
-        )
-        self.critic = CriticGroup(critics or ranks) if layout.has_critic else None
+        layout, settings = self._layout, self._cfg.generation
         sizes, count = [setup.tensor_model_parallel_size for setup in layout.engines], len(layout.policy_engines)
-        self.generation = EnginePool(engines[:count], sizes[:count])
+        if ranks:
+            self.policy = PolicyGroup(
+                ranks,
+                has_reference=layout.has_reference,
+                refit_dtype=layout.policy_engines[0].dtype if count else "auto",
+                refit_bucket_bytes=settings.refit_bucket_mib * 2**20,
+            )
+        self.critic = CriticGroup(critics or ranks) if layout.has_critic else None
+        if count:
+            self.generation = EnginePool(engines[:count], sizes[:count])
         if layout.simulator_engines:
             self.simulator = EnginePool(engines[count:], sizes[count:])
-        self._refit = self._build_refit(ranks, num_receivers=sum(sizes[:count]))
+        if ranks and count:
+            self._refit = self._build_refit(ranks, num_receivers=sum(sizes[:count]))
 
     def _build_refit(self, ranks: Sequence[Role], *, num_receivers: int) -> SharedMemoryRefit | DirectRefit:
         transport = self._cfg.generation.refit_transport

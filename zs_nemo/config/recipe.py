@@ -1,6 +1,7 @@
 """The whole configuration of each training recipe, with the checks that need more than one group."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from zs_nemo.config.algorithm import AlgorithmConfig, GrpoConfig, PpoConfig, ReinforcePpConfig
 from zs_nemo.config.critic import CriticConfig
@@ -22,6 +23,11 @@ from zs_nemo.config.search import SearchConfig
 @dataclass(kw_only=True)
 class RecipeConfig:
     """What all recipes have in common."""
+
+    has_ranks: ClassVar[bool] = True
+    """Whether the recipe trains a model on megatron-core ranks."""
+    has_policy_engines: ClassVar[bool] = True
+    """Whether the recipe samples from the policy."""
 
     seed: int = 1
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

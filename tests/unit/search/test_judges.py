@@ -1,0 +1,60 @@
+import pytest
+
+from zs_nemo.search.judges import ContainmentJudge, OutcomeJudge, contains_answer
+from zs_nemo.types.interaction import Interaction
+from zs_nemo.types.search import Document
+
+
+def interaction(text="Paris is the capital of France.", *, outcome=1.0, answers=("Paris",), query="capital of France"):
+    return Interaction(
+        question_id="facts/capital/FRA",
+        question="What is the capital of France?",
+        answers=answers,
+        split="train",
+        turn=0,
+        query=query,
+        engine="bm25",
+        documents=(Document(text="Lyon is a city."), Document(text=text, id="d1", score=2.5)),
+        prediction="Paris",
+        outcome=outcome,
+    )
+
+
+def test_an_answer_is_found_as_whole_words_in_their_order():
+    assert contains_answer("In the U.S.A., New Delhi.", ["USA"]) and contains_answer(
+        "the new-delhi; NEW Delhi", ["New Delhi"]
+    )
+    assert not contains_answer("Niger has a river.", ["Nigeria"]) and not contains_answer("Nigeria", ["Niger"])
+    assert not contains_answer("Delhi is new.", ["New Delhi"])
+    assert contains_answer("It was Marie Curie.", ["Pierre Curie", "Marie Curie"])
+    assert not contains_answer("the", ["The"]), "an answer of articles alone is in every text"
+
+
+async def test_containment_looks_into_every_document_and_at_every_answer():
+    judge = ContainmentJudge()
+    assert await judge.is_useful(interaction())
+    assert await judge.is_useful(interaction(answers=("Lutetia", "Paris")))
+    assert not await judge.is_useful(interaction("It is the capital.", outcome=1.0))
+
+
+async def test_the_outcome_decides_for_all_searches_of_an_episode():
+    judge = OutcomeJudge(threshold=0.8)
+    assert await judge.is_useful(interaction("It is the capital.", outcome=0.8))
+    assert not await judge.is_useful(interaction(outcome=0.79))
+
+
+def test_an_interaction_is_read_back_as_it_was_written():
+    written = interaction()
+    assert Interaction.from_row(written.to_row()) == written
+    assert interaction(outcome=0.0).id == written.id, "equal searches are one, however the episodes ended"
+    assert interaction(query="France capital").id != written.id
+    row = written.to_row()
+    for damage in (
+        {"documents": []},
+        {"documents": [{"words": 3}]},
+        {"query": None},
+        {"answers": []},
+        {"answers": None},
+    ):
+        with pytest.raises(ValueError, match="not an interaction"):
+            Interaction.from_row({**row, **damage})

@@ -1,0 +1,62 @@
+"""What a policy asked a real engine and got, recorded to teach a simulator from.
+
+One JSON object a line::
+
+    {"id": "…", "question_id": "facts/capital/FRA", "question": "What is the capital of France?", "answers": ["Paris"],
+     "split": "train", "turn": 0, "query": "capital of France", "engine": "bm25",
+     "documents": [{"id": "facts/capital/FRA", "text": "Paris is the capital of France.", "score": 11.2}],
+     "prediction": "Paris", "outcome": 1.0}
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from zs_nemo.types.search import Document
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interaction:
+    """One search of one episode, with how the episode ended."""
+
+    question_id: str
+    question: str
+    answers: tuple[str, ...]
+    """All gold answers."""
+    split: str
+    """``train`` or ``held_out``; all searches for one question are in the same part."""
+    turn: int
+    """Which turn of the episode asked, from 0."""
+    query: str
+    engine: str
+    documents: tuple[Document, ...]
+    """In the engine's order; never empty."""
+    prediction: str | None
+    """What the episode answered in the end; None if it did not."""
+    outcome: float
+    """Token F1 of the prediction, in [0, 1]."""
+
+    @property
+    def id(self) -> str:
+        """The same for equal searches: question, query and documents decide."""
+        parts = (self.question_id, self.query, *(document.text for document in self.documents))
+        return hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).hexdigest()
+
+    def to_row(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        return {"id": self.id, **asdict(self)}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Interaction":
+        """Read a JSON object. Raises ``ValueError`` naming what is missing or of the wrong kind."""
+        values: dict[str, Any] = {name: row.get(name) for name in cls.__dataclass_fields__}
+        try:
+            documents = tuple(Document(**document) for document in row["documents"])
+            interaction = cls(**{**values, "documents": documents, "answers": tuple(row["answers"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not an interaction: {error}") from error
+        texts = (interaction.question_id, interaction.question, interaction.query, interaction.split)
+        if not all(isinstance(text, str) for text in texts) or not documents or not interaction.answers:
+            raise ValueError("not an interaction: question, query, split, answers and documents must all be there")
+        return interaction
