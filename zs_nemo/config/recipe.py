@@ -15,7 +15,7 @@ from zs_nemo.config.experiment import (
 from zs_nemo.config.guards import GuardConfig
 from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.reward import RewardConfig
-from zs_nemo.config.rollout import CurriculumConfig, GenerationConfig, RolloutConfig
+from zs_nemo.config.rollout import CurriculumConfig, CurriculumName, GenerationConfig, RolloutConfig
 from zs_nemo.config.search import SearchConfig
 
 
@@ -49,6 +49,8 @@ class RecipeConfig:
                 f"policy.context_parallel_size = {model_ranks}; "
                 "change trainer.devices or the parallel sizes"
             )
+        if self.curriculum.name is CurriculumName.adaptive:
+            _check_target_can_be_passed(self.curriculum.adaptive.target_reward, self.reward)
 
 
 @dataclass(kw_only=True)
@@ -80,6 +82,18 @@ class PpoRecipeConfig(RecipeConfig):
 
     algorithm: PpoConfig = field(default_factory=PpoConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
+
+
+def _check_target_can_be_passed(target: float, reward: RewardConfig) -> None:
+    if reward.function:
+        # Nothing is known of the range of a user's own term.
+        return
+    largest = sum(max(weight, 0.0) for weight in reward.weights().values())
+    if target >= largest:
+        raise ValueError(
+            f"curriculum.adaptive.target_reward={target} must be below {largest:g}, the largest reward that the "
+            "weights in reward allow, or the noise could never rise; lower it"
+        )
 
 
 def _check_group_size(rollout: RolloutConfig, *, needed_by: str) -> None:
