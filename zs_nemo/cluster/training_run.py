@@ -366,4 +366,9 @@ class TrainingRun:
         self._saving = None
 
     def _save_progress(self) -> None:
-        self._run_dir.save_progress(self.timer, search=self._ledger.state(), peak_memory_gib=self._memory.peak_gib)
+        self._run_dir.save_progress(
+            self.timer,
+            search=self._ledger.state(),
+            peak_memory_gib=self._memory.peak_gib,
+            roles=self.system.accounts(wall_s=self.timer.wall_s, stage_s=self.timer.totals),
+        )

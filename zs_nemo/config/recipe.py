@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from zs_nemo.config.algorithm import AlgorithmConfig, GrpoConfig, PpoConfig, ReinforcePpConfig
+from zs_nemo.config.cost import CostConfig
 from zs_nemo.config.critic import CriticConfig
 from zs_nemo.config.experiment import (
     ClusterConfig,
@@ -38,6 +39,7 @@ class RecipeConfig:
     guards: GuardConfig = field(default_factory=GuardConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
 
     def __post_init__(self) -> None:
         ranks = self.trainer.num_nodes * self.trainer.devices

@@ -40,7 +40,7 @@ def system_that_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(run: TrainingRun) -> None:
         policy = MagicMock()
         policy.checkpoint_damage.return_value = []
-        run.system = SimpleNamespace(policy=policy, critic=None)
+        run.system = SimpleNamespace(policy=policy, critic=None, accounts=lambda **spent: {})
         run._tokenizer, run._ledger = CharTokenizer(), SearchLedger()
         run._memory = SimpleNamespace(peak_gib=1.0)
 

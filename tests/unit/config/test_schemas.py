@@ -74,6 +74,11 @@ def test_an_unknown_key_is_refused_with_its_name(override):
         ("curriculum.adaptive.step_size=0", r"adaptive\.step_size=0\.0 .*\(0, 1\].*curriculum\.name=constant"),
         ("curriculum.adaptive.sensitivity=-2", r"adaptive\.sensitivity=-2\.0 must be positive"),
         ("curriculum.adaptive.smoothing=1", r"adaptive\.smoothing=1\.0 must lie in \[0, 1\)"),
+        (
+            "cost.usd_per_gpu_hour=-1",
+            r"cost\.usd_per_gpu_hour=-1\.0 is a price and must be 0 \(not known\)",
+        ),
+        ("cost.usd_per_1000_searches=nan", r"cost\.usd_per_1000_searches=nan"),
         ("generation.temperature=0", r"generation\.temperature=0.*evaluation\.temperatures"),
         ("policy.tensor_model_parallel_size=3", r"must be a multiple of .*= 3; change trainer\.devices"),
         ("algorithm.kl.coef=-1", r"algorithm\.kl\.coef=-1"),
