@@ -4,7 +4,7 @@ Layout::
 
     config.yaml              resolved settings, credentials redacted
     metrics.jsonl            one object a step, warm start and reinforcement learning
-    state.json               sessions (one per start of the command) with their time and memory; finished or not
+    state.json               sessions (one per start of the command) with time, memory and roles; finished or not
     search.json              what each search engine was asked, by phase
     tensorboard/             the same metrics as events
     trajectories/step_0007.jsonl   a sample of the episodes of a step

@@ -59,10 +59,35 @@ def test_one_gpu_with_enough_requests_in_flight_costs_under_half_of_the_publishe
     assert longest.usd < PUBLISHED.simulator_usd / 2
 
 
+@pytest.mark.parametrize(
+    ("changed", "usd", "under_half"),
+    [
+        ({"tokens_per_gpu_s": 1887.31 / 2}, 24.65, True),
+        ({"tokens_per_gpu_s": 1887.31 / 4}, 31.59, True),
+        ({"tokens_per_gpu_s": 1887.31 / 2, "completion_tokens": 600}, 34.37, True),
+        ({"tokens_per_gpu_s": 1887.31 / 4, "completion_tokens": 600}, 51.05, False),
+        ({"num_gpus": 2}, 38.87, False),
+        ({"reused_share": 0.25}, 20.31, True),
+        ({"num_runs": 2}, 12.32, True),
+    ],
+)
+def test_the_variations_of_the_page_come_to_its_sums(changed: dict[str, float], usd: float, under_half: bool) -> None:
+    plan = replace(PLAN, **changed)
+    assert plan.usd == pytest.approx(usd, abs=0.01)
+    assert (plan.usd < PUBLISHED.simulator_usd / 2) is under_half
+
+
 def test_under_half_holds_down_to_a_fifth_of_the_throughput() -> None:
     limit = replace(PLAN, tokens_per_gpu_s=64_000 * 250 / (12 * 3600))
     assert limit.usd == pytest.approx(PUBLISHED.simulator_usd / 2)
     assert limit.tokens_per_gpu_s < PLAN.tokens_per_gpu_s / 5
+
+
+@pytest.mark.parametrize("hours", [3.0, 6.0, 24.0])
+def test_under_half_holds_however_the_published_sum_splits_into_hours_and_price(hours: float) -> None:
+    plan = replace(PLAN, run_hours=hours, usd_per_gpu_hour=PUBLISHED.simulator_usd / PUBLISHED.num_gpus / hours)
+    assert plan.usd == pytest.approx(PUBLISHED.simulator_usd * (hours + PLAN.busy_gpu_hours) / (4 * hours))
+    assert plan.usd < PUBLISHED.simulator_usd / 2
 
 
 def test_reuse_saves_work_and_several_runs_share_what_is_held() -> None:
