@@ -38,19 +38,17 @@ def train(cfg: GrpoRecipeConfig, run_dir: "RunDir", progress: "Progress") -> Pat
     from zs_nemo.algorithms.grpo import group_relative_advantages, without_zero_variance
     from zs_nemo.algorithms.policy_loss import PolicyLoss
     from zs_nemo.cluster.training_run import TrainingRun
-    from zs_nemo.curriculum import NoiseCurriculum
     from zs_nemo.rollout.packing import pack
     from zs_nemo.rollout.resampling import resample_zero_variance
 
     algorithm, zero_variance = cfg.algorithm, cfg.algorithm.zero_variance
-    curriculum = NoiseCurriculum.from_config(cfg.curriculum, max_steps=cfg.trainer.max_steps)
     loss = PolicyLoss.from_config(algorithm)
     with TrainingRun(cfg, run_dir, progress) as run:
         policy, timer = run.system.policy, run.timer
         run.warm_start()
         run.evaluate("before", step=0)
         for step in run.steps():
-            noise = curriculum.noise_at(step)
+            noise = run.curriculum.noise_at(step)
             with timer("refit"):
                 run.refit(version=step)
             with timer("rollout"):

@@ -37,18 +37,16 @@ def train(cfg: PpoRecipeConfig, run_dir: "RunDir", progress: "Progress") -> Path
     from zs_nemo.algorithms.value_loss import ValueLoss, explained_variance
     from zs_nemo.algorithms.whitening import whiten
     from zs_nemo.cluster.training_run import TrainingRun
-    from zs_nemo.curriculum import NoiseCurriculum
     from zs_nemo.rollout.packing import pack
 
     algorithm = cfg.algorithm
-    curriculum = NoiseCurriculum.from_config(cfg.curriculum, max_steps=cfg.trainer.max_steps)
     loss, value_loss = PolicyLoss.from_config(algorithm), ValueLoss(clip_range=algorithm.value_clip_range)
     with TrainingRun(cfg, run_dir, progress) as run:
         policy, critic, timer = run.system.policy, run.critic, run.timer
         run.warm_start()
         run.evaluate("before", step=0)
         for step in run.steps():
-            noise = curriculum.noise_at(step)
+            noise = run.curriculum.noise_at(step)
             with timer("refit"):
                 run.refit(version=step)
             with timer("rollout"):

@@ -34,18 +34,16 @@ def train(cfg: ReinforcePpRecipeConfig, run_dir: "RunDir", progress: "Progress")
     from zs_nemo.algorithms.reinforce_pp import reinforce_pp_advantages
     from zs_nemo.algorithms.token_rewards import token_rewards
     from zs_nemo.cluster.training_run import TrainingRun
-    from zs_nemo.curriculum import NoiseCurriculum
     from zs_nemo.rollout.packing import pack
 
     algorithm = cfg.algorithm
-    curriculum = NoiseCurriculum.from_config(cfg.curriculum, max_steps=cfg.trainer.max_steps)
     loss = PolicyLoss.from_config(algorithm)
     with TrainingRun(cfg, run_dir, progress) as run:
         policy, timer = run.system.policy, run.timer
         run.warm_start()
         run.evaluate("before", step=0)
         for step in run.steps():
-            noise = curriculum.noise_at(step)
+            noise = run.curriculum.noise_at(step)
             with timer("refit"):
                 run.refit(version=step)
             with timer("rollout"):

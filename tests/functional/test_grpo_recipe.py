@@ -117,6 +117,10 @@ def test_a_run_leaves_a_whole_run_directory(whole_run):
     report = json.loads((run / "report.json").read_text())
     assert {"recipe", "seed", "steps", "wall_s", "stage_s", "evaluation", "search", "cost"} <= report.keys()
     assert (report["recipe"], report["seed"], report["steps"]) == ("grpo", 1, 5)
+    roles = report["cost"]["roles"]
+    assert set(roles) == {"training", "generation", "simulator"}
+    assert all(0 < role["busy_share"] <= 1 for role in roles.values())
+    assert report["cost"]["simulated"]["usd_per_1000"] > 0
     assert set(report["evaluation"]) == {
         "before_bm25_greedy",
         "before_bm25_temperature_1",

@@ -12,6 +12,8 @@ from omegaconf import OmegaConf
 
 POLICY, CRITIC = "policy", "critic"
 """Folders of a checkpoint."""
+CURRICULUM = "curriculum"
+"""Key of the curriculum's state in a checkpoint's state."""
 STATE_FILE = "driver_state.json"
 """Written last: a checkpoint without it was torn by a crash."""
 

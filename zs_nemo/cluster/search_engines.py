@@ -67,7 +67,7 @@ class SearchEngines:
             return load_callback(self._cfg.rollout.callback, engine)
         if self._simulated is None:
             return EngineSearch(engine)
-        return SimulatedSearch(engine, shared_coins=self._cfg.curriculum.shared_coins)
+        return SimulatedSearch(engine, coin=self._cfg.curriculum.coin)
 
 
 def build_real_engine(cfg: RecipeConfig, world: FactsWorld) -> Bm25Search:

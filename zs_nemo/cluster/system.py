@@ -1,8 +1,9 @@
 """The handle that a recipe owns: starts every process of a run, gives access to them, and ends them all."""
 
 import contextlib
+import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from zs_nemo.cluster.memory_plan import engine_weight_bytes
 from zs_nemo.cluster.placement import Placement, check_sender_is_alone, place_on_gpus
 from zs_nemo.cluster.rank_groups import CriticGroup, PolicyGroup
 from zs_nemo.cluster.ray_session import RaySession
+from zs_nemo.cluster.role_accounts import GENERATION, held_units, role_accounts
 from zs_nemo.cluster.roles import Role, gather
 from zs_nemo.cluster.setups import (
     Layout,
@@ -27,6 +29,7 @@ from zs_nemo.cluster.setups import (
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.rollout import RefitTransport
 from zs_nemo.generation.engine_setup import engine_environment
+from zs_nemo.observability.cost import SIMULATOR
 from zs_nemo.refit.direct import DirectRefit
 from zs_nemo.refit.shared_memory import SharedMemoryRefit
 from zs_nemo.weights.transfer import TransferAddress
@@ -99,6 +102,13 @@ class System:
         pools = {"policy": getattr(self, "generation", None), "simulator": self.simulator}
         return {name: pool.usage for name, pool in pools.items() if pool is not None}
 
+    def accounts(self, *, wall_s: float, stage_s: Mapping[str, float]) -> dict[str, dict[str, float]]:
+        """Return what each role has held and done in ``wall_s`` seconds, of which ``stage_s`` went to the stages."""
+        usage = {GENERATION: (self.generation.usage, len(self._layout.policy_engines))}
+        if self.simulator is not None:
+            usage[SIMULATOR] = self.simulator.usage, len(self._layout.simulator_engines)
+        return role_accounts(self._units, on_gpu=self._layout.use_gpu, wall_s=wall_s, stage_s=stage_s, usage=usage)
+
     def close(self) -> None:
         """End every process of the run. May be called again."""
         self._close(failed=False)
@@ -128,6 +138,8 @@ class System:
     def _start_roles(self) -> None:
         layout, cfg = self._layout, self._cfg
         placement = self._placement()
+        num_cores = len(os.sched_getaffinity(0)) * cfg.trainer.num_nodes
+        self._units = held_units(layout, placement, threads=cfg.cluster.threads_per_process, num_cores=num_cores)
         ranks = [self._rank(f"policy-rank-{rank}", rank, placement) for rank in range(layout.num_ranks)]
         critics = [
             self._rank(f"critic-rank-{rank}", layout.num_ranks + rank, placement)

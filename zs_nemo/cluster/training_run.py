@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from zs_nemo.algorithms.supervised_loss import SupervisedLoss
-from zs_nemo.cluster.checkpoints import CRITIC, POLICY, CheckpointFolder
+from zs_nemo.cluster.checkpoints import CRITIC, CURRICULUM, POLICY, CheckpointFolder
 from zs_nemo.cluster.rank_groups import CriticGroup
 from zs_nemo.cluster.search_engines import SearchEngines, build_real_engine
 from zs_nemo.cluster.setups import num_updates
@@ -22,6 +22,7 @@ from zs_nemo.config.algorithm import KlPlace
 from zs_nemo.config.policy import SchedConfig
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.search import SimulatedSearchConfig
+from zs_nemo.curriculum import NoiseCurriculum
 from zs_nemo.evaluation.evaluator import CLOSED_BOOK, Evaluator
 from zs_nemo.evaluation.scores import EvaluationName
 from zs_nemo.observability.files import read_json
@@ -52,6 +53,8 @@ class TrainingRun:
 
     system: System
     timer: StageTimer
+    curriculum: NoiseCurriculum
+    """Its state is part of every checkpoint, and goes back with it."""
 
     def __init__(self, cfg: RecipeConfig, run_dir: RunDir, progress: Progress) -> None:
         """Check what can be checked, start the system, and load the newest checkpoint if there is one."""
@@ -62,6 +65,7 @@ class TrainingRun:
         self._checkpoints = CheckpointFolder(run_dir.path / "checkpoints", keep=cfg.exp_manager.save_top_k)
         self._reference_folder = run_dir.path / "reference"
         self._guards = Guards(cfg.guards)
+        self.curriculum = NoiseCurriculum.from_config(cfg.curriculum, max_steps=cfg.trainer.max_steps)
         self._served_version = -1
         self._stack = ExitStack()
         try:
@@ -121,7 +125,7 @@ class TrainingRun:
     def _resume(self) -> None:
         self._resumed = bool(self._checkpoints.whole())
         self._next_step = 0
-        self._saving: int | None = None
+        self._saving: tuple[int, dict[str, Any]] | None = None
         if not self._resumed:
             return
         with self.timer("checkpoint"):
@@ -134,6 +138,7 @@ class TrainingRun:
         """Load the newest checkpoint whose files are as they were written."""
         folder, state = self._newest_undamaged()
         self._next_step = int(state["step"])
+        self.curriculum.restore(state.get(CURRICULUM, {}))
         self.system.policy.load_checkpoint(str(folder / POLICY))
         if self.system.critic is not None:
             self.system.critic.load_checkpoint(str(folder / CRITIC))
@@ -273,6 +278,7 @@ class TrainingRun:
         if verdict is not Verdict.go_on:
             self._leave_step(step, verdict, [finding.message for finding in findings])
             return
+        self.curriculum.observe(groups)
         # The log comes before the checkpoint: a resume drops rows that are too many, but could not make missing ones.
         finished = self._next_step = step + 1
         if finished % self._cfg.exp_manager.save_every_n_steps == 0 or finished == self._cfg.trainer.max_steps:
@@ -344,7 +350,7 @@ class TrainingRun:
             self.system.policy.save_checkpoint(str(folder / POLICY), in_background=in_background)
             if self.system.critic is not None:
                 self.system.critic.save_checkpoint(str(folder / CRITIC), in_background=in_background)
-            self._saving = step
+            self._saving = step, {CURRICULUM: self.curriculum.state()}
         if not in_background:
             self._commit_checkpoint()
 
@@ -356,8 +362,13 @@ class TrainingRun:
             self.system.policy.finish_saving()
             if self.system.critic is not None:
                 self.system.critic.finish_saving()
-            self._checkpoints.commit(self._saving, {})
+            self._checkpoints.commit(*self._saving)
         self._saving = None
 
     def _save_progress(self) -> None:
-        self._run_dir.save_progress(self.timer, search=self._ledger.state(), peak_memory_gib=self._memory.peak_gib)
+        self._run_dir.save_progress(
+            self.timer,
+            search=self._ledger.state(),
+            peak_memory_gib=self._memory.peak_gib,
+            roles=self.system.accounts(wall_s=self.timer.wall_s, stage_s=self.timer.totals),
+        )

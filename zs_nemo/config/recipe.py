@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from zs_nemo.config.algorithm import AlgorithmConfig, GrpoConfig, PpoConfig, ReinforcePpConfig
+from zs_nemo.config.cost import CostConfig
 from zs_nemo.config.critic import CriticConfig
 from zs_nemo.config.experiment import (
     ClusterConfig,
@@ -16,7 +17,7 @@ from zs_nemo.config.experiment import (
 from zs_nemo.config.guards import GuardConfig
 from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.reward import RewardConfig
-from zs_nemo.config.rollout import CurriculumConfig, GenerationConfig, RolloutConfig
+from zs_nemo.config.rollout import CurriculumConfig, CurriculumName, GenerationConfig, RolloutConfig
 from zs_nemo.config.search import SearchConfig
 
 
@@ -44,6 +45,7 @@ class RecipeConfig:
     guards: GuardConfig = field(default_factory=GuardConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
 
     def __post_init__(self) -> None:
         ranks = self.trainer.num_nodes * self.trainer.devices
@@ -55,6 +57,8 @@ class RecipeConfig:
                 f"policy.context_parallel_size = {model_ranks}; "
                 "change trainer.devices or the parallel sizes"
             )
+        if self.curriculum.name is CurriculumName.adaptive:
+            _check_target_can_be_passed(self.curriculum.adaptive.target_reward, self.reward)
 
 
 @dataclass(kw_only=True)
@@ -86,6 +90,18 @@ class PpoRecipeConfig(RecipeConfig):
 
     algorithm: PpoConfig = field(default_factory=PpoConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
+
+
+def _check_target_can_be_passed(target: float, reward: RewardConfig) -> None:
+    if reward.function:
+        # Nothing is known of the range of a user's own term.
+        return
+    largest = sum(max(weight, 0.0) for weight in reward.weights().values())
+    if target >= largest:
+        raise ValueError(
+            f"curriculum.adaptive.target_reward={target} must be below {largest:g}, the largest reward that the "
+            "weights in reward allow, or the noise could never rise; lower it"
+        )
 
 
 def _check_group_size(rollout: RolloutConfig, *, needed_by: str) -> None:

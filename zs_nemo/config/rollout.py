@@ -1,6 +1,7 @@
 """Settings of generation, of the episode and of the curriculum."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -96,26 +97,134 @@ class RolloutConfig:
             raise ValueError(f"rollout.search_max_failure_share={self.search_max_failure_share} must lie in [0, 1]")
 
 
+class CurriculumName(Enum):
+    """P(noisy) as a function of the step, or of how well the policy does."""
+
+    published = "published"
+    """p_i = p_s + (b^(i/m) - 1)/(b - 1) * (p_e - p_s), arXiv 2505.04588, equation 1."""
+    linear = "linear"
+    """A straight line from p_s to p_e, the published one with b = 1."""
+    constant = "constant"
+    """The same at every step: ``constant_noise``."""
+    reverse = "reverse"
+    """The published one's levels from the last to the first."""
+    stepwise = "stepwise"
+    """Levels that hold from given shares of the run on: ``stepwise``."""
+    adaptive = "adaptive"
+    """Up while the policy's mean reward is above a target, down while it is below: ``adaptive``."""
+
+
+class CoinScope(Enum):
+    """Which searches of a step share one toss of the noise coin."""
+
+    query = "query"
+    """None: every search tosses its own, as published."""
+    trajectory = "trajectory"
+    """All of a trajectory: it meets useful documents alone, or noisy ones alone."""
+    group = "group"
+    """Those of the samples of a prompt in the same turn, so that luck stays out of their comparison. A group that meets
+    noise is then won by who guesses instead of searching."""
+
+
 @dataclass(kw_only=True)
-class CurriculumConfig:
-    """``curriculum``: P(noisy) over steps, p_i = p_s + (b^(i/m) - 1)/(b - 1) * (p_e - p_s).
+class StepwiseConfig:
+    """``curriculum.stepwise``: for ``curriculum.name=stepwise``."""
 
-    arXiv 2505.04588, equation 1.
-    """
-
-    start_noise: float = 0.0
-    """p_s"""
-    end_noise: float = 0.5
-    """p_e"""
-    base: float = 4.0
-    """b; larger values keep the noise low for longer. 1 means linear, the limit of the formula."""
-    shared_coins: bool = False
-    """Toss one coin for all samples of a prompt, turn by turn, so that luck stays out of their comparison; false tosses
-    one for every query, as published. Shared, a group that meets noise is won by who guesses instead of searching."""
+    fractions: list[float] = field(default_factory=lambda: [0.0, 0.5])
+    """Shares of the run, i/m, from which the levels hold; the first is 0."""
+    levels: list[float] = field(default_factory=lambda: [0.0, 0.5])
+    """P(noisy) from each fraction on."""
 
     def __post_init__(self) -> None:
-        for name in ("start_noise", "end_noise"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"curriculum.{name}={getattr(self, name)} is a probability and must lie in [0, 1]")
-        if self.base <= 0:
-            raise ValueError(f"curriculum.base={self.base} must be positive (the paper uses 4)")
+        name = "curriculum.stepwise"
+        if len(self.fractions) != len(self.levels) or not self.levels:
+            raise ValueError(
+                f"{name}.fractions={self.fractions} and {name}.levels={self.levels} must be of the same length, at "
+                "least 1: give every fraction its level"
+            )
+        if self.fractions[0] != 0:
+            raise ValueError(
+                f"{name}.fractions={self.fractions} must begin with 0, or the first steps have no level; put a 0 in "
+                "front and its level into the levels"
+            )
+        ascending = all(low < high for low, high in zip(self.fractions, self.fractions[1:], strict=False))
+        if not (ascending and self.fractions[-1] < 1):
+            raise ValueError(
+                f"{name}.fractions={self.fractions} must ascend and stay below 1: they are shares of the run, so for "
+                "step i of m write i/m"
+            )
+        for level in self.levels:
+            if not 0 <= level <= 1:
+                raise ValueError(f"{name}.levels={self.levels} are probabilities: each must lie in [0, 1], not {level}")
+
+
+@dataclass(kw_only=True)
+class AdaptiveConfig:
+    """``curriculum.adaptive``: for ``curriculum.name=adaptive``.
+
+    After every step p' = clip(p + step_size * tanh(sensitivity * (R - target_reward)), start_noise, end_noise), where R
+    is the smoothed mean reward; it begins at ``start_noise``. AdaRFT moves the difficulty of its problems by this rule
+    (arXiv 2504.05520).
+    """
+
+    target_reward: float = 0.5
+    """Mean reward of a step at which the noise stays. At 0.5 a reward that is 0 or 1 differs most between samples."""
+    step_size: float = 0.05
+    """Largest change of the noise in one step."""
+    sensitivity: float = 2.0
+    """How fast the change nears ``step_size`` as the reward leaves the target."""
+    smoothing: float = 0.5
+    """Weight of the past in R, in [0, 1); 0 takes the last step alone."""
+
+    def __post_init__(self) -> None:
+        name = "curriculum.adaptive"
+        if not math.isfinite(self.target_reward):
+            raise ValueError(f"{name}.target_reward={self.target_reward} must be a number, such as 0.5")
+        if not 0 < self.step_size <= 1:
+            raise ValueError(
+                f"{name}.step_size={self.step_size} must lie in (0, 1]: it is a change of a probability; "
+                "curriculum.name=constant keeps the noise where it is"
+            )
+        if not 0 < self.sensitivity < math.inf:
+            raise ValueError(
+                f"{name}.sensitivity={self.sensitivity} must be positive: noise that falls when the policy does well "
+                "would never come back"
+            )
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(
+                f"{name}.smoothing={self.smoothing} must lie in [0, 1): at 1 no reward would count; take 0.9 for the "
+                "mean of some ten steps"
+            )
+
+
+@dataclass(kw_only=True)
+class CurriculumConfig:
+    """``curriculum``: P(noisy) over steps (``zs_nemo/curriculum.py``); the published one unless another is named."""
+
+    name: CurriculumName = CurriculumName.published
+    start_noise: float = 0.0
+    """p_s; with ``name=adaptive`` where it begins, and the least."""
+    end_noise: float = 0.5
+    """p_e; with ``name=adaptive`` the most."""
+    base: float = 4.0
+    """b; larger values keep the noise low for longer. 1 means linear, the limit of the formula."""
+    constant_noise: float | None = None
+    """P(noisy) with ``name=constant``; 0 is no noise at all. Null takes the mean of the published curriculum's steps:
+    as much noise in all, spread evenly."""
+    stepwise: StepwiseConfig = field(default_factory=StepwiseConfig)
+    adaptive: AdaptiveConfig = field(default_factory=AdaptiveConfig)
+    coin: CoinScope = CoinScope.query
+
+    def __post_init__(self) -> None:
+        for name in ("start_noise", "end_noise", "constant_noise"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"curriculum.{name}={value} is a probability and must lie in [0, 1]")
+        if not 0 < self.base < math.inf:
+            raise ValueError(f"curriculum.base={self.base} must be positive and finite (the paper uses 4)")
+        if self.name is CurriculumName.adaptive and self.start_noise >= self.end_noise:
+            raise ValueError(
+                f"curriculum.start_noise={self.start_noise} must be below curriculum.end_noise={self.end_noise} with "
+                "curriculum.name=adaptive, which moves between the two; raise end_noise, or take "
+                "curriculum.name=constant"
+            )

@@ -21,9 +21,10 @@ _CREDENTIAL_LAST_WORDS = {
 }
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
 
-# They say where a run computes, not what: a checkpoint made under one value goes on under another.
+# They say where a run computes and at what price, not what: a checkpoint made under one value goes on under another.
 _FREE_ON_RESUME = (
     "cluster.",
+    "cost.",
     "exp_manager.",
     "trainer.num_nodes",
     "trainer.devices",

@@ -40,7 +40,14 @@ def render_page(files: RunFiles, report: Report) -> str:
     """Return the page of a run."""
     # Autoescape is what keeps text of models and corpora from becoming markup.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"duration": duration, "score": _score, "tags": _mark_tags, "words": _words}
+    environment.filters |= {
+        "duration": duration,
+        "hours": lambda hours, unit: f"{hours:,.2f} {unit}",
+        "score": _score,
+        "tags": _mark_tags,
+        "usd": _usd,
+        "words": _words,
+    }
     settings = _settings(report)
     template = package_files("zs_nemo.observability").joinpath("report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(
@@ -234,6 +241,13 @@ def _interval(entry: Mapping[str, Any] | None) -> Interval | None:
 
 def _score(entry: Mapping[str, Any] | None, measure: str = "f1") -> str:
     return ABSENT if entry is None else f"{entry[measure]:.3f}"
+
+
+def _usd(amount: float | None) -> str:
+    """Write cents where there are any to speak of, and small sums by their first figures."""
+    if amount is None:
+        return ABSENT
+    return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.2g}"
 
 
 def _decoding(decoding: str) -> str:

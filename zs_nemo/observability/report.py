@@ -7,6 +7,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from zs_nemo.config.cost import CostConfig
+from zs_nemo.observability.cost import account
 from zs_nemo.observability.files import read_json, read_json_lines, write_json, write_text
 from zs_nemo.observability.phase import Phase
 
@@ -101,7 +103,12 @@ def build_report(files: RunFiles) -> dict[str, Any]:
         },
         "critic": _critic(files),
         "guards": _guards(files),
-        "cost": _cost(search),
+        "cost": account(
+            search["engines"],
+            [session.get("roles", {}) for session in sessions],
+            _prices(files.config),
+            simulated=SIMULATED_ENGINES,
+        ),
         "peak_memory_gib": max(peaks, default=None),
         "machine": sessions[-1].get("machine", {}) if sessions else {},
         "versions": sessions[-1].get("versions", {}) if sessions else {},
@@ -165,18 +172,9 @@ def _guards(files: RunFiles) -> dict[str, Any]:
     }
 
 
-def _cost(search: Mapping[str, Any]) -> dict[str, Any]:
-    engines: Mapping[str, Counts] = search["engines"]
-    return {
-        "searches": {name: count.get("calls", 0) for name, count in engines.items()},
-        "simulator_tokens": {
-            name: count.get("prompt_tokens", 0) + count.get("completion_tokens", 0)
-            for name, count in engines.items()
-            if name in SIMULATED_ENGINES
-        },
-        "busy_s": {name: count.get("busy_s", 0.0) for name, count in engines.items()},
-        "prices": None,
-    }
+def _prices(config: Mapping[str, Any]) -> CostConfig:
+    """Return the prices of a run's configuration; a run of an earlier version has none and gets the present ones."""
+    return CostConfig(**(config.get("cost") or {}))
 
 
 def _total(parts: Iterable[Mapping[str, float]]) -> Counts:

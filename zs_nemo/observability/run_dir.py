@@ -4,7 +4,7 @@ Layout::
 
     config.yaml              resolved settings, credentials redacted
     metrics.jsonl            one object a step, warm start and reinforcement learning
-    state.json               sessions (one per start of the command) with their time and memory; finished or not
+    state.json               sessions (one per start of the command) with time, memory and roles; finished or not
     search.json              what each search engine was asked, by phase
     tensorboard/             the same metrics as events
     trajectories/step_0007.jsonl   a sample of the episodes of a step
@@ -138,13 +138,19 @@ class RunDir:
         *,
         search: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
         peak_memory_gib: float | None = None,
+        roles: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
-        """Record time, searches ({phase: {engine: counts}}) and peak memory so far. Cheap: call it every step."""
+        """Record time, searches ({phase: {engine: counts}}), peak memory and the roles' accounts so far.
+
+        Cheap: call it every step.
+        """
         session = self._state["sessions"][-1]
         session["wall_s"] = timer.wall_s
         session["stage_s"] = timer.totals
         if peak_memory_gib is not None:
             session["peak_memory_gib"] = peak_memory_gib
+        if roles is not None:
+            session["roles"] = roles
         write_json(self.path / "state.json", self._state)
         if search is not None:
             write_json(self.path / "search.json", search)

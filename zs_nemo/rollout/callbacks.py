@@ -8,6 +8,8 @@ import importlib
 from dataclasses import replace
 from typing import Protocol, cast
 
+from zs_nemo.config.rollout import CoinScope
+from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.search import SearchEngine, SearchRequest, SearchResult
 
 
@@ -33,20 +35,29 @@ class EngineSearch:
 class SimulatedSearch:
     """Tosses the curriculum's coin and asks the simulator for useful or for noisy documents.
 
-    The coin is keyed by the trajectory and the turn (``request.key``), so it is the same when the call is tried again,
-    when the run is resumed, and whatever else is under way. With ``shared_coins`` it is keyed by the prompt and the
-    turn: the members of a group meet noise in the same turns, and luck does not enter the comparison between them.
+    The coin is keyed by what ``coin`` says out of the request's key, so it is the same when the call is tried again,
+    when the run is resumed, and whatever else is under way.
     """
 
-    def __init__(self, simulator: SearchEngine, *, shared_coins: bool = False) -> None:
+    def __init__(self, simulator: SearchEngine, *, coin: CoinScope = CoinScope.query) -> None:
         self._simulator = simulator
-        self._shared_coins = shared_coins
+        self._coin = coin
 
     async def search(self, request: SearchRequest) -> SearchResult:
         """Answer with documents that are noisy with probability ``request.noise_probability``."""
-        key = replace(request.key, member=0) if self._shared_coins else request.key
-        noisy = key.uniform("noise") < request.noise_probability
+        noisy = coin_key(request.key, self._coin).uniform("noise") < request.noise_probability
         return await self._simulator.search(replace(request, noisy=noisy))
+
+
+def coin_key(key: SampleKey, scope: CoinScope) -> SampleKey:
+    """Return the key of the coin that the search of ``key`` tosses: equal keys, equal coins."""
+    match scope:
+        case CoinScope.query:
+            return key
+        case CoinScope.trajectory:
+            return replace(key, turn=0)
+        case CoinScope.group:
+            return replace(key, member=0)
 
 
 def load_callback(path: str, engine: SearchEngine) -> RolloutCallback:

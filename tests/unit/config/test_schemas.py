@@ -10,7 +10,7 @@ from hydra.errors import ConfigCompositionException
 from zs_nemo.config.policy import Recompute, RecomputeMethod
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, ReinforcePpRecipeConfig
 from zs_nemo.config.registry import register, to_dataclass
-from zs_nemo.config.rollout import CurriculumConfig
+from zs_nemo.config.rollout import CoinScope, CurriculumConfig, CurriculumName
 from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
 
 CONFIGS = str(Path(__file__).parents[3] / "configs")
@@ -63,6 +63,22 @@ def test_an_unknown_key_is_refused_with_its_name(override):
         ("reward.exact_match=nan", r"reward\.exact_match=nan"),
         ("curriculum.end_noise=1.5", r"curriculum\.end_noise=1\.5 .*\[0, 1\]"),
         ("curriculum.base=0", r"curriculum\.base=0"),
+        ("curriculum.base=inf", r"curriculum\.base=inf must be positive and finite"),
+        ("curriculum.constant_noise=-0.1", r"curriculum\.constant_noise=-0\.1 .*\[0, 1\]"),
+        ("curriculum.stepwise.levels=[0.1]", r"stepwise\.levels=\[0\.1\] must be of the same length.*its level"),
+        ("curriculum.stepwise.fractions=[0.1,0.5]", r"stepwise\.fractions=\[0\.1, 0\.5\] must begin with 0.*put a 0"),
+        ("curriculum.stepwise.fractions=[0,0]", r"stepwise\.fractions=\[0\.0, 0\.0\] must ascend"),
+        ("curriculum.stepwise.fractions=[0,12]", r"stepwise\.fractions=\[0\.0, 12\.0\] must .*below 1.*write i/m"),
+        ("curriculum.stepwise.levels=[0,50]", r"stepwise\.levels=\[0\.0, 50\.0\].*\[0, 1\], not 50"),
+        ("curriculum.adaptive.target_reward=nan", r"adaptive\.target_reward=nan must be a number"),
+        ("curriculum.adaptive.step_size=0", r"adaptive\.step_size=0\.0 .*\(0, 1\].*curriculum\.name=constant"),
+        ("curriculum.adaptive.sensitivity=-2", r"adaptive\.sensitivity=-2\.0 must be positive"),
+        ("curriculum.adaptive.smoothing=1", r"adaptive\.smoothing=1\.0 must lie in \[0, 1\)"),
+        (
+            "cost.usd_per_gpu_hour=-1",
+            r"cost\.usd_per_gpu_hour=-1\.0 is a price and must be 0 \(not known\)",
+        ),
+        ("cost.usd_per_1000_searches=nan", r"cost\.usd_per_1000_searches=nan"),
         ("generation.temperature=0", r"generation\.temperature=0.*evaluation\.temperatures"),
         ("policy.tensor_model_parallel_size=3", r"must be a multiple of .*= 3; change trainer\.devices"),
         ("algorithm.kl.coef=-1", r"algorithm\.kl\.coef=-1"),
@@ -79,6 +95,30 @@ def test_an_unknown_key_is_refused_with_its_name(override):
 def test_a_bad_value_is_refused_with_its_rule(override, message):
     with pytest.raises(ValueError, match=message):
         load(override)
+
+
+def test_a_curriculum_is_chosen_by_its_group_and_keeps_the_experiments_end():
+    assert load("curriculum=reverse").curriculum == replace(load().curriculum, name=CurriculumName.reverse)
+    assert load("curriculum=off").curriculum.constant_noise == 0.0
+    assert load("curriculum=constant", "curriculum.constant_noise=0.3", recipe="ppo").curriculum.constant_noise == 0.3
+    assert load("curriculum.coin=group", recipe="reinforce_pp").curriculum.coin is CoinScope.group
+
+
+def test_every_curriculum_can_be_chosen_by_its_name():
+    files = {path.stem for path in (Path(CONFIGS) / "curriculum").glob("*.yaml")}
+    assert files == {name.value for name in CurriculumName} | {"off"}
+    for name in files - {"off"}:
+        assert load(f"curriculum={name}").curriculum.name.value == name
+
+
+def test_an_adaptive_curriculum_that_could_not_move_is_refused():
+    with pytest.raises(ValueError, match=r"start_noise=0\.3 must be below .*end_noise=0\.25.*raise end_noise"):
+        load("curriculum=adaptive", "curriculum.start_noise=0.3")
+    with pytest.raises(ValueError, match=r"target_reward=1\.0 must be below 1, the largest reward.*lower it"):
+        load("curriculum=adaptive", "curriculum.adaptive.target_reward=1")
+    assert load("curriculum=adaptive", "curriculum.adaptive.target_reward=1", "reward.exact_match=1")
+    assert load("curriculum=adaptive", "curriculum.adaptive.target_reward=3", "reward.function=my.own.reward")
+    assert load("curriculum.adaptive.target_reward=1"), "a rule that is not in use may say anything"
 
 
 def test_each_algorithm_has_the_published_place_and_estimator_of_the_kl():

@@ -128,7 +128,18 @@ def finished_run(path: Path, *, seed: int = 1, document: str = "doc", engine: st
             run.write_evaluation(str(name), summary, [row.to_json() for row in after], step=3)
         counts = {"calls": 6, "failures": 1, "prompt_tokens": 60, "completion_tokens": 24, "busy_s": 3.0}
         real = {"calls": 80, "failures": 0, "prompt_tokens": 0, "completion_tokens": 0, "busy_s": 1.0}
-        run.save_progress(timer, search={"rl": {engine: counts}, "evaluation": {"bm25": real}}, peak_memory_gib=8.5)
+        roles = {
+            "training": {"held_core_s": 3600.0, "busy_core_s": 1800.0},
+            "simulator": {
+                "held_core_s": 1800.0,
+                "busy_core_s": 450.0,
+                "requests": 7,
+                "prompt_tokens": 70,
+                "completion_tokens": 28,
+            },
+        }
+        searches = {"rl": {engine: counts}, "evaluation": {"bm25": real}}
+        run.save_progress(timer, search=searches, peak_memory_gib=8.5, roles=roles)
         run.finish()
     write_report(path)
     return path

@@ -66,7 +66,7 @@ def test_the_report_holds_what_the_design_promises(run: Path) -> None:
     assert report["integrity"] == {"token_in_token_out_share": 1.0, "unread_searches": 0.0}
     assert report["peak_memory_gib"] == 8.5
     assert report["cost"]["simulator_tokens"] == {"simulator": 84}
-    assert report["cost"]["prices"] is None
+    assert report["cost"]["prices"]["usd_per_1000_searches"] == pytest.approx(9.1667, abs=1e-4)
     assert report["versions"]["torch"]
 
 

@@ -5,14 +5,15 @@ import asyncio
 import pytest
 
 from tests.fakes import FixedSearch
+from zs_nemo.config.rollout import CoinScope
 from zs_nemo.rollout.callbacks import EngineSearch, SimulatedSearch, load_callback
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.search import SearchRequest
 
 
-def coins(*, shared: bool, step: int = 3, noise: float = 0.5) -> list[list[tuple[bool, ...]]]:
+def coins(scope: CoinScope, *, step: int = 3, noise: float = 0.5) -> list[list[tuple[bool, ...]]]:
     """Return the coins of 30 prompts x 4 members x 2 turns."""
-    callback = SimulatedSearch(FixedSearch(), shared_coins=shared)
+    callback = SimulatedSearch(FixedSearch(), coin=scope)
 
     def toss(prompt: int, member: int, turn: int) -> bool:
         key = SampleKey(run_seed=1, step=step, prompt=prompt, member=member, turn=turn)
@@ -24,28 +25,39 @@ def coins(*, shared: bool, step: int = 3, noise: float = 0.5) -> list[list[tuple
     return [[tuple(toss(prompt, member, turn) for turn in range(2)) for member in range(4)] for prompt in range(30)]
 
 
+def share(tossed: list[list[tuple[bool, ...]]]) -> float:
+    return sum(coin for members in tossed for turns in members for coin in turns) / 240
+
+
 def test_every_query_has_a_coin_of_its_own() -> None:
-    tossed = coins(shared=False)
+    tossed = coins(CoinScope.query)
     assert any(len(set(members)) > 1 for members in tossed)
-    share = sum(coin for members in tossed for turns in members for coin in turns) / 240
-    assert 0.35 < share < 0.65
-    assert tossed == coins(shared=False)
+    assert any(len(set(turns)) > 1 for members in tossed for turns in members)
+    assert 0.35 < share(tossed) < 0.65
+    assert tossed == coins(CoinScope.query)
 
 
-def test_shared_coins_are_the_same_for_the_members_of_a_group_and_differ_between_prompts_turns_and_steps() -> None:
-    tossed = coins(shared=True)
+def test_a_coin_by_trajectory_is_the_same_in_every_turn_and_differs_between_members_and_steps() -> None:
+    tossed = coins(CoinScope.trajectory)
+    assert all(len(set(turns)) == 1 for members in tossed for turns in members)
+    assert any(len(set(members)) > 1 for members in tossed)
+    assert 0.35 < share(tossed) < 0.65
+    assert tossed == coins(CoinScope.trajectory)
+    assert tossed != coins(CoinScope.trajectory, step=4)
+
+
+def test_a_coin_by_group_is_the_same_for_its_members_and_differs_between_prompts_turns_and_steps() -> None:
+    tossed = coins(CoinScope.group)
     assert all(len(set(members)) == 1 for members in tossed)
     of_prompts = [members[0] for members in tossed]
     assert set(of_prompts) == {(False, False), (False, True), (True, False), (True, True)}
-    assert of_prompts != [members[0] for members in coins(shared=True, step=4)]
+    assert of_prompts != [members[0] for members in coins(CoinScope.group, step=4)]
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_a_probability_of_zero_or_one_leaves_nothing_to_chance(shared: bool) -> None:
+@pytest.mark.parametrize("scope", CoinScope)
+def test_a_probability_of_zero_or_one_leaves_nothing_to_chance(scope: CoinScope) -> None:
     for noise in (0.0, 1.0):
-        assert {coin for members in coins(shared=shared, noise=noise) for turns in members for coin in turns} == {
-            noise == 1.0
-        }
+        assert {coin for members in coins(scope, noise=noise) for turns in members for coin in turns} == {noise == 1.0}
 
 
 def test_a_callback_is_named_by_its_import_path() -> None:

@@ -1,0 +1,92 @@
+"""What a run keeps in its checkpoints besides what the workers write, with a system that computes nothing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import pytest
+
+from tests.fakes import CharTokenizer
+from tests.unit.observability.runs import group, searching
+from zs_nemo.cluster.training_run import TrainingRun
+from zs_nemo.config.experiment import ExpManagerConfig, TrainerConfig, WarmStartConfig
+from zs_nemo.config.guards import GuardConfig, OnCollapse
+from zs_nemo.config.recipe import GrpoRecipeConfig
+from zs_nemo.config.rollout import CurriculumConfig, CurriculumName
+from zs_nemo.config.search import SimulatedSearchConfig
+from zs_nemo.observability.files import read_json_lines
+from zs_nemo.observability.progress import Progress
+from zs_nemo.observability.run_dir import RunDir
+from zs_nemo.rollout.ledger import SearchLedger
+
+REWARDS = (0.9, 0.7, 0.3, 0.6, 0.1, 0.8, 0.95, 0.2)
+HEALTHY, COLLAPSED = 1.0, 0.01
+
+
+def settings(*, async_save: bool = False) -> GrpoRecipeConfig:
+    return GrpoRecipeConfig(
+        search=SimulatedSearchConfig(),
+        trainer=TrainerConfig(max_steps=len(REWARDS)),
+        exp_manager=ExpManagerConfig(save_every_n_steps=2, async_save=async_save),
+        warm_start=WarmStartConfig(steps=0),
+        curriculum=CurriculumConfig(name=CurriculumName.adaptive),
+        guards=GuardConfig(on_collapse=OnCollapse.rollback, min_entropy=0.1),
+    )
+
+
+@pytest.fixture(autouse=True)
+def system_that_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(run: TrainingRun) -> None:
+        policy = MagicMock()
+        policy.checkpoint_damage.return_value = []
+        run.system = SimpleNamespace(policy=policy, critic=None, accounts=lambda **spent: {})
+        run._tokenizer, run._ledger = CharTokenizer(), SearchLedger()
+        run._memory = SimpleNamespace(peak_gib=1.0)
+
+    monkeypatch.setattr(TrainingRun, "_start", start)
+
+
+def train(
+    path: Path, *, stop_before: int = len(REWARDS), collapse_once_at: int | None = None, async_save: bool = False
+) -> list[tuple[int, float]]:
+    """Run or resume, as a recipe does; return (step, noise) of every step that was rolled out."""
+    cfg, seen, entropies = settings(async_save=async_save), [], {collapse_once_at: COLLAPSED}
+    with RunDir(path, cfg) as run_dir, Progress("run") as progress, TrainingRun(cfg, run_dir, progress) as run:
+        run.warm_start()
+        for step in run.steps():
+            if step == stop_before:
+                break
+            noise = run.curriculum.noise_at(step)
+            seen.append((step, noise))
+            groups = [group(searching(reward=REWARDS[step], key=(step, 0, 0)))]
+            updates: Sequence[dict[str, float]] = [{"entropy": entropies.pop(step, HEALTHY), "num_loss_tokens": 4.0}]
+            run.finish_step(step, groups, None, updates, noise=noise)
+    return seen
+
+
+@pytest.mark.parametrize(("async_save", "begins_at"), [(False, 6), (True, 4)], ids=["in the way", "in the background"])
+def test_a_resumed_run_meets_the_noise_of_an_uninterrupted_one(
+    tmp_path: Path, async_save: bool, begins_at: int
+) -> None:
+    whole = train(tmp_path / "whole")
+    assert [step for step, _ in whole] == list(range(len(REWARDS)))
+    assert len({noise for _, noise in whole}) == len(REWARDS), "every step moves the noise, so a lost state shows"
+
+    # The checkpoint that was still being written in the background is lost with the run.
+    broken = train(tmp_path / "broken", stop_before=7, async_save=async_save)
+    resumed = train(tmp_path / "broken", async_save=async_save)
+    assert broken == whole[:7]
+    assert resumed == whole[begins_at:]
+
+
+def test_a_return_to_a_checkpoint_takes_the_noise_back_with_it(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole")
+    seen = train(tmp_path / "run", collapse_once_at=3)
+    assert seen == [*whole[:4], *whole[2:]]
+
+
+def test_the_level_is_in_the_metrics_of_every_step(tmp_path: Path) -> None:
+    seen = train(tmp_path / "run")
+    rows = [row for row in read_json_lines(tmp_path / "run" / "metrics.jsonl") if row["phase"] == "rl"]
+    assert [(row["step"], row["curriculum/noise"]) for row in rows] == seen
