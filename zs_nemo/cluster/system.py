@@ -104,9 +104,15 @@ class System:
 
     def accounts(self, *, wall_s: float, stage_s: Mapping[str, float]) -> dict[str, dict[str, float]]:
         """Return what each role has held and done in ``wall_s`` seconds, of which ``stage_s`` went to the stages."""
-        usage = {GENERATION: (self.generation.usage, len(self._layout.policy_engines))}
-        if self.simulator is not None:
-            usage[SIMULATOR] = self.simulator.usage, len(self._layout.simulator_engines)
+        done = self.usage()
+        usage = {
+            role: (done[name], len(engines))
+            for role, name, engines in (
+                (GENERATION, "policy", self._layout.policy_engines),
+                (SIMULATOR, "simulator", self._layout.simulator_engines),
+            )
+            if name in done
+        }
         return role_accounts(self._units, on_gpu=self._layout.use_gpu, wall_s=wall_s, stage_s=stage_s, usage=usage)
 
     def close(self) -> None:
