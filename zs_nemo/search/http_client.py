@@ -226,4 +226,6 @@ def _asked_pause(retry_after: str) -> float | None:
 def _reason(error: aiohttp.ClientError) -> str:
     """Say why in words that hold no address: the system's text, else the kind of error."""
     system = getattr(error, "os_error", error)
-    return str(getattr(system, "strerror", None) or type(error).__name__)
+    number, text = getattr(system, "errno", None), getattr(system, "strerror", None)
+    # asyncio has a text of its own in place of the system's; errors of name resolution have negative numbers.
+    return os.strerror(number) if number and number > 0 else str(text or type(error).__name__)
