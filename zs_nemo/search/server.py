@@ -8,6 +8,7 @@ and a reason: no document is ever made up in its place.
 import asyncio
 import hmac
 import logging
+import os
 import signal
 import socket
 import time
@@ -222,7 +223,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=_family(host), backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        number = getattr(error, "errno", None)
+        # Python adds the address to the system's text; errors of name resolution have negative numbers.
+        reason = os.strerror(number) if number and number > 0 else getattr(error, "strerror", None) or error
         raise ValueError(
             f"server.host={host} with server.port={port} cannot be listened on ({reason}); set server.port=0 for any "
             "free port, or end the process that holds it"
