@@ -1,18 +1,35 @@
 """The search engines of a run: the one that answers during training and the real one that judges the result."""
 
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from zs_nemo.config.recipe import RecipeConfig
-from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
+from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
+from zs_nemo.config.search import Bm25SearchConfig, SearchConfig, SimulatedSearchConfig
 from zs_nemo.qa.facts import FactsWorld
 from zs_nemo.rollout.callbacks import EngineSearch, RolloutCallback, SimulatedSearch, load_callback
 from zs_nemo.rollout.episode import SearchSetting
 from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.search.bm25 import Bm25Search
 from zs_nemo.search.demonstrations import build_demonstrations
+from zs_nemo.search.retriever import RetrieverSearch
 from zs_nemo.search.simulator import SimulatedSearchEngine
+from zs_nemo.search.web import WebSearch
 from zs_nemo.types.generation import GenerationEngine, Tokenizer
 from zs_nemo.types.search import SearchEngine
+
+RemoteEngine = RetrieverSearch | WebSearch
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealEngines:
+    """The real engines of a run. Both may be the same one."""
+
+    training: SearchEngine | None
+    """Answers during training; None when the simulator does."""
+    judge: SearchEngine | None
+    """Answers in evaluations; None where it is BM25 and has not been built yet."""
 
 
 class SearchEngines:
@@ -23,12 +40,17 @@ class SearchEngines:
         cfg: RecipeConfig,
         world: FactsWorld,
         ledger: SearchLedger,
-        real: Bm25Search,
+        real: RealEngines,
         simulator: GenerationEngine | None,
         simulator_tokenizer: Tokenizer | None,
     ) -> None:
+        assert real.judge is not None
         self._cfg = cfg
-        self._real = ledger.watch(real)
+        self._real = real
+        self._judge = ledger.watch(real.judge)
+        self._training = self._judge if real.training is real.judge else None
+        if real.training is not None and self._training is None:
+            self._training = ledger.watch(real.training)
         self._simulated: SearchEngine | None = None
         if isinstance(cfg.search, SimulatedSearchConfig):
             assert simulator is not None and simulator_tokenizer is not None
@@ -49,20 +71,32 @@ class SearchEngines:
         )
 
     def evaluation(self, engine: str) -> SearchSetting | None:
-        """Return the setting of an evaluation with ``bm25`` or ``simulator`` (useful documents only), else None."""
-        engines: dict[str, SearchEngine | None] = {"bm25": self._real, "simulator": self._simulated}
+        """Return the setting of an evaluation with ``judge`` or ``simulator`` (useful documents only), else None."""
+        engines: dict[str, SearchEngine | None] = {self.judge: self._judge, "simulator": self._simulated}
         chosen = engines.get(engine)
         if chosen is None:
             return None
         return SearchSetting(callback=EngineSearch(chosen), num_documents=self._cfg.evaluation.num_documents)
 
     @property
+    def judge(self) -> str:
+        """Name of the real engine on which the policy is evaluated."""
+        return self._judge.name
+
+    @property
     def evaluates_with_simulator(self) -> bool:
         """Whether this run has a simulator at all."""
         return self._simulated is not None
 
+    async def aclose(self) -> None:
+        """Close connections to other servers, in the event loop that has used them."""
+        for engine in (self._real.training, self._real.judge):
+            if isinstance(engine, RemoteEngine):
+                await engine.aclose()
+
     def _training_callback(self) -> RolloutCallback:
-        engine = self._simulated if self._simulated is not None else self._real
+        engine = self._simulated if self._simulated is not None else self._training
+        assert engine is not None, "without a simulator a real engine answers during training"
         if self._cfg.rollout.callback:
             return load_callback(self._cfg.rollout.callback, engine)
         if self._simulated is None:
@@ -70,7 +104,38 @@ class SearchEngines:
         return SimulatedSearch(engine, coin=self._cfg.curriculum.coin)
 
 
-def build_real_engine(cfg: RecipeConfig, world: FactsWorld) -> Bm25Search:
-    """Return BM25 over the corpus that the configuration names, the facts world's by default."""
-    corpus = cfg.search.corpus if isinstance(cfg.search, Bm25SearchConfig) else ""
-    return Bm25Search(Path(corpus) if corpus else world.corpus)
+def build_remote_engine(settings: SearchConfig | None, *, num_searches_before: int = 0) -> RemoteEngine | None:
+    """Return the client of an engine elsewhere, None for any other; raise ``ValueError`` without its credentials.
+
+    ``num_searches_before`` is what a resumed run has asked of the web already, for its quota.
+    """
+    if isinstance(settings, RetrieverSearchConfig):
+        return RetrieverSearch(settings)
+    if isinstance(settings, WebSearchConfig):
+        return WebSearch(settings, num_searches_before=num_searches_before)
+    return None
+
+
+def build_remote_engines(cfg: RecipeConfig, ledger: SearchLedger) -> RealEngines:
+    """Return those real engines that cost nothing to build, before anything starts: a missing key is found here."""
+    asked = ledger.asked(WebSearch.name)
+    training = build_remote_engine(cfg.search, num_searches_before=asked)
+    if cfg.evaluation.search == cfg.search:
+        return RealEngines(training=training, judge=training)
+    return RealEngines(training=training, judge=build_remote_engine(cfg.evaluation.search, num_searches_before=asked))
+
+
+def build_real_engines(cfg: RecipeConfig, world: FactsWorld, remote: RealEngines) -> RealEngines:
+    """Complete ``remote`` with BM25, over the corpus that the configuration names or the facts world's, if needed."""
+    local = lru_cache(Bm25Search)  # Training and evaluation over the same corpus share one index.
+    training, judge = remote.training, remote.judge
+    if training is None and not isinstance(cfg.search, SimulatedSearchConfig):
+        training = local(_corpus(cfg.search, world))
+    if judge is None:
+        judge = local(_corpus(cfg.evaluation.search or cfg.search, world))
+    return RealEngines(training=training, judge=judge)
+
+
+def _corpus(settings: SearchConfig, world: FactsWorld) -> Path:
+    corpus = settings.corpus if isinstance(settings, Bm25SearchConfig) else ""
+    return Path(corpus) if corpus else world.corpus

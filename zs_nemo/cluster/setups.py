@@ -59,6 +59,12 @@ def derive_layout(cfg: RecipeConfig, *, use_gpu: bool | None = None) -> Layout:
     )
 
 
+def derive_simulator(cfg: RecipeConfig) -> tuple[tuple[EngineSetup, ...], bool]:
+    """Return the simulator's engines and whether they run on GPUs. Raises ``ValueError`` as ``derive_layout`` does."""
+    use_gpu = _use_gpu(cfg)
+    return _simulator_engines(cfg, use_gpu), use_gpu
+
+
 def _use_gpu(cfg: RecipeConfig) -> bool:
     if cfg.trainer.accelerator is Accelerator.cpu:
         return False

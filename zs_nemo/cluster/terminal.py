@@ -26,7 +26,7 @@ def run_in_terminal(composed: DictConfig, kind: type[Config], train: Train[Confi
 
     0 is done, 1 failed on the way, 2 refused input, 130 interrupted. SIGTERM ends a run as Ctrl-C does.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_sigterm()
     try:
         cfg = to_dataclass(composed, kind)
         with RunDir(Path(cfg.exp_manager.exp_dir) / cfg.exp_manager.name, cfg) as run_dir:
@@ -60,6 +60,11 @@ def _train(cfg: Config, run_dir: RunDir, train: Train[Config]) -> int:
         return EXIT_FAILED
     sys.stdout.write(f"done. The report: {report}\n")
     return 0
+
+
+def interrupt_on_sigterm() -> None:
+    """Let SIGTERM end the process as Ctrl-C does, with everything cleaned up on the way."""
+    signal.signal(signal.SIGTERM, _interrupt)
 
 
 def _interrupt(signum: int, frame: object) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from zs_nemo.algorithms.supervised_loss import SupervisedLoss
 from zs_nemo.cluster.checkpoints import CRITIC, CURRICULUM, POLICY, CheckpointFolder
 from zs_nemo.cluster.rank_groups import CriticGroup
-from zs_nemo.cluster.search_engines import SearchEngines, build_real_engine
+from zs_nemo.cluster.search_engines import SearchEngines, build_real_engines, build_remote_engines
 from zs_nemo.cluster.setups import num_updates
 from zs_nemo.cluster.system import System
 from zs_nemo.config.algorithm import KlPlace
@@ -102,17 +102,18 @@ class TrainingRun:
             if isinstance(cfg.search, SimulatedSearchConfig)
             else None
         )
+        self._ledger = SearchLedger(read_json(self._run_dir.path / "search.json", {}))
+        remote = build_remote_engines(cfg, self._ledger)
         self._memory = self._stack.enter_context(MemoryWatch())
         with ThreadPoolExecutor(1) as pool:
             # The index needs seconds of one core while the actors mostly wait for imports.
-            real = pool.submit(build_real_engine, cfg, self._world)
+            real = pool.submit(build_real_engines, cfg, self._world, remote)
             self.system = self._stack.enter_context(System.start(cfg, self._run_dir.path))
-        self._ledger = SearchLedger(read_json(self._run_dir.path / "search.json", {}))
         self._engines = SearchEngines(
             cfg, self._world, self._ledger, real.result(), self.system.simulator, simulator_tokenizer
         )
         self._collector = build_collector(cfg, self.system.generation, self._tokenizer)
-        self._stack.callback(self._collector.close)
+        self._stack.callback(self._collector.close, self._engines.aclose)
         questions = self._world.split(cfg.evaluation.split)
         self._evaluator = Evaluator(
             self._collector,
@@ -312,7 +313,7 @@ class TrainingRun:
     def evaluate(self, when: str, *, step: int) -> None:
         """Evaluate the policy after ``step`` steps on the real engine; at the end (``after``) also without it."""
         temperatures = self._cfg.evaluation.temperatures
-        names = [EvaluationName(when=when, engine="bm25", temperature=value) for value in temperatures]
+        names = [EvaluationName(when=when, engine=self._engines.judge, temperature=value) for value in temperatures]
         if when == "after":
             names.append(EvaluationName(when=when, engine=CLOSED_BOOK, temperature=0.0))
             if self._engines.evaluates_with_simulator:

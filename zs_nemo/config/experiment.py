@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from zs_nemo.config.search import SearchConfig, SimulatedSearchConfig
+
 
 class Accelerator(Enum):
     """What the roles run on."""
@@ -133,9 +135,18 @@ class EvaluationConfig:
     temperatures: list[float] = field(default_factory=lambda: [0.0, 1.0])
     """0 is greedy."""
     num_documents: int = 1
+    """Documents per search, whatever ``search`` says."""
+    search: SearchConfig | None = None
+    """The real engine that judges; null for BM25, over ``search.corpus`` of the run or the facts world's corpus.
+    Another one is chosen from the same group: ``+search@evaluation.search=retriever``."""
     bootstrap_samples: int = 2000
 
     def __post_init__(self) -> None:
+        if isinstance(self.search, SimulatedSearchConfig):
+            raise ValueError(
+                "evaluation.search is a simulator, and a policy is judged on a real engine; choose retriever, web or "
+                "bm25 (with evaluation.num_simulator_questions the simulator is asked besides)"
+            )
         if self.split not in ("test", "validation"):
             raise ValueError(f"evaluation.split={self.split!r} must be test or validation")
         for name in ("num_questions", "num_simulator_questions"):

@@ -6,7 +6,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, RecipeConfig, ReinforcePpRecipeConfig
+from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
 from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
+from zs_nemo.config.server import ServeSearchConfig
 
 Config = TypeVar("Config", bound=RecipeConfig)
 
@@ -19,6 +21,9 @@ def register() -> None:
     store.store(name="ppo_schema", node=PpoRecipeConfig)
     store.store(group="search", name="simulated_schema", node=SimulatedSearchConfig)
     store.store(group="search", name="bm25_schema", node=Bm25SearchConfig)
+    store.store(group="search", name="retriever_schema", node=RetrieverSearchConfig)
+    store.store(group="search", name="web_schema", node=WebSearchConfig)
+    store.store(name="serve_search_schema", node=ServeSearchConfig)
 
 
 def to_dataclass(cfg: DictConfig, kind: type[Config]) -> Config:

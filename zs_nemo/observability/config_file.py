@@ -44,6 +44,21 @@ _FREE_ON_RESUME = (
     "generation.kv_cache_gib",
     "generation.gpu_memory_utilization",
     "generation.max_num_seqs",
+    *(
+        f"{group}.{name}"
+        for group in ("search", "evaluation.search")
+        for name in (
+            "url",
+            "token_variable",
+            "api_key_variable",
+            "timeout_s",
+            "max_concurrency",
+            "batch_window_s",
+            "max_batch_queries",
+            "max_searches",
+            "price_per_search",
+        )
+    ),
     "search.num_engines",
     "search.tensor_model_parallel_size",
     "search.kv_cache_gib",

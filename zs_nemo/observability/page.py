@@ -29,7 +29,13 @@ from zs_nemo.types.trajectory import Status
 TRAJECTORIES_SHOWN = 3
 """From the first step that has some, and as many from the last."""
 
-_ENGINE_NAMES = {"bm25": "BM25", "closed_book": "No search", "simulator": "Simulator"}
+_ENGINE_NAMES = {
+    "bm25": "BM25",
+    "closed_book": "No search",
+    "simulator": "Simulator",
+    "retriever": "Retriever",
+    "web": "Web",
+}
 _STATUS_COLORS = {"answered": 1, "no_action": 2, "turn_cut": 3, "turn_limit": 4, "sequence_limit": 5}
 _TAG = re.compile(r"(</?(?:think|search|information|answer)>)")
 

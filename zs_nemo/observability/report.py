@@ -80,7 +80,7 @@ def build_report(files: RunFiles) -> dict[str, Any]:
     sessions = files.state.get("sessions", [])
     search = search_summary(files.search)
     asked = search["phases"]["rl"]
-    configured = "simulator" if "model" in (files.config.get("search") or {}) else "bm25"
+    configured = _configured_engine(files.config.get("search") or {})
     peaks = [session["peak_memory_gib"] for session in sessions if session.get("peak_memory_gib") is not None]
     shares = [row[_SHARE] for row in files.steps if row.get(_SHARE) is not None]
     return {
@@ -113,6 +113,12 @@ def build_report(files: RunFiles) -> dict[str, Any]:
         "machine": sessions[-1].get("machine", {}) if sessions else {},
         "versions": sessions[-1].get("versions", {}) if sessions else {},
     }
+
+
+def _configured_engine(search: Mapping[str, Any]) -> str:
+    """Return the name of the training engine by a setting that no other one has."""
+    telling = {"model": "simulator", "return_scores": "retriever", "api_key_variable": "web"}
+    return next((engine for setting, engine in telling.items() if setting in search), "bm25")
 
 
 _SHARE = "tokens/token_in_token_out_share"

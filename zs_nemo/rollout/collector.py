@@ -1,8 +1,9 @@
 """Many episodes at once: the groups of a training step, or the questions of an evaluation."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -54,9 +55,13 @@ class RolloutCollector:
         # One loop for the life of the collector: engine clients keep connections that belong to a loop.
         self._loop = asyncio.Runner()
 
-    def close(self) -> None:
-        """End the event loop; episodes under way are cancelled."""
-        self._loop.close()
+    def close(self, close_engines: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        """End the event loop; episodes under way are cancelled. ``close_engines`` runs in it before."""
+        try:
+            if close_engines is not None:
+                self._loop.run(close_engines())
+        finally:
+            self._loop.close()
 
     def collect(
         self,

@@ -5,7 +5,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 
 from zs_nemo.observability.phase import Phase
-from zs_nemo.types.search import SearchEngine, SearchRequest, SearchResult
+from zs_nemo.types.search import SearchEngine, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
 
 
 @dataclass
@@ -18,6 +18,8 @@ class SearchCounts:
     """Calls that failed or were cut off by their deadline, whether or not a later try succeeded."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    price: float = 0.0
+    """Sum of what the calls cost, in the currency of the engine's settings."""
     busy_s: float = 0.0
     """Sum over calls; they overlap, so this can be more than the wall time."""
 
@@ -41,6 +43,11 @@ class SearchLedger:
         """Return the counts of one engine in the current phase, to be added to."""
         return self._counts[self.phase.value][engine]
 
+    def asked(self, engine: str) -> int:
+        """Return how often an engine was asked in the whole run so far, failed calls included."""
+        counted = [engines[engine] for engines in self._counts.values() if engine in engines]
+        return sum(counts.calls + counts.failures for counts in counted)
+
     def state(self) -> dict[str, dict[str, dict[str, float]]]:
         """Return {phase: {engine: counts}}, for the run directory."""
         return {phase: {name: asdict(c) for name, c in engines.items()} for phase, engines in self._counts.items()}
@@ -60,13 +67,15 @@ class WatchedSearch:
         began = time.monotonic()
         try:
             result = await self._engine.search(request)
-        except BaseException:
-            # A call that its deadline cancelled has reached the engine all the same.
-            counts.failures += 1
+        except BaseException as error:
+            # A call that its deadline cancelled has reached the engine all the same; one that was refused has not.
+            refused = isinstance(error, SearchFailure) and error.kind is SearchFailureKind.refused
+            counts.failures += not refused
             raise
         finally:
             counts.busy_s += time.monotonic() - began
         counts.calls += 1
         counts.prompt_tokens += result.prompt_tokens
         counts.completion_tokens += result.completion_tokens
+        counts.price += result.price
         return result

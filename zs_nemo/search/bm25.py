@@ -6,6 +6,8 @@ import re
 import tempfile
 import time
 import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 K1, B = 1.2, 0.75
 _TOKENS_VERSION = 2
 """Raise it when ``tokens`` or the parameters above change: an index on disk would not match any more."""
+_PROGRESS_EVERY = 1000
 _WORD = re.compile(r"[A-Za-z0-9]+")
 _STOP_WORDS_TEXT = (
     "a an and are as at be by did do does for from had has have he her his how i in is it its me my name no of on or "
@@ -29,6 +32,16 @@ _STOP_WORDS_TEXT = (
 )
 STOP_WORDS = frozenset(_STOP_WORDS_TEXT.split())
 """Words of a query that say nothing about what is sought."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltIndex:
+    """What ``build_index`` has done."""
+
+    folder: Path
+    num_documents: int
+    is_new: bool
+    """False if it was there already."""
 
 
 class Bm25Search:
@@ -91,6 +104,26 @@ def read_corpus(path: Path) -> tuple[list[str], list[str]]:
     return ids, texts
 
 
+def build_index(
+    corpus: str | Path, cache: Path | None = None, on_progress: Callable[[str, int, int], None] | None = None
+) -> BuiltIndex:
+    """Build the index that ``Bm25Search`` will load for this corpus, unless it is there already.
+
+    ``on_progress`` is called with the stage, what is done of it and its whole; a stage that cannot say is 0 of 1 until
+    its end. Raises ``ValueError`` as ``Bm25Search`` does.
+    """
+    report = on_progress or (lambda stage, done, total: None)
+    report("reading", 0, 1)
+    _, texts = read_corpus(Path(corpus))
+    report("reading", 1, 1)
+    cache = cache or cache_folder()
+    folder = index_folder(texts, cache)
+    is_new = not folder.is_dir()
+    if is_new:
+        _write_index(texts, folder, report)
+    return BuiltIndex(folder=folder, num_documents=len(texts), is_new=is_new)
+
+
 def tokens(text: str) -> list[str]:
     """Return the terms of a text: lower case, no accents, numbers without separators, light stemming.
 
@@ -129,23 +162,46 @@ def _stem(word: str) -> str:
     return word
 
 
-def _load_index(texts: list[str], cache: Path) -> "bm25s.BM25":
+def index_folder(texts: list[str], cache: Path) -> Path:
+    """Return where the index of these texts is kept: its name changes with everything that it depends on."""
     import bm25s
 
     digest = hashlib.blake2b(f"{bm25s.__version__}/{_TOKENS_VERSION}/{K1}/{B}".encode(), digest_size=8)
     for text in texts:
-        digest.update(text.encode() + b"\n")
-    folder = cache / f"bm25-{digest.hexdigest()}"
+        # A lone surrogate, which JSON can spell, has no encoding of its own.
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
+    return cache / f"bm25-{digest.hexdigest()}"
+
+
+def _load_index(texts: list[str], cache: Path) -> "bm25s.BM25":
+    import bm25s
+
+    folder = index_folder(texts, cache)
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        index = bm25s.BM25(k1=K1, b=B)
-        index.index([tokens(text) for text in texts], show_progress=False)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=f".{folder.name}-") as temporary:
-            new = Path(temporary) / folder.name
-            index.save(str(new), show_progress=False)
-            try:
-                new.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # Otherwise another process was quicker and has written the same.
-                    raise
+        _write_index(texts, folder, lambda stage, done, total: None)
     return bm25s.BM25.load(str(folder))
+
+
+def _write_index(texts: list[str], folder: Path, report: Callable[[str, int, int], None]) -> None:
+    """Write the index so that it is there whole or not at all."""
+    import bm25s
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    terms = []
+    for number, text in enumerate(texts):
+        if number % _PROGRESS_EVERY == 0:
+            report("splitting into terms", number, len(texts))
+        terms.append(tokens(text))
+    report("splitting into terms", len(texts), len(texts))
+    report("indexing", 0, 1)
+    index = bm25s.BM25(k1=K1, b=B)
+    index.index(terms, show_progress=False)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        new = Path(temporary) / folder.name
+        index.save(str(new), show_progress=False)
+        try:
+            new.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # Otherwise another process was quicker and has written the same.
+                raise
+    report("indexing", 1, 1)

@@ -94,6 +94,9 @@ class SimulatedSearchEngine:
             away_from = (query, request.question, *request.answers)
             topic = self._demonstrations.topic_away_from(away_from, request.key.seed(f"simulator/topic/{number}"))
             return noisy_prompt(self._demonstrations, query, topic)
+        if not (request.question and request.answers):
+            # Asked by who knows neither, such as another trainer through the server: the query alone is to go by.
+            return noisy_prompt(self._demonstrations, query, query)
         return useful_prompt(
             self._demonstrations, request.question, request.answers[0], query, searched_before=request.key.turn > 0
         )

@@ -51,6 +51,8 @@ class SearchResult:
     """Tokens a simulator read; 0 for a real engine."""
     completion_tokens: int = 0
     """Tokens a simulator wrote; 0 for a real engine."""
+    price: float = 0.0
+    """What the call cost, in the currency of the engine's settings; 0 for an engine that has no price."""
     defects: dict[str, int] = field(default_factory=dict)
     """Counts of what was wrong with the raw output and has been mended, such as ``empty``, ``cut``, ``control_tag``."""
 
@@ -62,6 +64,7 @@ class SearchFailureKind(Enum):
     unavailable = "the engine could not be reached or is shutting down"
     empty = "a simulator wrote nothing that can be shown"
     invalid = "the engine answered with something that does not follow its protocol"
+    refused = "the engine was not asked: what may be spent on it is spent, and trying again changes nothing"
 
 
 class SearchFailure(Exception):  # noqa: N818  (a typed outcome, not a programming error)

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from zs_nemo.search.bm25 import Bm25Search, query_tokens, tokens
+from recipes.build_index import main as build_index_recipe
+from zs_nemo.search.bm25 import Bm25Search, build_index, query_tokens, tokens
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.search import SearchRequest
 
@@ -97,3 +99,36 @@ def test_terms_are_folded_alike_in_queries_and_documents() -> None:
     assert tokens("discovered discoverer discovery located") == ["discover", "discover", "discover", "locat"]
     assert query_tokens("What is the capital of France?") == ["capital", "france"]
     assert query_tokens("what is it") == ["what", "is", "it"]
+
+
+def test_an_index_built_beforehand_is_the_one_that_is_searched_and_is_built_once(corpus: Path, tmp_path: Path) -> None:
+    stages: list[tuple[str, int, int]] = []
+    built = build_index(corpus, tmp_path, lambda *progress: stages.append(progress))
+    assert built.is_new and built.num_documents == 6 and built.folder.parent == tmp_path
+    assert stages[-1] == ("indexing", 1, 1) and ("splitting into terms", 6, 6) in stages
+    written = {path: path.stat().st_mtime_ns for path in built.folder.iterdir()}
+    assert build_index(corpus, tmp_path) == replace(built, is_new=False)
+    Bm25Search(corpus, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in built.folder.iterdir()} == written
+    assert list(tmp_path.glob("*bm25-*")) == [built.folder], "nothing else is left behind"
+
+
+def test_the_recipe_prints_where_the_index_lies_and_refuses_a_bad_line_by_number(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build_index_recipe([str(corpus), "--cache", str(tmp_path)]) == 0
+    (folder,) = tmp_path.glob("bm25-*")
+    assert capsys.readouterr().out == f"6 documents, built: {folder}\n"
+    assert build_index_recipe([str(corpus), "--cache", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"6 documents, was there already: {folder}\n"
+    corpus.write_text(corpus.read_text() + '{"id": 7, "contents": "x"}\n')
+    assert build_index_recipe([str(corpus), "--cache", str(tmp_path)]) == 2
+    assert f"{corpus}, line 7: must be a JSON object" in capsys.readouterr().err
+    assert build_index_recipe([str(tmp_path / "none"), "--cache", str(tmp_path)]) == 2
+    assert len(list(tmp_path.glob("bm25-*"))) == 1
+
+
+def test_a_corpus_with_half_a_character_can_be_indexed(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(json.dumps({"id": "a", "contents": "Lima \ud800 Peru"}) + "\n")
+    assert Bm25Search(path, tmp_path).lookup("Peru", 1)[0].id == "a"

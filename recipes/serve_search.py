@@ -1,0 +1,82 @@
+"""Serve a search engine to other programs: Search-R1's ``/retrieve``, with noise and a curriculum added to it.
+
+    python recipes/serve_search.py                                # BM25 over the facts world, 127.0.0.1:8000
+    python recipes/serve_search.py search.corpus=wiki.jsonl       # BM25 over a corpus of your own
+    python recipes/serve_search.py search=simulated server.noise.probability=0.25
+    python recipes/serve_search.py search=retriever search.url=http://127.0.0.1:8001    # pass another server on
+    python recipes/serve_search.py search=web server.token_variable=SEARCH_TOKEN        # the web, for who has the token
+
+    curl -X POST http://127.0.0.1:8000/retrieve -d '{"queries": ["capital of Peru"], "topk": 3, "return_scores": true}'
+
+A trainer written for Search-R1 names http://HOST:PORT/retrieve as its retriever's address and needs no other change.
+``/health`` says what is served, ``/metrics`` is for Prometheus; Ctrl-C or SIGTERM lets requests under way end first.
+"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from zs_nemo.config.registry import register
+from zs_nemo.config.server import ServeSearchConfig
+
+register()
+
+
+def serve(cfg: ServeSearchConfig) -> int:
+    """Serve until told to stop; return the exit code."""
+    import asyncio
+
+    from zs_nemo.cluster.served_engine import served_engine
+    from zs_nemo.search.http_client import secret_from
+    from zs_nemo.search.server import SearchServer, listen
+
+    token = secret_from(cfg.server.token_variable, "server.token_variable")
+    with listen(cfg.server.host, cfg.server.port) as listening, served_engine(cfg) as served:
+        server = SearchServer(
+            served.engine,
+            cfg.server,
+            num_documents=cfg.search.num_documents,
+            noise_at=served.noise_at,
+            seed=cfg.seed,
+            token=token,
+        )
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print(f"{served.engine.name} is served at http://{shown}:{port}/retrieve; Ctrl-C ends it", flush=True)
+
+        async def until_stopped() -> None:
+            try:
+                await server.serve(listening)
+            finally:
+                await served.aclose()
+
+        asyncio.run(until_stopped())
+    print("ended", flush=True)
+    return 0
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="serve_search")
+def main(composed: DictConfig) -> None:
+    """Compose the configuration, then serve; the heavy imports come after ``--help`` has been answered."""
+    from zs_nemo.cluster.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, interrupt_on_sigterm
+
+    interrupt_on_sigterm()
+    try:
+        cfg = OmegaConf.to_object(composed)
+        assert isinstance(cfg, ServeSearchConfig)
+        code = serve(cfg)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_BAD_INPUT
+    except (RuntimeError, TimeoutError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_FAILED
+    except KeyboardInterrupt:
+        # Before it was ready; once it serves, a signal is no error.
+        code = EXIT_INTERRUPTED
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

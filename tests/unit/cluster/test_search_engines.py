@@ -1,0 +1,143 @@
+"""Which engines a run gets, and the engine that the server serves."""
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from aiohttp import web
+
+from tests.loopback import serving
+from zs_nemo.cluster.search_engines import SearchEngines, build_real_engines, build_remote_engines
+from zs_nemo.cluster.served_engine import served_engine
+from zs_nemo.config.experiment import EvaluationConfig
+from zs_nemo.config.recipe import GrpoRecipeConfig
+from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
+from zs_nemo.config.search import Bm25SearchConfig, SearchConfig, SimulatedSearchConfig
+from zs_nemo.config.server import ServerConfig, ServerNoiseConfig, ServeSearchConfig
+from zs_nemo.observability.phase import Phase
+from zs_nemo.qa.facts import FactsWorld
+from zs_nemo.rollout.ledger import SearchLedger
+from zs_nemo.search.retriever import RetrieverSearch
+from zs_nemo.search.web import WebSearch
+from zs_nemo.types.keys import SampleKey
+from zs_nemo.types.search import SearchRequest
+
+REQUEST = SearchRequest(
+    query="Lima",
+    question="?",
+    answers=("x",),
+    key=SampleKey(run_seed=1, step=0, prompt=0, member=0),
+    num_documents=1,
+)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ZS_NEMO_CACHE", str(tmp_path))
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(json.dumps({"id": "a", "contents": "Lima is the capital of Peru."}) + "\n")
+    return path
+
+
+def world_of(corpus: Path) -> FactsWorld:
+    return cast(FactsWorld, SimpleNamespace(corpus=corpus))
+
+
+def engines(cfg: GrpoRecipeConfig, corpus: Path, ledger: SearchLedger) -> SearchEngines:
+    real = build_real_engines(cfg, world_of(corpus), build_remote_engines(cfg, ledger))
+    return SearchEngines(cfg, world_of(corpus), ledger, real, None, None)
+
+
+def config(search: SearchConfig, judge: SearchConfig | None = None) -> GrpoRecipeConfig:
+    return GrpoRecipeConfig(search=search, evaluation=EvaluationConfig(search=judge))
+
+
+async def retrieve(asked: web.Request) -> web.Response:
+    return web.json_response({"result": [[{"document": {"id": "remote", "contents": "From afar."}, "score": 1.0}]]})
+
+
+def app() -> web.Application:
+    made = web.Application()
+    made.router.add_post("/retrieve", retrieve)
+    return made
+
+
+def documents(found: SearchEngines, which: str) -> list[str]:
+    """Return the identifiers that training or an evaluation gets, and close the connections."""
+    setting = found.training(0.0) if which == "training" else found.evaluation(which)
+    assert setting is not None
+
+    async def run() -> list[str]:
+        result = await setting.callback.search(REQUEST)
+        await found.aclose()
+        return [document.id for document in result.documents]
+
+    return asyncio.run(run())
+
+
+def test_a_run_can_train_on_a_retriever_and_be_judged_on_bm25(corpus: Path) -> None:
+    ledger = SearchLedger()
+    with serving(app) as url:
+        found = engines(config(RetrieverSearchConfig(url=url)), corpus, ledger)
+        assert documents(found, "training") == ["remote"]
+        assert found.judge == "bm25" and documents(found, "bm25") == ["a"]
+    assert found.evaluation("retriever") is None and not found.evaluates_with_simulator
+    assert (ledger.counts("retriever").calls, ledger.counts("bm25").calls) == (1, 1)
+
+
+def test_a_run_can_train_on_bm25_and_be_judged_on_a_retriever(corpus: Path) -> None:
+    with serving(app) as url:
+        cfg = config(Bm25SearchConfig(corpus=str(corpus)), RetrieverSearchConfig(url=url))
+        found = engines(cfg, corpus, SearchLedger())
+        assert found.judge == "retriever" and documents(found, "retriever") == ["remote"]
+        assert documents(found, "training") == ["a"]
+
+
+def test_with_the_same_settings_training_and_judging_share_one_engine(corpus: Path) -> None:
+    for search in (RetrieverSearchConfig(), Bm25SearchConfig(corpus=str(corpus))):
+        cfg = config(search, replace(search))
+        real = build_real_engines(cfg, world_of(corpus), build_remote_engines(cfg, SearchLedger()))
+        assert real.training is real.judge
+    simulated = config(SimulatedSearchConfig(), Bm25SearchConfig(corpus=str(corpus)))
+    real = build_real_engines(simulated, world_of(corpus), build_remote_engines(simulated, SearchLedger()))
+    assert real.training is None and real.judge is not None and real.judge.name == "bm25"
+
+
+def test_a_resumed_run_has_spent_what_it_had_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = SearchLedger({Phase.rl.value: {"web": {"calls": 7, "failures": 2}}, Phase.evaluation.value: {}})
+    monkeypatch.setenv("SERPAPI_API_KEY", "x")
+    remote = build_remote_engines(config(WebSearchConfig()), ledger)
+    assert isinstance(remote.training, WebSearch) and remote.training.num_searches == 9
+
+
+def test_a_missing_key_stops_a_run_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SERPAPI_API_KEY", raising=False)
+    for cfg in (config(WebSearchConfig()), config(Bm25SearchConfig(), WebSearchConfig())):
+        with pytest.raises(ValueError, match="SERPAPI_API_KEY is not set"):
+            build_remote_engines(cfg, SearchLedger())
+
+
+def test_the_server_gets_bm25_or_a_client_of_another_server(corpus: Path) -> None:
+    async def ask(served: Any) -> list[str]:
+        result = await served.engine.search(REQUEST)
+        await served.aclose()
+        return [document.id for document in result.documents]
+
+    with served_engine(ServeSearchConfig(search=Bm25SearchConfig(corpus=str(corpus)))) as served:
+        assert served.engine.name == "bm25" and served.noise_at is None
+        assert asyncio.run(ask(served)) == ["a"]
+    with serving(app) as url, served_engine(ServeSearchConfig(search=RetrieverSearchConfig(url=url))) as served:
+        assert isinstance(served.engine, RetrieverSearch) and asyncio.run(ask(served)) == ["remote"]
+
+
+def test_noise_set_for_a_real_engine_is_refused() -> None:
+    cfg = ServeSearchConfig(
+        search=RetrieverSearchConfig(), server=ServerConfig(noise=ServerNoiseConfig(probability=0.5))
+    )
+    message = r"server\.noise is set, but search=retriever is a real engine"
+    with pytest.raises(ValueError, match=message), served_engine(cfg):
+        raise AssertionError

@@ -1,0 +1,91 @@
+"""The settings of remote engines and of the server: what composes, and what is refused with its rule."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+
+from zs_nemo.config.recipe import GrpoRecipeConfig
+from zs_nemo.config.registry import register
+from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
+from zs_nemo.config.search import Bm25SearchConfig
+from zs_nemo.config.server import ServeSearchConfig
+from zs_nemo.observability.config_file import changed_settings, to_yaml
+
+CONFIGS = str(Path(__file__).parents[3] / "configs")
+
+
+def load(recipe: str, *overrides: str) -> Any:
+    register()
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        return OmegaConf.to_object(compose(recipe, overrides=list(overrides)))
+
+
+def test_a_run_trains_on_a_retriever_or_on_the_web_by_one_override() -> None:
+    assert load("grpo", "search=retriever", "search.url=http://host:9").search == RetrieverSearchConfig(
+        url="http://host:9"
+    )
+    assert load("grpo", "search=web", "search.max_searches=5").search == WebSearchConfig(max_searches=5)
+
+
+def test_a_run_is_judged_on_another_engine_of_the_same_group() -> None:
+    cfg = load("grpo", "+search@evaluation.search=retriever", "evaluation.search.url=http://host:9")
+    assert cfg.evaluation.search == RetrieverSearchConfig(url="http://host:9")
+    assert load("grpo").evaluation.search is None
+    with pytest.raises(ValueError, match=r"evaluation\.search is a simulator"):
+        load("grpo", "+search@evaluation.search=simulated")
+
+
+def test_the_server_serves_bm25_by_default_and_any_engine_by_one_override() -> None:
+    cfg = load("serve_search")
+    assert isinstance(cfg, ServeSearchConfig) and isinstance(cfg.search, Bm25SearchConfig)
+    assert (cfg.server.host, cfg.search.num_documents) == ("127.0.0.1", 3)
+    for engine in ("simulated", "retriever", "web"):
+        assert load("serve_search", f"search={engine}").search.num_documents == 3
+    with pytest.raises(ConfigCompositionException):
+        load("serve_search", "server.prot=1")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "message"),
+    [
+        ("grpo", ["search=retriever", "search.url=host:8000"], r"search\.url='host:8000' must be an http or https"),
+        ("grpo", ["search=retriever", "search.url=http://u:p4ss@host"], r"search\.url holds a user part"),
+        ("grpo", ["search=retriever", "search.url='http://host:x'"], r"search\.url cannot be read as an address"),
+        ("grpo", ["search=retriever", "search.timeout_s=0"], r"search\.timeout_s=0"),
+        ("grpo", ["search=retriever", "search.max_concurrency=0"], r"search\.max_concurrency=0"),
+        ("grpo", ["search=retriever", "search.batch_window_s=-1"], r"search\.batch_window_s=-1"),
+        ("grpo", ["search=retriever", "search.token_variable=my-token"], r"search\.token_variable must be the NAME"),
+        ("grpo", ["search=web", "search.max_searches=-1"], r"search\.max_searches=-1"),
+        ("grpo", ["search=web", "search.num_documents=0"], r"search\.num_documents=0"),
+        ("serve_search", ["server.port=65536"], r"server\.port=65536 must lie in 0\.\.65535"),
+        ("serve_search", ["server.max_topk=0"], r"server\.max_topk=0 must be at least 1"),
+        ("serve_search", ["server.max_body_mib=0"], r"server\.max_body_mib=0"),
+        ("serve_search", ["server.max_queue=-1"], r"server\.max_queue=-1"),
+        ("serve_search", ["server.max_queue=10"], r"server\.max_queries=4096 is more than .*= 74"),
+        ("serve_search", ["server.token_variable=s3cret"], r"server\.token_variable must be the NAME"),
+        ("serve_search", ["server.noise.probability=2"], r"server\.noise\.probability=2"),
+        ("serve_search", ["server.noise.first_step=-1"], r"server\.noise\.first_step=-1"),
+        (
+            "serve_search",
+            ["server.noise.probability=0.5", "server.noise.searches_per_step=9"],
+            r"server\.noise\.probability=0\.5 has no effect",
+        ),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_rule_and_no_secret(recipe: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load(recipe, *overrides)
+    for secret in ("p4ss", "my-token", "s3cret"):
+        assert secret not in str(caught.value)
+
+
+def test_where_an_engine_is_and_what_it_may_cost_can_change_on_resume_what_it_returns_cannot() -> None:
+    before = to_yaml(GrpoRecipeConfig(search=WebSearchConfig()))
+    moved = to_yaml(GrpoRecipeConfig(search=WebSearchConfig(max_searches=9, timeout_s=5.0, api_key_variable="OTHER")))
+    other = to_yaml(GrpoRecipeConfig(search=WebSearchConfig(answer_box=False)))
+    assert changed_settings(before, moved) == []
+    assert changed_settings(before, other) == ["search.answer_box: True -> False"]

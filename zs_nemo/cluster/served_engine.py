@@ -1,0 +1,92 @@
+"""The engine that the search server serves, built from its settings."""
+
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from zs_nemo.cluster.roles import RoleError
+from zs_nemo.cluster.search_engines import build_remote_engine
+from zs_nemo.cluster.simulator_system import simulator_engines
+from zs_nemo.config.recipe import RecipeConfig
+from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
+from zs_nemo.config.server import ServerNoiseConfig, ServeSearchConfig
+from zs_nemo.curriculum import NoiseCurriculum
+from zs_nemo.qa.facts import load_facts_world
+from zs_nemo.search.bm25 import Bm25Search
+from zs_nemo.search.demonstrations import build_demonstrations
+from zs_nemo.search.simulator import SimulatedSearchEngine
+from zs_nemo.search.threaded import ThreadedBm25
+from zs_nemo.types.search import SearchEngine, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
+from zs_nemo.weights.pretrained import load_tokenizer, resolve_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedEngine:
+    """What the server needs to know of its engine."""
+
+    engine: SearchEngine
+    noise_at: Callable[[int], float] | None
+    """P(noisy) at a step of the curriculum; None for an engine that cannot be noisy."""
+    aclose: Callable[[], Awaitable[None]]
+    """Ends what belongs to the server's event loop."""
+
+
+@contextmanager
+def served_engine(cfg: ServeSearchConfig) -> Iterator[ServedEngine]:
+    """Build the engine and end what belongs to it; raise ``ValueError`` for settings that cannot work together."""
+    if isinstance(cfg.search, SimulatedSearchConfig):
+        with _simulator(cfg) as simulator:
+            curriculum = NoiseCurriculum.from_config(cfg.curriculum, max_steps=cfg.trainer.max_steps)
+            yield ServedEngine(engine=simulator, noise_at=curriculum.noise_at, aclose=_nothing)
+        return
+    if cfg.server.noise != ServerNoiseConfig():
+        raise ValueError(
+            f"server.noise is set, but search={type(cfg.search).__name__.removesuffix('SearchConfig').lower()} is a "
+            "real engine and returns no noisy documents; leave server.noise as it is, or serve search=simulated"
+        )
+    remote = build_remote_engine(cfg.search)
+    if remote is not None:
+        yield ServedEngine(engine=remote, noise_at=None, aclose=remote.aclose)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        yield ServedEngine(engine=ThreadedBm25(_bm25(cfg), pool), noise_at=None, aclose=_nothing)
+
+
+async def _nothing() -> None:
+    """End nothing."""
+
+
+def _bm25(cfg: ServeSearchConfig) -> Bm25Search:
+    corpus = cfg.search.corpus if isinstance(cfg.search, Bm25SearchConfig) else ""
+    return Bm25Search(Path(corpus) if corpus else load_facts_world(cfg.data).corpus)
+
+
+@contextmanager
+def _simulator(cfg: ServeSearchConfig) -> Iterator[SearchEngine]:
+    assert isinstance(cfg.search, SimulatedSearchConfig)
+    tokenizer = load_tokenizer(resolve_model(cfg.search.model, setting="search.model"))
+    demonstrations = build_demonstrations(load_facts_world(cfg.data))
+    run = RecipeConfig(seed=cfg.seed, search=cfg.search, cluster=cfg.cluster, trainer=cfg.trainer)
+    with simulator_engines(run, Path(cfg.log_dir)) as pool:
+        engine = SimulatedSearchEngine(
+            pool, tokenizer, demonstrations, temperature=cfg.search.temperature, max_tokens=cfg.search.max_tokens
+        )
+        yield _LostIsUnavailable(engine)
+
+
+class _LostIsUnavailable:
+    """A simulator whose engine process has died is one that cannot be reached, to a client of the server."""
+
+    def __init__(self, engine: SearchEngine) -> None:
+        self.name = engine.name
+        self._engine = engine
+
+    async def search(self, request: SearchRequest) -> SearchResult:
+        """Pass the request on."""
+        try:
+            return await self._engine.search(request)
+        except RoleError as error:
+            # Its other lines are the tail of a log on this machine.
+            raise SearchFailure(SearchFailureKind.unavailable, str(error).partition("\n")[0]) from error

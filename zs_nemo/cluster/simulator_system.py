@@ -1,0 +1,90 @@
+"""The simulator's engines by themselves, without a policy: what the search server needs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from zs_nemo.cluster.engine_pool import EnginePool
+from zs_nemo.cluster.gpu_plan import local_gpus
+from zs_nemo.cluster.memory_plan import GIB, engine_memory
+from zs_nemo.cluster.placement import place_on_gpus
+from zs_nemo.cluster.preflight import check_engine_layout
+from zs_nemo.cluster.ray_session import RaySession
+from zs_nemo.cluster.roles import Role, gather
+from zs_nemo.cluster.setups import derive_simulator, engine_builder
+from zs_nemo.config.recipe import RecipeConfig
+from zs_nemo.generation.engine_setup import EngineSetup, engine_environment
+
+_SHUTDOWN_S = 3.0
+# Requests wait inside vLLM, not in Ray's queue.
+_MAX_REQUESTS_PER_ENGINE = 10_000
+
+
+@contextmanager
+def simulator_engines(cfg: RecipeConfig, logs: Path) -> Iterator[EnginePool]:
+    """Start Ray and the engines that ``cfg.search`` describes; whatever ends the block ends them all.
+
+    Of ``cfg`` only ``seed``, ``search``, ``cluster`` and ``trainer.accelerator`` are read. Raises ``ValueError`` before
+    anything is started, ``RoleError`` for an engine that fails, ``TimeoutError`` after ``cluster.startup_timeout_s``.
+    """
+    setups, use_gpu = derive_simulator(cfg)
+    check_engine_layout("search.tensor_model_parallel_size", setups[0].model_path, cfg.search)
+    if not use_gpu:
+        _check_memory(setups)
+    num_gpus = local_gpus()[0] if use_gpu else 0
+    shares = _gpu_shares(setups, num_gpus) if use_gpu and not cfg.cluster.ray_address else [None] * len(setups)
+    logs.mkdir(parents=True, exist_ok=True)
+    session = RaySession(cfg.cluster.ray_address, len(setups), num_gpus, logs)
+    try:
+        local = {} if cfg.cluster.ray_address else {"VLLM_HOST_IP": "127.0.0.1"}
+        roles = [_role(setup, share, local, logs) for setup, share in zip(setups, shares, strict=True)]
+        starts = [role.submit("start", engine_builder(setup)) for role, setup in zip(roles, setups, strict=True)]
+        gather(roles, starts, "start", cfg.cluster.startup_timeout_s)
+        yield EnginePool(roles, [setup.tensor_model_parallel_size for setup in setups])
+    except BaseException as error:
+        # An interrupt is no failure: nobody wants Ray's logs for it.
+        session.close(failed=isinstance(error, Exception))
+        raise
+    _shut_down(roles)
+    session.close()
+
+
+def _role(setup: EngineSetup, gpu_share: float | None, local_network: dict[str, str], logs: Path) -> Role:
+    import ray
+
+    from zs_nemo.cluster.actors import EngineActor
+
+    resources: dict[str, Any] = {"num_cpus": 1, "max_concurrency": _MAX_REQUESTS_PER_ENGINE}
+    if setup.use_gpu:
+        resources["num_gpus"] = gpu_share or float(setup.tensor_model_parallel_size)
+    log_path = (logs / f"{setup.name}.log").resolve()
+    environment = engine_environment(setup) | local_network
+    return Role(setup.name, ray.remote(EngineActor).options(**resources).remote(environment, str(log_path)), log_path)
+
+
+def _gpu_shares(setups: tuple[EngineSetup, ...], num_gpus: int) -> list[float | None]:
+    """Return the GPUs of each engine; raise ``ValueError`` where they do not fit."""
+    placement = place_on_gpus(num_gpus, 0, [setup.tensor_model_parallel_size for setup in setups])
+    return [share for _, share in placement.engines]
+
+
+def _check_memory(setups: tuple[EngineSetup, ...]) -> None:
+    needed, available = sum(engine_memory(setup).total for setup in setups), psutil.virtual_memory().available
+    if needed > available:
+        raise ValueError(
+            f"search.num_engines={len(setups)} needs about {needed / GIB:.1f} GiB of memory, but "
+            f"{available / GIB:.1f} GiB are available; lower it or search.kv_cache_gib, choose a smaller search.model, "
+            "or free memory"
+        )
+
+
+def _shut_down(roles: list[Role]) -> None:
+    """Let vLLM end in order; Ray ends whatever does not."""
+    import ray
+
+    calls = [role.submit("shutdown") for role in roles]
+    with suppress(ray.exceptions.RayError):
+        ray.wait(calls, num_returns=len(calls), timeout=_SHUTDOWN_S)

@@ -1,0 +1,106 @@
+"""Settings of the search server and of the recipe that starts it."""
+
+from dataclasses import dataclass, field
+
+from zs_nemo.config.experiment import ClusterConfig, DataConfig, TrainerConfig
+from zs_nemo.config.remote_search import check_variable_name
+from zs_nemo.config.rollout import CurriculumConfig
+from zs_nemo.config.search import SearchConfig
+
+
+@dataclass(kw_only=True)
+class ServerNoiseConfig:
+    """``server.noise``: how noisy the simulator's answers are for a request that says nothing about it."""
+
+    probability: float = 0.0
+    """P(noisy) of every search."""
+    searches_per_step: int = 0
+    """For a trainer that cannot name its step: the curriculum goes one step on after so many searches, and
+    ``probability`` is not used. 0 is off. A step of Search-R1 asks at most batch size x samples x turns."""
+    first_step: int = 0
+    """Step that the count begins with; set it when the server is started again in the middle of a training."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"server.noise.probability={self.probability} must lie in [0, 1]")
+        if self.searches_per_step < 0 or self.first_step < 0:
+            raise ValueError(
+                f"server.noise.searches_per_step={self.searches_per_step} (0 is off) and "
+                f"server.noise.first_step={self.first_step} must not be negative"
+            )
+        if self.searches_per_step and self.probability:
+            raise ValueError(
+                f"server.noise.probability={self.probability} has no effect with server.noise.searches_per_step="
+                f"{self.searches_per_step}, which follows the curriculum; set one of them to 0"
+            )
+
+
+@dataclass(kw_only=True)
+class ServerConfig:
+    """``server``: where it listens, who may ask, and how much."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all of this machine's, which should then have a token."""
+    port: int = 8000
+    """0 takes a free one."""
+    token_variable: str = ""
+    """Name of the environment variable that holds the bearer token; empty lets everybody ask."""
+    max_queries: int = 4096
+    """Queries of one request. Search-R1's trainer sends those of a whole batch at once."""
+    max_query_characters: int = 4000
+    max_topk: int = 100
+    """Documents a query."""
+    max_body_mib: float = 16.0
+    max_concurrency: int = 64
+    """Searches under way at once."""
+    max_queue: int = 8192
+    """Searches that wait for their turn; what would come on top is refused with 429."""
+    search_timeout_s: float = 60.0
+    """Time for one search, from its turn on, with all tries."""
+    max_attempts: int = 3
+    """Tries of one search; a failure of the last one fails the request."""
+    drain_timeout_s: float = 30.0
+    """Time that requests under way get to end when the server is told to stop."""
+    noise: ServerNoiseConfig = field(default_factory=ServerNoiseConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"server.port={self.port} must lie in 0..65535; 0 takes a free one")
+        if self.token_variable:
+            check_variable_name("server.token_variable", self.token_variable)
+        for name in ("max_queries", "max_query_characters", "max_topk", "max_concurrency", "max_attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"server.{name}={getattr(self, name)} must be at least 1")
+        for name in ("max_body_mib", "search_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"server.{name}={getattr(self, name)} must be positive")
+        for name in ("max_queue", "drain_timeout_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"server.{name}={getattr(self, name)} must not be negative")
+        if self.max_queries > self.max_queue + self.max_concurrency:
+            raise ValueError(
+                f"server.max_queries={self.max_queries} is more than server.max_concurrency + server.max_queue = "
+                f"{self.max_queue + self.max_concurrency}: a request of that size could never be taken; lower the one "
+                "or raise the others"
+            )
+
+
+@dataclass(kw_only=True)
+class ServeSearchConfig:
+    """Everything that ``recipes/serve_search.py`` depends on. Groups that a training run has too mean the same."""
+
+    seed: int = 1
+    """Of the noise coins and of the simulator."""
+    server: ServerConfig = field(default_factory=ServerConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    """The engine; ``search.num_documents`` is the answer to a request that names no topk."""
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    """Turns the ``step`` of a request into P(noisy)."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """``max_steps`` is m of the curriculum, ``accelerator`` what a simulator of our own runs on."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Of a simulator of our own."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The facts world, whose corpus BM25 searches unless ``search.corpus`` names another."""
+    log_dir: str = "runs/serve_search"
+    """Folder for the logs of a simulator's engines."""

@@ -1,0 +1,241 @@
+"""The search server: any search engine of ours behind Search-R1's protocol, for other trainers to use.
+
+A trainer written for Search-R1's retrieval server changes one address and learns from simulated search. Requests are
+described in ``server_requests``, answers in ``server_answers``. A search that fails fails its request, with a status
+and a reason: no document is ever made up in its place.
+"""
+
+import asyncio
+import hmac
+import logging
+import os
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+
+from aiohttp import web
+
+from zs_nemo.config.server import ServerConfig
+from zs_nemo.search.admission import Admission, QueueFull, Ticket
+from zs_nemo.search.server_answers import STATUS_OF_FAILURE, answer, refusal
+from zs_nemo.search.server_metrics import CONTENT_TYPE, ServerMetrics
+from zs_nemo.search.server_noise import ServerNoise
+from zs_nemo.search.server_requests import AskedSearches, RequestRefused, read_request
+from zs_nemo.types.search import SearchEngine, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
+
+_LOGGER = logging.getLogger(__name__)
+_BODY_TIMEOUT_S = 60.0
+_RETRY_AFTER_STOP_S = 10
+_RETRY_AFTER_FAILURE_S = 5
+_FIRST_PAUSE_S = 0.2
+_BACKLOG = 1024
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class SearchServer:
+    """Serves one engine. Whoever builds it owns the engine and closes it afterwards."""
+
+    def __init__(
+        self,
+        engine: SearchEngine,
+        settings: ServerConfig,
+        *,
+        num_documents: int,
+        noise_at: Callable[[int], float] | None = None,
+        seed: int = 0,
+        token: str = "",
+    ) -> None:
+        """``num_documents`` answers a request without topk; ``noise_at`` is None for an engine that cannot be noisy."""
+        self._engine = engine
+        self._settings = settings
+        self._num_documents = num_documents
+        self._noise = ServerNoise(settings.noise, noise_at, seed=seed)
+        self._authorization = f"Bearer {token}".encode() if token else b""
+        self._admission = Admission(max_concurrency=settings.max_concurrency, max_queue=settings.max_queue)
+        self._metrics = ServerMetrics(self._admission, engine.name)
+        self._began = time.monotonic()
+        self._is_stopping = False
+
+    def app(self) -> web.Application:
+        """Return the application with its routes."""
+        app = web.Application(
+            middlewares=[self._at_the_border], client_max_size=int(self._settings.max_body_mib * 2**20)
+        )
+        app.add_routes(
+            [
+                web.post("/retrieve", self._retrieve),
+                web.post("/search", self._retrieve),
+                web.get("/health", self._health),
+                web.get("/metrics", self._show_metrics),
+            ]
+        )
+        return app
+
+    async def serve(self, listening: socket.socket) -> None:
+        """Answer until SIGINT or SIGTERM, then let requests under way end; a second signal cuts them off."""
+        runner = web.AppRunner(self.app(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+        await runner.setup()
+        stop, cut = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, lambda: (cut if stop.is_set() else stop).set())
+        try:
+            await web.SockSite(runner, listening, backlog=_BACKLOG).start()
+            await stop.wait()
+            await self._drain(cut)
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+            await runner.cleanup()
+
+    async def _drain(self, cut: asyncio.Event) -> None:
+        """Refuse what comes and wait for what is under way, while health checks still get their answer."""
+        self._is_stopping = True
+        give_up_at = time.monotonic() + self._settings.drain_timeout_s
+        while self._admission.num_pending and time.monotonic() < give_up_at and not cut.is_set():
+            await asyncio.sleep(0.02)
+
+    async def _retrieve(self, request: web.Request) -> web.StreamResponse:
+        self._check_token(request)
+        if self._is_stopping:
+            raise RequestRefused(503, "the server is shutting down", retry_after_s=_RETRY_AFTER_STOP_S)
+        asked = read_request(await self._body(request), request.query, self._settings)
+        requests = self._noise.requests(asked, self._num_documents)
+        try:
+            with self._admission.admit(len(requests)) as ticket:
+                results = await self._search_all(requests, ticket)
+        except QueueFull as full:
+            raise RequestRefused(429, str(full), retry_after_s=full.retry_after_s) from None
+        return self._answer(asked, results)
+
+    def _answer(self, asked: AskedSearches, results: Sequence[SearchResult]) -> web.Response:
+        defects: Counter[str] = Counter()
+        response = web.json_response(answer(asked, results, defects))
+        self._metrics.count_defects(defects)
+        return response
+
+    def _check_token(self, request: web.Request) -> None:
+        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        if self._authorization and not hmac.compare_digest(given, self._authorization):
+            raise RequestRefused(401, "the header Authorization must be 'Bearer' and this server's token")
+
+    async def _body(self, request: web.Request) -> bytes:
+        limit = request.client_max_size
+        if (request.content_length or 0) > limit:
+            raise RequestRefused(413, f"the body is longer than this server's {self._settings.max_body_mib:g} MiB")
+        try:
+            async with asyncio.timeout(_BODY_TIMEOUT_S):
+                return await request.read()
+        except TimeoutError:
+            raise RequestRefused(408, f"the body did not arrive within {_BODY_TIMEOUT_S:g} s") from None
+
+    async def _search_all(self, requests: Sequence[SearchRequest], ticket: Ticket) -> list[SearchResult]:
+        """Run all searches of a request at once; the first failure cancels the others and is raised."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [tasks.create_task(self._search(request, ticket)) for request in requests]
+            return [task.result() for task in running]
+        except* SearchFailure as group:
+            failure = group.exceptions[0]
+        assert isinstance(failure, SearchFailure)
+        raise _refused(failure)
+
+    async def _search(self, request: SearchRequest, ticket: Ticket) -> SearchResult:
+        async with ticket.turn():
+            began, outcome = time.perf_counter(), "error"
+            try:
+                result = await self._try(request)
+                outcome = "ok"
+            except SearchFailure as failure:
+                outcome = failure.kind.name
+                raise
+            except asyncio.CancelledError:
+                outcome = "cancelled"
+                raise
+            finally:
+                self._metrics.count_search(outcome, time.perf_counter() - began)
+        self._metrics.count_result(result)
+        return result
+
+    async def _try(self, request: SearchRequest) -> SearchResult:
+        """Ask the engine, again with growing pauses where it fails, within the time of one search."""
+        limit_s, num_attempts = self._settings.search_timeout_s, self._settings.max_attempts
+        try:
+            async with asyncio.timeout(limit_s):
+                for attempt in range(num_attempts):
+                    try:
+                        return await self._engine.search(replace(request, attempt=attempt))
+                    except SearchFailure as failure:
+                        if attempt + 1 == num_attempts or failure.kind is SearchFailureKind.refused:
+                            raise
+                    await asyncio.sleep(_FIRST_PAUSE_S * 2**attempt)
+        except TimeoutError:
+            pass
+        raise SearchFailure(SearchFailureKind.timeout, f"{self._engine.name}: no answer within {limit_s:g} s")
+
+    async def _health(self, request: web.Request) -> web.StreamResponse:
+        state = {
+            "engine": self._engine.name,
+            "version": version("zs-nemo"),
+            "uptime_s": round(time.monotonic() - self._began, 3),
+            "ready": not self._is_stopping,
+            "in_flight": self._admission.num_in_flight,
+            "queued": self._admission.num_queued,
+            "step": self._noise.step,
+            "noise": self._noise.probability,
+        }
+        return web.json_response(state, status=503 if self._is_stopping else 200)
+
+    async def _show_metrics(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    @web.middleware
+    async def _at_the_border(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Turn whatever happens into an answer with a reason, and count it."""
+        try:
+            response = await handler(request)
+        except RequestRefused as refused:
+            response = refusal(refused.status, refused.reason, retry_after_s=refused.retry_after_s)
+        except web.HTTPException as error:
+            response = refusal(error.status, error.text or error.reason)
+            if "Allow" in error.headers:
+                response.headers["Allow"] = error.headers["Allow"]
+        except Exception:  # A process border: the client gets an answer, the log the stack.
+            _LOGGER.exception("a request failed")
+            response = refusal(500, "the server failed; its log says how")
+        if self._is_stopping:
+            response.force_close()
+        resource = request.match_info.route.resource
+        self._metrics.count_request(resource.canonical if resource else "other", response.status)
+        return response
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; raise ``ValueError`` naming the setting when it cannot.
+
+    Taken before anything expensive starts. Clients that come before the server is ready wait.
+    """
+    try:
+        return socket.create_server((host, port), family=_family(host), backlog=_BACKLOG)
+    except (OSError, OverflowError) as error:
+        number = getattr(error, "errno", None)
+        # Python adds the address to the system's text; errors of name resolution have negative numbers.
+        reason = os.strerror(number) if number and number > 0 else getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"server.host={host} with server.port={port} cannot be listened on ({reason}); set server.port=0 for any "
+            "free port, or end the process that holds it"
+        ) from error
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _refused(failure: SearchFailure) -> RequestRefused:
+    status = STATUS_OF_FAILURE[failure.kind]
+    return RequestRefused(status, str(failure), retry_after_s=_RETRY_AFTER_FAILURE_S if status == 503 else None)
