@@ -26,6 +26,7 @@ register()
 def serve(cfg: ServeSearchConfig) -> int:
     """Serve until told to stop; return the exit code."""
     import asyncio
+    import ipaddress
 
     from zs_nemo.cluster.served_engine import served_engine
     from zs_nemo.search.http_client import secret_from
@@ -51,6 +52,8 @@ def serve(cfg: ServeSearchConfig) -> int:
             finally:
                 await served.aclose()
 
+        if not token and not ipaddress.ip_address(host).is_loopback:
+            print("warning: without server.token_variable everybody who reaches this address may search", flush=True)
         asyncio.run(until_stopped())
     print("ended", flush=True)
     return 0

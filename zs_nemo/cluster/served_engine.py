@@ -73,10 +73,10 @@ def _simulator(cfg: ServeSearchConfig) -> Iterator[SearchEngine]:
         engine = SimulatedSearchEngine(
             pool, tokenizer, demonstrations, temperature=cfg.search.temperature, max_tokens=cfg.search.max_tokens
         )
-        yield _LostIsUnavailable(engine)
+        yield LostIsUnavailable(engine)
 
 
-class _LostIsUnavailable:
+class LostIsUnavailable:
     """A simulator whose engine process has died is one that cannot be reached, to a client of the server."""
 
     def __init__(self, engine: SearchEngine) -> None:

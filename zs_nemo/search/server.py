@@ -21,7 +21,7 @@ from aiohttp import web
 
 from zs_nemo.config.server import ServerConfig
 from zs_nemo.search.admission import Admission, QueueFull, Ticket
-from zs_nemo.search.server_answers import STATUS_OF_FAILURE, answer, refusal
+from zs_nemo.search.server_answers import answer, failure_status, refusal
 from zs_nemo.search.server_metrics import CONTENT_TYPE, ServerMetrics
 from zs_nemo.search.server_noise import ServerNoise
 from zs_nemo.search.server_requests import AskedSearches, RequestRefused, read_request
@@ -33,6 +33,13 @@ _RETRY_AFTER_STOP_S = 10
 _RETRY_AFTER_FAILURE_S = 5
 _FIRST_PAUSE_S = 0.2
 _BACKLOG = 1024
+_MAY_PASS = {
+    SearchFailureKind.timeout,
+    SearchFailureKind.unavailable,
+    SearchFailureKind.empty,
+    SearchFailureKind.invalid,
+}
+"""Failures after which the same search can succeed."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -171,7 +178,7 @@ class SearchServer:
                     try:
                         return await self._engine.search(replace(request, attempt=attempt))
                     except SearchFailure as failure:
-                        if attempt + 1 == num_attempts or failure.kind is SearchFailureKind.refused:
+                        if attempt + 1 == num_attempts or failure.kind not in _MAY_PASS:
                             raise
                     await asyncio.sleep(_FIRST_PAUSE_S * 2**attempt)
         except TimeoutError:
@@ -237,5 +244,5 @@ def _family(host: str) -> socket.AddressFamily:
 
 
 def _refused(failure: SearchFailure) -> RequestRefused:
-    status = STATUS_OF_FAILURE[failure.kind]
+    status = failure_status(failure.kind)
     return RequestRefused(status, str(failure), retry_after_s=_RETRY_AFTER_FAILURE_S if status == 503 else None)

@@ -11,13 +11,16 @@ from zs_nemo.search.markup import count_control_tags, neutralize
 from zs_nemo.search.server_requests import AskedSearches
 from zs_nemo.types.search import Document, SearchFailureKind, SearchResult
 
-STATUS_OF_FAILURE = {
+_STATUS_OF_FAILURE = {
     SearchFailureKind.timeout: 504,
     SearchFailureKind.unavailable: 503,
-    SearchFailureKind.empty: 502,
-    SearchFailureKind.invalid: 502,
     SearchFailureKind.refused: 503,
 }
+
+
+def failure_status(kind: SearchFailureKind) -> int:
+    """Return the HTTP status of a search that failed."""
+    return _STATUS_OF_FAILURE.get(kind, 502)
 
 
 def answer(asked: AskedSearches, results: Sequence[SearchResult], defects: Counter[str]) -> Any:

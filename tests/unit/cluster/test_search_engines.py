@@ -9,11 +9,14 @@ from typing import Any, cast
 
 import pytest
 from aiohttp import web
+from transformers import LlamaConfig
 
 from tests.loopback import serving
+from zs_nemo.cluster.roles import RoleError
 from zs_nemo.cluster.search_engines import SearchEngines, build_real_engines, build_remote_engines
-from zs_nemo.cluster.served_engine import served_engine
-from zs_nemo.config.experiment import EvaluationConfig
+from zs_nemo.cluster.served_engine import LostIsUnavailable, served_engine
+from zs_nemo.cluster.simulator_system import simulator_engines
+from zs_nemo.config.experiment import Accelerator, EvaluationConfig, TrainerConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig
 from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
 from zs_nemo.config.search import Bm25SearchConfig, SearchConfig, SimulatedSearchConfig
@@ -24,7 +27,7 @@ from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.search.retriever import RetrieverSearch
 from zs_nemo.search.web import WebSearch
 from zs_nemo.types.keys import SampleKey
-from zs_nemo.types.search import SearchRequest
+from zs_nemo.types.search import SearchFailure, SearchFailureKind, SearchRequest, SearchResult
 
 REQUEST = SearchRequest(
     query="Lima",
@@ -141,3 +144,37 @@ def test_noise_set_for_a_real_engine_is_refused() -> None:
     message = r"server\.noise is set, but search=retriever is a real engine"
     with pytest.raises(ValueError, match=message), served_engine(cfg):
         raise AssertionError
+
+
+def test_a_simulator_whose_engine_has_died_is_unavailable_to_the_servers_clients() -> None:
+    class Dead:
+        name = "simulator"
+
+        async def search(self, request: SearchRequest) -> SearchResult:
+            raise RoleError("simulator-engine-0 failed in generate: its process died\nlog: somewhere\n  | secret line")
+
+    with pytest.raises(SearchFailure) as caught:
+        asyncio.run(LostIsUnavailable(Dead()).search(REQUEST))
+    assert caught.value.kind is SearchFailureKind.unavailable
+    assert str(caught.value) == "unavailable: simulator-engine-0 failed in generate: its process died"
+
+
+def test_a_simulator_that_cannot_fit_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=128
+    )
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=4 * 2**30))
+
+    def refused(**settings: int) -> str:
+        search = SimulatedSearchConfig(model=str(tmp_path), **settings)
+        run = GrpoRecipeConfig(search=search, trainer=TrainerConfig(accelerator=Accelerator.cpu))
+        with pytest.raises(ValueError) as caught, simulator_engines(run, tmp_path / "logs"):
+            raise AssertionError
+        return str(caught.value)
+
+    assert "search.num_engines=9 needs about" in refused(num_engines=9)
+    assert "search.tensor_model_parallel_size=3 must divide" in refused(tensor_model_parallel_size=3)
+    assert not (tmp_path / "logs").exists()

@@ -147,13 +147,10 @@ def test_a_real_engine_refuses_noise_and_takes_a_step_for_what_it_is(engine: Fix
 def test_a_simulator_writes_about_the_query_of_a_client_that_sends_nothing_else() -> None:
     model = ScriptedEngine(lambda prompt: f" Written about{prompt.rsplit('Text about', 1)[1]}\n")
     simulator = SimulatedSearchEngine(model, CharTokenizer(), DEMONSTRATIONS, temperature=0.5, max_tokens=200)
+    bodies = [{"queries": ["currency of Chad"], "noisy": noisy} for noisy in (False, True)]
     with served(simulator) as url:
-        useful, noisy = (
-            CLIENT.post(f"{url}/retrieve", json={"queries": ["currency of Chad"], "noisy": noisy}).json()["result"][0][
-                0
-            ]
-            for noisy in (False, True)
-        )
+        answers = [CLIENT.post(f"{url}/retrieve", json=body).json()["result"] for body in bodies]
+    (((useful,),), ((noisy,),)) = answers
     assert useful["text"] == "Written about currency of Chad:"
     assert noisy["text"].removeprefix("Written about ") in ("Lima:", "zinc:", "N'Djamena City:")
 
