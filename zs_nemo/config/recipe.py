@@ -16,7 +16,7 @@ from zs_nemo.config.guards import GuardConfig
 from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.reward import RewardConfig
 from zs_nemo.config.rollout import CurriculumConfig, GenerationConfig, RolloutConfig
-from zs_nemo.config.search import SearchConfig
+from zs_nemo.config.search import SearchConfig, SimulatedSearchConfig
 
 
 @dataclass(kw_only=True)
@@ -49,6 +49,13 @@ class RecipeConfig:
                 f"policy.context_parallel_size = {model_ranks}; "
                 "change trainer.devices or the parallel sizes"
             )
+        if isinstance(self.search, SimulatedSearchConfig) and self.search.endpoints:
+            deadline_s, pool_s = self.rollout.search_deadline_s, self.search.pool.deadline_s
+            if pool_s >= deadline_s:
+                raise ValueError(
+                    f"search.pool.deadline_s={pool_s:g} must be less than rollout.search_deadline_s={deadline_s:g}, or "
+                    "a search ends without the endpoints' last errors; lower it, or raise rollout.search_deadline_s"
+                )
 
 
 @dataclass(kw_only=True)

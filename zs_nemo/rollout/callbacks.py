@@ -36,15 +36,21 @@ class SimulatedSearch:
     The coin is keyed by the trajectory and the turn (``request.key``), so it is the same when the call is tried again,
     when the run is resumed, and whatever else is under way. With ``shared_coins`` it is keyed by the prompt and the
     turn: the members of a group meet noise in the same turns, and luck does not enter the comparison between them.
+    With ``coin_per_document`` every document has a coin of its own.
     """
 
-    def __init__(self, simulator: SearchEngine, *, shared_coins: bool = False) -> None:
+    def __init__(self, simulator: SearchEngine, *, shared_coins: bool = False, coin_per_document: bool = False) -> None:
         self._simulator = simulator
         self._shared_coins = shared_coins
+        self._coin_per_document = coin_per_document
 
     async def search(self, request: SearchRequest) -> SearchResult:
         """Answer with documents that are noisy with probability ``request.noise_probability``."""
         key = replace(request.key, member=0) if self._shared_coins else request.key
+        if self._coin_per_document:
+            coins = (key.uniform(f"noise/{number}") for number in range(request.num_documents))
+            flags = tuple(coin < request.noise_probability for coin in coins)
+            return await self._simulator.search(replace(request, noisy=any(flags), noisy_documents=flags))
         noisy = key.uniform("noise") < request.noise_probability
         return await self._simulator.search(replace(request, noisy=noisy))
 
