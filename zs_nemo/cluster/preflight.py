@@ -15,6 +15,9 @@ from zs_nemo.cluster.setups import Layout, critic_settings
 from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.rollout import RefitTransport
+from zs_nemo.config.search import SimulatedSearchConfig
+from zs_nemo.search.endpoint_health import check_served, read_key
+from zs_nemo.search.prompt_template import load_template
 from zs_nemo.weights.families import read_architecture
 from zs_nemo.weights.hf_folder import HfTensors
 
@@ -32,6 +35,8 @@ def check(cfg: RecipeConfig, layout: Layout) -> None:
         check_engine_layout("generation.tensor_model_parallel_size", path, cfg.generation)
     if layout.simulator_engines:
         check_engine_layout("search.tensor_model_parallel_size", layout.simulator_engines[0].model_path, cfg.search)
+    if isinstance(cfg.search, SimulatedSearchConfig):
+        check_simulator(cfg.search)
     if cfg.cluster.ray_address:
         return
     check_one_machine(cfg)
@@ -44,6 +49,16 @@ def check(cfg: RecipeConfig, layout: Layout) -> None:
     else:
         check_memory(cfg, layout, psutil.virtual_memory().available)
         warn_of_too_few_cores(cfg, len(os.sched_getaffinity(0)))
+
+
+def check_simulator(search: SimulatedSearchConfig) -> None:
+    """Raise unless the simulator's template can be used, and at least one of its endpoints, if it has any."""
+    load_template(search.template, search.documents_per_completion)
+    if not search.endpoints:
+        return
+    wrong = check_served(search.endpoints, search.served_model, read_key(search.api_key_env))
+    for url, error in wrong.items():
+        _LOGGER.warning("search.endpoints: %s cannot be used now (%s); the others are asked", url, error)
 
 
 def check_policy_model(policy: PolicyConfig, folder: Path) -> None:

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
-from zs_nemo.config.search import Bm25SearchConfig, SearchConfig, SimulatedSearchConfig
+from zs_nemo.config.search import Bm25SearchConfig, NoiseUnit, SearchConfig, SimulatedSearchConfig
 from zs_nemo.qa.facts import FactsWorld
 from zs_nemo.rollout.callbacks import EngineSearch, RolloutCallback, SimulatedSearch, load_callback
 from zs_nemo.rollout.episode import SearchSetting
 from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.search.bm25 import Bm25Search
+from zs_nemo.search.build import Simulator, build_simulator
 from zs_nemo.search.demonstrations import build_demonstrations
 from zs_nemo.search.retriever import RetrieverSearch
-from zs_nemo.search.simulator import SimulatedSearchEngine
 from zs_nemo.search.web import WebSearch
 from zs_nemo.types.generation import GenerationEngine, Tokenizer
 from zs_nemo.types.search import SearchEngine
@@ -51,17 +51,16 @@ class SearchEngines:
         self._training = self._judge if real.training is real.judge else None
         if real.training is not None and self._training is None:
             self._training = ledger.watch(real.training)
+        self._simulator: Simulator | None = None
         self._simulated: SearchEngine | None = None
         if isinstance(cfg.search, SimulatedSearchConfig):
-            assert simulator is not None and simulator_tokenizer is not None
-            engine = SimulatedSearchEngine(
-                simulator,
-                simulator_tokenizer,
-                build_demonstrations(world),
-                temperature=cfg.search.temperature,
-                max_tokens=cfg.search.max_tokens,
+            self._simulator = build_simulator(
+                cfg.search,
+                engine=simulator,
+                tokenizer=simulator_tokenizer,
+                demonstrations=build_demonstrations(world),
             )
-            self._simulated = ledger.watch(engine)
+            self._simulated = ledger.watch(self._simulator.engine)
         self._callback = self._training_callback()
 
     def training(self, noise: float) -> SearchSetting:
@@ -88,11 +87,17 @@ class SearchEngines:
         """Whether this run has a simulator at all."""
         return self._simulated is not None
 
+    def metrics(self) -> dict[str, float]:
+        """Return the simulator's own figures since the start of this session; none without one."""
+        return self._simulator.metrics() if self._simulator is not None else {}
+
     async def aclose(self) -> None:
         """Close connections to other servers, in the event loop that has used them."""
         for engine in (self._real.training, self._real.judge):
             if isinstance(engine, RemoteEngine):
                 await engine.aclose()
+        if self._simulator is not None:
+            await self._simulator.aclose()
 
     def _training_callback(self) -> RolloutCallback:
         engine = self._simulated if self._simulated is not None else self._training
@@ -101,7 +106,9 @@ class SearchEngines:
             return load_callback(self._cfg.rollout.callback, engine)
         if self._simulated is None:
             return EngineSearch(engine)
-        return SimulatedSearch(engine, coin=self._cfg.curriculum.coin)
+        search = self._cfg.search
+        by_document = isinstance(search, SimulatedSearchConfig) and search.noise_unit is NoiseUnit.document
+        return SimulatedSearch(engine, coin=self._cfg.curriculum.coin, coin_per_document=by_document)
 
 
 def build_remote_engine(settings: SearchConfig | None, *, num_searches_before: int = 0) -> RemoteEngine | None:

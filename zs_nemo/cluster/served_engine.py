@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from zs_nemo.cluster.preflight import check_simulator
 from zs_nemo.cluster.roles import RoleError
 from zs_nemo.cluster.search_engines import build_remote_engine
 from zs_nemo.cluster.simulator_system import simulator_engines
@@ -15,8 +16,8 @@ from zs_nemo.config.server import ServerNoiseConfig, ServeSearchConfig
 from zs_nemo.curriculum import NoiseCurriculum
 from zs_nemo.qa.facts import load_facts_world
 from zs_nemo.search.bm25 import Bm25Search
+from zs_nemo.search.build import Simulator, build_simulator
 from zs_nemo.search.demonstrations import build_demonstrations
-from zs_nemo.search.simulator import SimulatedSearchEngine
 from zs_nemo.search.threaded import ThreadedBm25
 from zs_nemo.types.search import SearchEngine, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
 from zs_nemo.weights.pretrained import load_tokenizer, resolve_model
@@ -37,9 +38,10 @@ class ServedEngine:
 def served_engine(cfg: ServeSearchConfig) -> Iterator[ServedEngine]:
     """Build the engine and end what belongs to it; raise ``ValueError`` for settings that cannot work together."""
     if isinstance(cfg.search, SimulatedSearchConfig):
-        with _simulator(cfg) as simulator:
+        with _simulator(cfg, cfg.search) as simulator:
             curriculum = NoiseCurriculum.from_config(cfg.curriculum, max_steps=cfg.trainer.max_steps)
-            yield ServedEngine(engine=simulator, noise_at=curriculum.noise_at, aclose=_nothing)
+            engine = LostIsUnavailable(simulator.engine)
+            yield ServedEngine(engine=engine, noise_at=curriculum.noise_at, aclose=simulator.aclose)
         return
     if cfg.server.noise != ServerNoiseConfig():
         raise ValueError(
@@ -64,16 +66,16 @@ def _bm25(cfg: ServeSearchConfig) -> Bm25Search:
 
 
 @contextmanager
-def _simulator(cfg: ServeSearchConfig) -> Iterator[SearchEngine]:
-    assert isinstance(cfg.search, SimulatedSearchConfig)
-    tokenizer = load_tokenizer(resolve_model(cfg.search.model, setting="search.model"))
+def _simulator(cfg: ServeSearchConfig, search: SimulatedSearchConfig) -> Iterator[Simulator]:
     demonstrations = build_demonstrations(load_facts_world(cfg.data))
-    run = RecipeConfig(seed=cfg.seed, search=cfg.search, cluster=cfg.cluster, trainer=cfg.trainer)
-    with simulator_engines(run, Path(cfg.log_dir)) as pool:
-        engine = SimulatedSearchEngine(
-            pool, tokenizer, demonstrations, temperature=cfg.search.temperature, max_tokens=cfg.search.max_tokens
-        )
-        yield LostIsUnavailable(engine)
+    check_simulator(search)
+    if not search.needs_engines:
+        yield build_simulator(search, demonstrations=demonstrations)
+        return
+    tokenizer = load_tokenizer(resolve_model(search.model, setting="search.model"))
+    run = RecipeConfig(seed=cfg.seed, search=search, cluster=cfg.cluster, trainer=cfg.trainer)
+    with simulator_engines(run, Path(cfg.log_dir)) as engines:
+        yield build_simulator(search, engine=engines, tokenizer=tokenizer, demonstrations=demonstrations)
 
 
 class LostIsUnavailable:

@@ -102,7 +102,7 @@ def _policy_engines(cfg: RecipeConfig, folder: Path, use_gpu: bool) -> tuple[Eng
 
 def _simulator_engines(cfg: RecipeConfig, use_gpu: bool) -> tuple[EngineSetup, ...]:
     settings = cfg.search
-    if not isinstance(settings, SimulatedSearchConfig):
+    if not isinstance(settings, SimulatedSearchConfig) or not settings.needs_engines:
         return ()
     folder = resolve_model(settings.model, setting="search.model")
     return tuple(

@@ -99,8 +99,9 @@ class TrainingRun:
         )
         simulator_tokenizer = (
             load_tokenizer(resolve_model(cfg.search.model, setting="search.model"))
-            if isinstance(cfg.search, SimulatedSearchConfig)
-            else None
+            if isinstance(cfg.search, SimulatedSearchConfig) and cfg.search.needs_engines
+            # Without engines of our own it only counts the tokens of documents, which are the policy's.
+            else self._tokenizer
         )
         self._ledger = SearchLedger(read_json(self._run_dir.path / "search.json", {}))
         remote = build_remote_engines(cfg, self._ledger)
@@ -267,6 +268,7 @@ class TrainingRun:
         row = (
             step_metrics(groups, updates, batch=batch, noise=noise, stage_s=self.timer.take())
             | update_metrics(critic_updates, prefix="critic")
+            | self._engines.metrics()
             | dict(metrics or {})
         )
         findings = self._guards.findings(row)

@@ -18,7 +18,7 @@ from zs_nemo.config.guards import GuardConfig
 from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.reward import RewardConfig
 from zs_nemo.config.rollout import CurriculumConfig, CurriculumName, GenerationConfig, RolloutConfig
-from zs_nemo.config.search import SearchConfig
+from zs_nemo.config.search import SearchConfig, SimulatedSearchConfig
 
 
 @dataclass(kw_only=True)
@@ -59,6 +59,13 @@ class RecipeConfig:
             )
         if self.curriculum.name is CurriculumName.adaptive:
             _check_target_can_be_passed(self.curriculum.adaptive.target_reward, self.reward)
+        if isinstance(self.search, SimulatedSearchConfig) and self.search.endpoints:
+            deadline_s, pool_s = self.rollout.search_deadline_s, self.search.pool.deadline_s
+            if pool_s >= deadline_s:
+                raise ValueError(
+                    f"search.pool.deadline_s={pool_s:g} must be less than rollout.search_deadline_s={deadline_s:g}, or "
+                    "a search ends without the endpoints' last errors; lower it, or raise rollout.search_deadline_s"
+                )
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,38 @@
 """Settings of the search engines: the simulator and the real ones."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
+
+from zs_nemo.config.endpoints import (
+    ApiKind,
+    EndpointPoolConfig,
+    RecordingConfig,
+    RecordingMode,
+    check_endpoints,
+    check_key_variable,
+)
+
+
+class NoiseUnit(Enum):
+    """What the curriculum's coin is tossed for."""
+
+    query = "all documents of a search are useful, or all are noisy, as published"
+    document = "every document has a coin of its own"
+
+
+class DocumentsPerCompletion(Enum):
+    """How a simulator writes the documents of one search."""
+
+    one = "each in a completion of its own, on one line: for small models"
+    all = "together in one completion, numbered: for models that follow instructions, as published"
+
+
+class SeedGroup(Enum):
+    """Which searches with equal question, query and noise are the same draw, and so have the same documents."""
+
+    request = "none: every search has a draw of its own"
+    prompt = "those of the samples of one prompt in one step"
+    run = "all of the run"
 
 
 @dataclass(kw_only=True)
@@ -34,7 +66,60 @@ class SimulatedSearchConfig(SearchConfig):
     temperature: float = 0.4
     """ZeroSearch samples at 0.8; a 135M simulator keeps to the answer better below that."""
     max_tokens: int = 48
-    """Longest document in tokens; one that is cut here loses its unfinished end."""
+    """Longest completion in tokens: one document, or all of a search (ZeroSearch: 600); one that is cut here loses its
+    unfinished end."""
+    documents_per_completion: DocumentsPerCompletion = DocumentsPerCompletion.one
+    num_words: int = 30
+    """About how many words a document has, where the template says it."""
+    max_document_tokens: int = 0
+    """Longest document shown, in the policy's tokens, where a completion holds several; 0 for ``max_tokens``."""
+    max_answers: int = 0
+    """Gold answers that the prompt names, in their order; 0 for all that fit."""
+    template: str = ""
+    """A file with the wording of the prompt; empty for ours. ``search/prompt_template.py`` says what it needs."""
+    stop: list[str] = field(default_factory=list)
+    """Strings that end a completion; empty for a line break with one document a completion, otherwise for none."""
+    api: ApiKind = ApiKind.completions
+    endpoints: list[str] = field(default_factory=list)
+    """Addresses of OpenAI-compatible servers (vLLM, SGLang, NIM) that all serve the same model. Empty starts
+    ``num_engines`` engines of our own."""
+    served_model: str = ""
+    """Name under which the endpoints serve the model."""
+    api_key_env: str = ""
+    """Name of the environment variable that holds the endpoints' bearer key; empty for none."""
+    pool: EndpointPoolConfig = field(default_factory=EndpointPoolConfig)
+    noise_unit: NoiseUnit = NoiseUnit.query
+    seed_group: SeedGroup = SeedGroup.request
+    """Equal searches of one group that are under way together are asked once."""
+    cache_size: int = 0
+    """Answers kept for equal searches of a seed group, the least recently used dropped first; 0 for none."""
+    recording: RecordingConfig = field(default_factory=RecordingConfig)
+
+    @property
+    def needs_engines(self) -> bool:
+        """Whether the run starts engines for the simulator: not with endpoints, and not when all answers are read."""
+        return not self.endpoints and self.recording.mode is not RecordingMode.replay
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_tokens", "num_words"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"search.{name}={getattr(self, name)} must be at least 1")
+        for name in ("max_document_tokens", "max_answers", "cache_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"search.{name}={getattr(self, name)} must be 0 or positive")
+        check_endpoints(self.endpoints)
+        check_key_variable(self.api_key_env)
+        if self.endpoints and not self.served_model:
+            raise ValueError(
+                "search.served_model is empty, but search.endpoints are given; set it to the name under which they "
+                "serve the model (GET /v1/models lists it)"
+            )
+        if self.cache_size and self.seed_group is SeedGroup.request:
+            raise ValueError(
+                f"search.cache_size={self.cache_size} keeps answers that search.seed_group=request never asks for "
+                "again: every search is a draw of its own; set search.seed_group=prompt or run, or cache_size=0"
+            )
 
 
 @dataclass(kw_only=True)

@@ -63,6 +63,11 @@ _FREE_ON_RESUME = (
     "search.tensor_model_parallel_size",
     "search.kv_cache_gib",
     "search.max_num_seqs",
+    "search.endpoints",
+    "search.api_key_env",
+    "search.pool.",
+    "search.cache_size",
+    "search.recording.path",
     "rollout.max_concurrency",
 )
 

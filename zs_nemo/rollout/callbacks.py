@@ -36,16 +36,25 @@ class SimulatedSearch:
     """Tosses the curriculum's coin and asks the simulator for useful or for noisy documents.
 
     The coin is keyed by what ``coin`` says out of the request's key, so it is the same when the call is tried again,
-    when the run is resumed, and whatever else is under way.
+    when the run is resumed, and whatever else is under way. With ``coin_per_document`` every document has one of its
+    own.
     """
 
-    def __init__(self, simulator: SearchEngine, *, coin: CoinScope = CoinScope.query) -> None:
+    def __init__(
+        self, simulator: SearchEngine, *, coin: CoinScope = CoinScope.query, coin_per_document: bool = False
+    ) -> None:
         self._simulator = simulator
         self._coin = coin
+        self._coin_per_document = coin_per_document
 
     async def search(self, request: SearchRequest) -> SearchResult:
         """Answer with documents that are noisy with probability ``request.noise_probability``."""
-        noisy = coin_key(request.key, self._coin).uniform("noise") < request.noise_probability
+        key = coin_key(request.key, self._coin)
+        if self._coin_per_document:
+            coins = (key.uniform(f"noise/{number}") for number in range(request.num_documents))
+            flags = tuple(coin < request.noise_probability for coin in coins)
+            return await self._simulator.search(replace(request, noisy=any(flags), noisy_documents=flags))
+        noisy = key.uniform("noise") < request.noise_probability
         return await self._simulator.search(replace(request, noisy=noisy))
 
 

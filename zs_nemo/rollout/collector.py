@@ -190,8 +190,9 @@ def _check_failure_budget(trajectories: list[Trajectory], max_share: float) -> N
     failed = sum(trajectory.status is Status.search_failed for trajectory in trajectories)
     calls = failed + sum(trajectory.num_searches for trajectory in trajectories)
     if failed > max_share * calls:
+        last = next(item for item in reversed(trajectories) if item.status is Status.search_failed)
         raise SearchBudgetExceeded(
             f"{failed} of {calls} search calls brought nothing, in time or at all, more than "
             f"rollout.search_max_failure_share={max_share:g} allows; look at the engine's log, or raise it or "
-            "rollout.search_deadline_s"
+            f"rollout.search_deadline_s. The last failure: {last.last_search_failure}"
         )

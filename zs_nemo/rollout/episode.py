@@ -143,6 +143,7 @@ class EpisodeRunner:
         )
         result, failures = await search_within_deadline(search.callback, request, self._limits.search_deadline_s)
         trajectory.search_failures += len(failures)
+        trajectory.last_search_failure = str(failures[-1]) if failures else trajectory.last_search_failure
         return result
 
 

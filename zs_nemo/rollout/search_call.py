@@ -20,8 +20,8 @@ async def search_within_deadline(
 
     An engine that cannot be reached or answers nonsense is asked again until the deadline: pauses double from 0.2 s to
     5 s, with jitter keyed by the request, so that many callers do not return at once. One that answers with nothing is
-    asked again at once, ``MAX_EMPTY_ANSWERS`` times in all, and one that refuses not at all. Anything but
-    ``SearchFailure`` is a defect of the callback and is raised.
+    asked again at once, ``MAX_EMPTY_ANSWERS`` times in all; one that refuses, or has no recorded answer, is not asked
+    again. Anything but ``SearchFailure`` is a defect of the callback and is raised.
     """
     give_up_at = time.monotonic() + deadline_s
     failures: list[SearchFailure] = []
@@ -32,11 +32,12 @@ async def search_within_deadline(
             async with asyncio.timeout(max(give_up_at - time.monotonic(), 0)):
                 return await callback.search(replace(request, attempt=len(failures))), failures
         except TimeoutError:
-            failures.append(SearchFailure(SearchFailureKind.timeout, f"no answer within {deadline_s:g} s"))
+            before = f"; before that, {failures[-1]}" if failures else ""
+            failures.append(SearchFailure(SearchFailureKind.timeout, f"no answer within {deadline_s:g} s{before}"))
             return None, failures
         except SearchFailure as failure:
             failures.append(failure)
-        if failures[-1].kind is SearchFailureKind.refused:
+        if failures[-1].kind in (SearchFailureKind.refused, SearchFailureKind.missing):
             return None, failures
         if failures[-1].kind is SearchFailureKind.empty:
             num_empty += 1

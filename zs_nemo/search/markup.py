@@ -4,7 +4,8 @@ import re
 
 from zs_nemo.qa.tags import TAG_NAMES
 
-_INVISIBLE = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]*"
+# Possessive: nothing that follows can begin with one of these, and going back would cost the square of their number.
+_INVISIBLE = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]*+"
 _TAG = re.compile(
     rf"[<\uff1c\u2039\u3008]{_INVISIBLE}/?{_INVISIBLE}"
     rf"({'|'.join(_INVISIBLE.join(name) for name in TAG_NAMES)})"

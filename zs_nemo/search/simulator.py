@@ -1,55 +1,144 @@
 """The simulated search engine: a frozen language model writes the documents, useful or noisy as the request asks.
 
-Deviations from ZeroSearch (arXiv 2505.04588, section 3.2): one short document a completion instead of five in one; raw
-completion prompts with examples instead of a chat prompt; the noisy variant sees neither question nor answer but a
-topic of its own to write about.
+Deviations from ZeroSearch (arXiv 2505.04588, section 3.2) with the short form, which is the quickstart's: one short
+document a completion instead of five in one; raw completion prompts with examples instead of a chat prompt; the noisy
+variant sees neither question nor answer but a topic of its own to write about. The instruction form asks for all
+documents of a search in one completion, as published.
 """
 
 import asyncio
-import re
 import time
 from collections import Counter
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
+from zs_nemo.config.search import DocumentsPerCompletion
 from zs_nemo.search.demonstrations import Demonstrations
-from zs_nemo.search.markup import count_control_tags, neutralize
-from zs_nemo.search.simulator_prompts import STOP, noisy_prompt, one_line, useful_prompt
-from zs_nemo.types.generation import Completion, GenerationEngine, SamplingParams, StopReason, Tokenizer
+from zs_nemo.search.document_parser import DocumentBudget, mend, parse_documents, without_cut_end
+from zs_nemo.search.simulator_prompts import MAX_QUERY_CHARACTERS, STOP, ShortPrompts, SimulatorPrompts
+from zs_nemo.search.text_generators import EngineTextGenerator
+from zs_nemo.types.completion import Prompt, TextCompletion, TextGenerator
+from zs_nemo.types.generation import GenerationEngine, SamplingParams, Tokenizer
 from zs_nemo.types.search import Document, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
 
-MAX_QUERY_CHARACTERS = 300
-"""A longer query is cut for the prompt, which must fit the engine."""
+__all__ = ["MAX_QUERY_CHARACTERS", "SimulatedSearchEngine", "TextSimulator", "mend", "without_cut_end"]
+
 _ATTEMPTS = 2
-_MIN_WORDS_WHEN_CUT = 4
-_SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
-"""Such as <|im_end|>, with which the model ends its text."""
-_PROMPT_FIELDS = re.compile(r"\b(Question|Query|Text|Text that (?:mentions|leads to) [^:]*):", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What one completion is asked for: documents that are all useful or all noisy, by their places in the result."""
+
+    places: tuple[int, ...]
+    noisy: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Draft:
-    """What became of one document: its text, which is empty if nothing could be shown, and what it cost."""
+    """What became of a part: its documents, none if nothing could be shown, and what they cost."""
 
-    text: str
+    texts: tuple[str, ...]
     defects: Counter[str]
     prompt_tokens: int
     completion_tokens: int
 
 
-class SimulatedSearchEngine:
+class TextSimulator:
     """Answers searches by prompting a language model. Implements ``types.search.SearchEngine``.
 
-    What is wrong with raw output is mended and counted in ``SearchResult.defects``:
-
-    - ``empty``: nothing but white space. Asked again once with another keyed seed; a document that is empty twice is
-      left out, and if none is left the call fails with ``SearchFailure`` (empty).
-    - ``cut``: the document reached ``max_tokens``. It ends at its last whole sentence, else at its last whole word.
-    - ``control_tag``: the document held our own tags; they are made harmless.
-    - ``prompt_echo``: the model went on with the fields of its prompt ("Query: ..."); what comes from there is removed.
+    What is wrong with raw output is mended and counted in ``SearchResult.defects``; ``document_parser`` names the
+    kinds. A completion without a document is asked for again once with another keyed seed; documents that are missing
+    then are left out, and if none is left the call fails with ``SearchFailure`` (empty).
     """
 
     name = "simulator"
+
+    def __init__(
+        self,
+        text: TextGenerator,
+        prompts: SimulatorPrompts,
+        sampling: SamplingParams,
+        *,
+        budget: DocumentBudget | None = None,
+    ) -> None:
+        """Without ``budget`` nothing but the sampling's ``max_tokens`` bounds a document."""
+        self._text = text
+        self._prompts = prompts
+        self._sampling = sampling
+        self._budget = budget
+
+    async def search(self, request: SearchRequest) -> SearchResult:
+        """Write ``request.num_documents`` documents at once, each completion with its own keyed seed."""
+        start = time.perf_counter()
+        parts = self._parts(request)
+        drafts = await _all_or_none([self._draft(request, part) for part in parts])
+        placed = {
+            place: Document(text=text, noisy=part.noisy)
+            for part, draft in zip(parts, drafts, strict=True)
+            for place, text in zip(part.places, draft.texts, strict=False)
+        }
+        defects = Counter(chain.from_iterable(draft.defects.elements() for draft in drafts))
+        if not placed:
+            raise SearchFailure(
+                SearchFailureKind.empty,
+                f"the simulator wrote nothing for the query {request.query!r} ({dict(defects)})",
+            )
+        return SearchResult(
+            documents=tuple(placed[place] for place in sorted(placed)),
+            source=self.name,
+            noisy=request.noisy,
+            latency_s=time.perf_counter() - start,
+            prompt_tokens=sum(draft.prompt_tokens for draft in drafts),
+            completion_tokens=sum(draft.completion_tokens for draft in drafts),
+            defects=dict(defects),
+        )
+
+    def prompt(self, request: SearchRequest, number: int = 0) -> Prompt:
+        """Return the prompt of one completion, of which the ``number``-th document is the first."""
+        part = next(part for part in self._parts(request) if number in part.places)
+        return self._prompt(request, part)
+
+    def _prompt(self, request: SearchRequest, part: _Part) -> Prompt:
+        return self._prompts.prompt(request, part.places[0], noisy=part.noisy, num_documents=len(part.places))
+
+    def _parts(self, request: SearchRequest) -> list[_Part]:
+        flags = request.noisy_documents or (request.noisy,) * request.num_documents
+        assert len(flags) == request.num_documents, (flags, request.num_documents)
+        if self._prompts.documents is DocumentsPerCompletion.one:
+            return [_Part(places=(place,), noisy=noisy) for place, noisy in enumerate(flags)]
+        by_kind = {kind: tuple(place for place, noisy in enumerate(flags) if noisy is kind) for kind in (False, True)}
+        return [_Part(places=places, noisy=kind) for kind, places in by_kind.items() if places]
+
+    async def _draft(self, request: SearchRequest, part: _Part) -> _Draft:
+        prompt = self._prompt(request, part)
+        defects: Counter[str] = Counter()
+        prompt_tokens = completion_tokens = 0
+        texts: tuple[str, ...] = ()
+        for attempt in range(_ATTEMPTS):
+            seed = request.key.seed(f"simulator/{part.places[0]}/{request.attempt}/{attempt}")
+            completion = await self._text.complete(prompt, self._sampling, seed)
+            prompt_tokens += completion.prompt_tokens
+            completion_tokens += completion.completion_tokens
+            texts, found = self._documents(completion, prompt, len(part.places))
+            defects += found
+            if texts:
+                break
+        return _Draft(texts=texts, defects=defects, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+    def _documents(
+        self, completion: TextCompletion, prompt: Prompt, num_documents: int
+    ) -> tuple[tuple[str, ...], Counter[str]]:
+        if self._prompts.documents is DocumentsPerCompletion.all:
+            return parse_documents(completion, num_documents, prompt=prompt, budget=self._budget)
+        text, defects = mend(completion, self._budget)
+        return ((text,) if text else ()), defects
+
+
+class SimulatedSearchEngine(TextSimulator):
+    """The simulator of the quickstart: one of our own engines and the short form with the facts world's examples."""
 
     def __init__(
         self,
@@ -59,89 +148,20 @@ class SimulatedSearchEngine:
         *,
         temperature: float,
         max_tokens: int,
+        max_answers: int = 0,
     ) -> None:
-        self._engine = engine
-        self._tokenizer = tokenizer
-        self._demonstrations = demonstrations
-        self._sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, stop=STOP)
-
-    async def search(self, request: SearchRequest) -> SearchResult:
-        """Write ``request.num_documents`` documents at once, each with its own keyed seed."""
-        start = time.perf_counter()
-        jobs = (self._document(request, number) for number in range(request.num_documents))
-        drafts = await asyncio.gather(*jobs)
-        documents = tuple(Document(text=draft.text) for draft in drafts if draft.text)
-        defects = Counter(chain.from_iterable(draft.defects.elements() for draft in drafts))
-        if not documents:
-            raise SearchFailure(
-                SearchFailureKind.empty,
-                f"the simulator wrote nothing for the query {request.query!r} ({dict(defects)})",
-            )
-        return SearchResult(
-            documents=documents,
-            source=self.name,
-            noisy=request.noisy,
-            latency_s=time.perf_counter() - start,
-            prompt_tokens=sum(draft.prompt_tokens for draft in drafts),
-            completion_tokens=sum(draft.completion_tokens for draft in drafts),
-            defects=dict(defects),
+        super().__init__(
+            EngineTextGenerator(engine, tokenizer),
+            ShortPrompts(demonstrations, max_answers=max_answers),
+            SamplingParams(max_tokens=max_tokens, temperature=temperature, stop=STOP),
         )
 
-    def prompt(self, request: SearchRequest, number: int = 0) -> str:
-        """Return the prompt for one document. The query is the policy's text: one line, no tags, limited in length."""
-        query = one_line(neutralize(request.query))[:MAX_QUERY_CHARACTERS]
-        if request.noisy:
-            away_from = (query, request.question, *request.answers)
-            topic = self._demonstrations.topic_away_from(away_from, request.key.seed(f"simulator/topic/{number}"))
-            return noisy_prompt(self._demonstrations, query, topic)
-        if not (request.question and request.answers):
-            # Asked by who knows neither, such as another trainer through the server: the query alone is to go by.
-            return noisy_prompt(self._demonstrations, query, query)
-        return useful_prompt(
-            self._demonstrations, request.question, request.answers[0], query, searched_before=request.key.turn > 0
-        )
 
-    async def _document(self, request: SearchRequest, number: int) -> _Draft:
-        prompt_ids = self._tokenizer.encode(self.prompt(request, number))
-        defects: Counter[str] = Counter()
-        prompt_tokens = completion_tokens = 0
-        text = ""
-        for attempt in range(_ATTEMPTS):
-            seed = request.key.seed(f"simulator/{number}/{request.attempt}/{attempt}")
-            completion = await self._engine.generate(prompt_ids, self._sampling, seed)
-            prompt_tokens += len(prompt_ids)
-            completion_tokens += len(completion.token_ids)
-            text, found = mend(completion)
-            defects += found
-            if text:
-                break
-        return _Draft(text=text, defects=defects, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
-
-
-def mend(completion: Completion) -> tuple[str, Counter[str]]:
-    """Return the document in a completion, and what was wrong with it. The document may be empty."""
-    defects: Counter[str] = Counter()
-    text = _SPECIAL_TOKEN.sub(" ", completion.text).lstrip().split("\n", 1)[0]
-    if echo := _PROMPT_FIELDS.search(text):
-        defects["prompt_echo"] += 1
-        text = text[: echo.start()]
-    elif completion.stop_reason is StopReason.length:
-        defects["cut"] += 1
-        text = without_cut_end(text)
-    if tags := count_control_tags(text):
-        defects["control_tag"] += tags
-        text = neutralize(text)
-    text = one_line(text.replace("\ufffd", ""))
-    if not any(character.isalnum() for character in text):
-        defects["empty"] += 1
-        text = ""
-    return text, defects
-
-
-def without_cut_end(text: str) -> str:
-    """Return ``text`` up to its last whole sentence if that has a few words, else up to its last whole word."""
-    sentence = re.match(r".*[.!?](?=\s|$)", text)
-    if sentence and len(sentence[0].split()) >= _MIN_WORDS_WHEN_CUT:
-        return sentence[0]
-    head, space, _ = text.rpartition(" ")
-    return head if space else text
+async def _all_or_none(jobs: Sequence[Coroutine[Any, Any, _Draft]]) -> list[_Draft]:
+    """Return all results; the first failure is raised and ends the others, whose answers nobody would read."""
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,14 +1,115 @@
-"""The prompts of the simulated search engine: raw completion text, the part that is always the same first.
+"""What a simulator is asked: fills the slots of its template for one search.
 
-The fixed part makes the engine's prefix cache useful; what differs between two calls are the last three lines.
+The short form is made for small models and the facts world: one document a completion, with examples that follow the
+question and its step. Its fixed part stands first, which makes an engine's prefix cache useful; what differs between
+two calls are the last three lines.
 """
 
-from zs_nemo.search.demonstrations import Demonstration, Demonstrations, Step
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Protocol
 
-USEFUL_HEAD = "A search engine returns a one-sentence encyclopedia text that answers the query.\n\n"
-NOISY_HEAD = "A bad search engine returns a one-sentence text about something else than the query.\n\n"
+from zs_nemo.config.endpoints import ApiKind
+from zs_nemo.config.search import DocumentsPerCompletion
+from zs_nemo.qa.rewards import normalise
+from zs_nemo.search.demonstrations import Demonstration, Demonstrations, Step
+from zs_nemo.search.markup import neutralize
+from zs_nemo.search.prompt_template import PromptTemplate, load_template
+from zs_nemo.types.completion import Prompt
+from zs_nemo.types.search import SearchRequest
+
+MAX_QUERY_CHARACTERS = 300
+"""A longer query is cut for the prompt, which must fit the engine."""
+MAX_ANSWERS_CHARACTERS = 300
+"""Room for gold answers after the first, which always stands in the prompt."""
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""Half a character, as broken JSON brings it: no tokenizer takes it."""
 STOP = ("\n",)
-"""A document is one line."""
+"""A document in a completion of its own is one line."""
+
+
+class SimulatorPrompts(Protocol):
+    """Writes the prompts of a simulator."""
+
+    documents: DocumentsPerCompletion
+
+    def prompt(self, request: SearchRequest, number: int, *, noisy: bool, num_documents: int = 1) -> Prompt:
+        """Return the prompt for ``num_documents`` documents of ``request``, of which the first is its ``number``-th."""
+        ...
+
+
+class ShortPrompts:
+    """The short form with the facts world's examples; see ``useful_prompt`` and ``noisy_prompt``."""
+
+    documents = DocumentsPerCompletion.one
+
+    def __init__(self, demonstrations: Demonstrations, *, max_answers: int = 0, api: ApiKind = ApiKind.completions):
+        self._demonstrations = demonstrations
+        self._max_answers = max_answers
+        self._template = load_template("", self.documents)
+        self._api = api
+
+    def prompt(self, request: SearchRequest, number: int, *, noisy: bool, num_documents: int = 1) -> Prompt:
+        """Return the prompt for one document.
+
+        Without a question or an answer there is nothing that it could help with: it is about the query.
+        """
+        query = safe_query(request.query)
+        if noisy:
+            topic = topic_away_from(request, query, number, self._demonstrations)
+            slots = _noisy_slots(self._demonstrations, query, topic)
+        elif not request.question or not request.answers:
+            slots = _noisy_slots(self._demonstrations, query, query)
+        else:
+            answers = answers_text(request.answers, self._max_answers)
+            searched = request.key.turn > 0
+            slots = _useful_slots(self._demonstrations, request.question, answers, query, searched_before=searched)
+        return self._template.render(self._api, slots)
+
+
+class TemplatePrompts:
+    """Any other template. Question and answers are given to it for noisy documents too: the wording is its own."""
+
+    def __init__(
+        self,
+        template: PromptTemplate,
+        documents: DocumentsPerCompletion,
+        *,
+        num_words: int,
+        max_answers: int = 0,
+        api: ApiKind = ApiKind.completions,
+        demonstrations: Demonstrations | None = None,
+    ) -> None:
+        """Without ``demonstrations`` there are no examples, and the topic of noisy documents is the query itself."""
+        self.documents = documents
+        self._template = template
+        self._num_words, self._max_answers = num_words, max_answers
+        self._api = api
+        self._demonstrations = demonstrations
+
+    def prompt(self, request: SearchRequest, number: int, *, noisy: bool, num_documents: int = 1) -> Prompt:
+        """Return the prompt for ``num_documents`` documents."""
+        query = safe_query(request.query)
+        examples: list[dict[str, str]] = []
+        topic = query
+        if self._demonstrations is not None:
+            if noisy:
+                topic = topic_away_from(request, query, number, self._demonstrations)
+                examples = [_example(example, about) for about, example in self._demonstrations.noisy]
+            else:
+                examples = [_example(example) for example in self._demonstrations.group_for(request.question).last]
+        slots = {
+            "query": query,
+            "question": one_line(request.question),
+            "answers": answers_text(request.answers, self._max_answers) if request.answers else "",
+            "noisy": noisy,
+            "num_documents": num_documents,
+            "num_words": self._num_words,
+            "examples": examples,
+            "topic": topic,
+        }
+        return self._template.render(self._api, slots)
 
 
 def useful_prompt(
@@ -23,16 +124,7 @@ def useful_prompt(
     gets a document about what it asks, and the model sees no answer: a simulator that answers whatever is asked would
     teach a policy that queries do not matter. ``searched_before`` is whether the policy has searched already.
     """
-    group = demonstrations.group_for(question)
-    step = group.step_of(question, query, searched_before=searched_before)
-    if step is None:
-        return noisy_prompt(demonstrations, query, query)
-    first_of_two = group.has_two_steps and step is Step.first
-    examples = group.first if first_of_two else group.last
-    cue = "leads to" if first_of_two else "mentions"
-    shown = "".join(_useful(example, cue) + f" {example.document}\n\n" for example in examples)
-    asked = Demonstration(question=question, answer=answer, query=query, document="")
-    return USEFUL_HEAD + shown + _useful(asked, cue)
+    return _short(_useful_slots(demonstrations, question, answer, query, searched_before=searched_before))
 
 
 def noisy_prompt(demonstrations: Demonstrations, query: str, topic: str) -> str:
@@ -41,23 +133,88 @@ def noisy_prompt(demonstrations: Demonstrations, query: str, topic: str) -> str:
     The model sees neither the question nor an answer. Without a topic it writes what it knows about the query, which
     is the answer in one case of ten.
     """
-    shown = "".join(
-        _noisy(example.query, about) + f" {example.document}\n\n" for about, example in demonstrations.noisy
-    )
-    return NOISY_HEAD + shown + _noisy(query, topic)
+    return _short(_noisy_slots(demonstrations, query, topic))
 
 
-def _noisy(query: str, topic: str) -> str:
-    return f"Query: {one_line(query)}\nText about {one_line(topic)}:"
+def answers_text(answers: Sequence[str], max_answers: int = 0) -> str:
+    """Return gold answers as they stand in a prompt: "Lima or Ciudad de los Reyes".
+
+    Spellings that differ in case, accents and punctuation alone are named once. ``max_answers`` is the most that are
+    named, 0 for all; the list ends where it gets too long for a prompt.
+    """
+    spellings: dict[str, str] = {}
+    for answer in answers:
+        spellings.setdefault(_folded(answer), one_line(answer))
+    first, *others = list(spellings.values())[: max_answers or None]
+    room = MAX_ANSWERS_CHARACTERS
+    named = [first]
+    for answer in others:
+        room -= len(answer)
+        if room < 0:
+            break
+        named.append(answer)
+    return " or ".join(named)
 
 
-def _useful(example: Demonstration, cue: str) -> str:
-    return (
-        f"Question: {one_line(example.question)}\nQuery: {one_line(example.query)}\n"
-        f"Text that {cue} {one_line(example.answer)}:"
-    )
+def topic_away_from(request: SearchRequest, query: str, number: int, demonstrations: Demonstrations) -> str:
+    """Return what a noisy document is about: drawn by the request's key, away from what it asks for."""
+    seed = request.key.seed(f"simulator/topic/{number}")
+    return demonstrations.topic_away_from((query, request.question, *request.answers), seed)
+
+
+def safe_query(query: str) -> str:
+    """Return the policy's text as one line of limited length without control tags."""
+    return one_line(neutralize(query))[:MAX_QUERY_CHARACTERS]
 
 
 def one_line(text: str) -> str:
-    """Return ``text`` without line breaks, so that it cannot end its field of the prompt."""
-    return " ".join(text.split())
+    """Return ``text`` without line breaks, so that it cannot end its field of the prompt, and fit to be encoded."""
+    return " ".join(_SURROGATE.sub("", text).split())
+
+
+def _useful_slots(
+    demonstrations: Demonstrations, question: str, answers: str, query: str, *, searched_before: bool
+) -> dict[str, object]:
+    group = demonstrations.group_for(question)
+    step = group.step_of(question, query, searched_before=searched_before)
+    if step is None:
+        return _noisy_slots(demonstrations, query, query)
+    first_of_two = group.has_two_steps and step is Step.first
+    return {
+        "noisy": False,
+        "examples": [_example(example) for example in (group.first if first_of_two else group.last)],
+        "cue": "leads to" if first_of_two else "mentions",
+        "question": one_line(question),
+        "query": one_line(query),
+        "answers": one_line(answers),
+    }
+
+
+def _noisy_slots(demonstrations: Demonstrations, query: str, topic: str) -> dict[str, object]:
+    return {
+        "noisy": True,
+        "examples": [_example(example, about) for about, example in demonstrations.noisy],
+        "query": one_line(query),
+        "topic": one_line(topic),
+    }
+
+
+def _short(slots: dict[str, object]) -> str:
+    prompt = load_template("", DocumentsPerCompletion.one).render(ApiKind.completions, slots)
+    assert isinstance(prompt, str)
+    return prompt
+
+
+def _example(example: Demonstration, topic: str = "") -> dict[str, str]:
+    return {
+        "question": one_line(example.question),
+        "query": one_line(example.query),
+        "answer": one_line(example.answer),
+        "topic": one_line(topic),
+        "document": example.document,
+    }
+
+
+def _folded(answer: str) -> str:
+    plain = "".join(c for c in unicodedata.normalize("NFKD", answer) if not unicodedata.combining(c))
+    return normalise(plain) or plain

@@ -16,6 +16,8 @@ class Document:
     """Identifier in the corpus; empty for a simulated document."""
     score: float = 0.0
     """Relevance as the engine reports it; 0.0 for a simulated document."""
+    noisy: bool = False
+    """Whether a simulator was asked to write one that does not help."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,8 @@ class SearchRequest:
     """The curriculum's P(noisy) for this step; the callback that asks a simulator tosses the coin."""
     noisy: bool = False
     """Asks a simulator for unhelpful documents. Real engines ignore it."""
+    noisy_documents: tuple[bool, ...] = ()
+    """The same for every document where each has a coin of its own; ``noisy`` is then whether any is. Else empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,7 @@ class SearchResult:
     source: str
     """Name of the engine, such as ``bm25`` or ``simulator``."""
     noisy: bool = False
+    """Whether documents were asked for that do not help: all, or with a coin for each of them any."""
     latency_s: float = 0.0
     prompt_tokens: int = 0
     """Tokens a simulator read; 0 for a real engine."""
@@ -65,6 +70,7 @@ class SearchFailureKind(Enum):
     empty = "a simulator wrote nothing that can be shown"
     invalid = "the engine answered with something that does not follow its protocol"
     refused = "the engine was not asked: what may be spent on it is spent, and trying again changes nothing"
+    missing = "no answer to this call was recorded; to ask again does not help"
 
 
 class SearchFailure(Exception):  # noqa: N818  (a typed outcome, not a programming error)

@@ -70,6 +70,8 @@ class Trajectory:
     reward: float = 0.0
     search_failures: int = 0
     """Calls that failed and were tried again."""
+    last_search_failure: str = ""
+    """What went wrong in the last of them."""
     elapsed_s: float = 0.0
 
     @property

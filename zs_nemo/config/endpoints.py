@@ -1,0 +1,112 @@
+"""Settings of language models that are asked over HTTP, and of what is done with their answers."""
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from urllib.parse import urlsplit
+
+
+class ApiKind(Enum):
+    """Which of the OpenAI-compatible interfaces is asked."""
+
+    completions = "/v1/completions: the prompt is raw text"
+    chat = "/v1/chat/completions: the server puts the prompt into the model's chat template"
+
+
+class RecordingMode(Enum):
+    """What is done with the answers of earlier calls."""
+
+    off = "nothing is written or read"
+    record = "every answer is asked for and written"
+    replay = "every answer is read; one that is missing is a failure, and no model is needed"
+    record_missing = "what is there is read, what is missing is asked for and written"
+
+
+@dataclass(kw_only=True)
+class EndpointPoolConfig:
+    """``search.pool``: how several endpoints are asked."""
+
+    max_concurrency: int = 64
+    """Requests under way at one endpoint; more of them wait here, first come, first served."""
+    deadline_s: float = 45.0
+    """Time for one completion with all its retries; less than ``rollout.search_deadline_s``, so that the reason of a
+    failure is told."""
+    request_timeout_s: float = 30.0
+    """Time for one request to one endpoint."""
+    first_pause_s: float = 0.1
+    """Pause before a call returns to an endpoint that has failed it; doubles each time, with keyed jitter."""
+    longest_pause_s: float = 5.0
+    failures_to_open: int = 3
+    """Failures in a row after which an endpoint is left alone (the circuit opens)."""
+    open_s: float = 5.0
+    """How long it is left alone before one request tries it again."""
+    health_interval_s: float = 10.0
+    """Time between health checks in the background; 0 for none."""
+    hedge_quantile: float = 0.0
+    """A request that takes longer than this quantile of the latencies seen is sent to a second endpoint too, and the
+    first answer counts; 0 for never, 0.95 for the slow tail."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_concurrency", "failures_to_open"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"search.pool.{name}={getattr(self, name)} must be at least 1")
+        for name in ("deadline_s", "request_timeout_s", "first_pause_s", "longest_pause_s", "open_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"search.pool.{name}={getattr(self, name)} must be more than 0")
+        if self.health_interval_s < 0:
+            raise ValueError(f"search.pool.health_interval_s={self.health_interval_s} must be 0 (none) or positive")
+        if self.request_timeout_s > self.deadline_s:
+            raise ValueError(
+                f"search.pool.request_timeout_s={self.request_timeout_s:g} must not be more than "
+                f"search.pool.deadline_s={self.deadline_s:g}, the time for a request with its retries; lower it"
+            )
+        if not 0 <= self.hedge_quantile < 1:
+            raise ValueError(
+                f"search.pool.hedge_quantile={self.hedge_quantile} must be in [0, 1); set 0 for no second requests, "
+                "0.95 to send them for the slowest twentieth"
+            )
+
+
+@dataclass(kw_only=True)
+class RecordingConfig:
+    """``search.recording``: answers kept in a file of JSON lines, for tests without a model and for resuming."""
+
+    mode: RecordingMode = RecordingMode.off
+    path: str = ""
+
+    def __post_init__(self) -> None:
+        if self.mode is not RecordingMode.off and not self.path:
+            raise ValueError(
+                f"search.recording.mode={self.mode.name} needs a file; set search.recording.path, or mode=off"
+            )
+
+
+def check_endpoints(endpoints: list[str], setting: str = "search.endpoints") -> None:
+    """Raise ``ValueError`` unless every endpoint is an address without credentials, each given once."""
+    for endpoint in endpoints:
+        try:
+            parts = urlsplit(endpoint)
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            valid = False
+        if valid and (parts.username or parts.password):
+            # The address itself holds the secret: it is not repeated.
+            raise ValueError(
+                f"{setting}: the address of {parts.hostname!r} holds a user or a password; give secrets by an "
+                "environment variable (search.api_key_env)"
+            )
+        if not valid or parts.query or parts.fragment:
+            raise ValueError(
+                f"{setting}: {endpoint!r} must be an address such as http://127.0.0.1:8000/v1, without a query part"
+            )
+    if len({endpoint.rstrip("/").removesuffix("/v1") for endpoint in endpoints}) < len(endpoints):
+        raise ValueError(f"{setting}={endpoints} names an endpoint twice; name each once")
+
+
+def check_key_variable(name: str, setting: str = "search.api_key_env") -> None:
+    """Raise ``ValueError`` unless ``name`` can be an environment variable. Does not repeat it: it may be the key."""
+    if name and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+        raise ValueError(
+            f"{setting} must be the name of an environment variable in capitals, such as SIMULATOR_API_KEY, and never "
+            "the key itself"
+        )

@@ -1,0 +1,378 @@
+"""Several HTTP endpoints that serve the same model, asked as one.
+
+Least loaded first; retried elsewhere; a circuit breaker for each; optionally a second request for the slow tail. One
+event loop and one client session; nothing is drawn by chance: the jitter of pauses is keyed by the call's seed.
+"""
+
+import asyncio
+import hashlib
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any, Generic, TypeVar
+
+import aiohttp
+
+from zs_nemo.config.endpoints import EndpointPoolConfig
+from zs_nemo.search.endpoint_health import ERROR_CHARACTERS, check_health, error_text, open_session
+from zs_nemo.search.endpoint_state import Circuit, Endpoint, EndpointStatistics, Lease, version_url
+from zs_nemo.types.search import SearchFailure, SearchFailureKind
+
+MAX_ANSWER_BYTES = 8 * 2**20
+"""Of an answer that is longer nothing is used."""
+_MIN_LATENCIES = 20
+"""Before so many answers have come, nothing is known about the slow tail."""
+_LATENCIES = 512
+_REFUSED = (400, 413, 422)
+"""The request itself is at fault: another endpoint would refuse it too."""
+
+T = TypeVar("T")
+
+
+class _EndpointFailed(Exception):  # noqa: N818  (an outcome that the pool acts upon)
+    """One request brought no answer; the call goes on elsewhere."""
+
+    def __init__(self, kind: SearchFailureKind, text: str, *, pushed_back: bool = False) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.pushed_back = pushed_back
+        """The endpoint is well and asks for fewer requests: no reason to open its circuit."""
+
+
+@dataclass(eq=False)
+class _Call(Generic[T]):
+    path: str
+    body: bytes
+    read: Callable[[Any], T]
+    seed: int
+    failed: set[Endpoint] = field(default_factory=set)
+    """Endpoints that have failed this call since its last pause."""
+    kind: SearchFailureKind = SearchFailureKind.timeout
+    """Of the last failure."""
+
+    def pause_s(self, number: int, settings: EndpointPoolConfig) -> float:
+        """Return the pause before the ``number``-th return to an endpoint: 0.5 to 1.5 times its nominal length."""
+        digest = hashlib.blake2b(f"{self.seed}/pause/{number}".encode(), digest_size=8).digest()
+        jitter = 0.5 + int.from_bytes(digest, "little") / 2**64
+        return float(min(settings.first_pause_s * 2**number, settings.longest_pause_s)) * jitter
+
+
+@dataclass(eq=False)
+class _Waiter:
+    future: "asyncio.Future[Lease]"
+    avoided: set[Endpoint]
+
+
+class EndpointPool:
+    """The endpoints behind one verb, ``post``. Starts by itself in the event loop that first uses it."""
+
+    def __init__(self, addresses: Sequence[str], settings: EndpointPoolConfig, *, api_key: str = "") -> None:
+        """``api_key`` is sent as a bearer token and told nowhere else."""
+        assert addresses
+        self._settings = settings
+        self._api_key = api_key
+        self._endpoints = [
+            Endpoint(
+                url=version_url(address),
+                circuit=Circuit(failures_to_open=settings.failures_to_open, open_s=settings.open_s),
+            )
+            for address in addresses
+        ]
+        self._waiting: deque[_Waiter] = deque()
+        self._latencies: deque[float] = deque(maxlen=_LATENCIES)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def statistics(self) -> dict[str, EndpointStatistics]:
+        """What every endpoint has done, by its address."""
+        return {endpoint.url: endpoint.statistics for endpoint in self._endpoints}
+
+    async def post(self, path: str, body: dict[str, Any], read: Callable[[Any], T], *, seed: int) -> T:
+        """Send a JSON body and return what ``read`` makes of the JSON answer.
+
+        ``path`` begins behind the version ("/completions"). ``read`` raises ``ValueError`` for an answer that does not
+        follow the protocol, which is a failure of the endpoint. Raises ``SearchFailure``: invalid at once if the
+        request itself is refused, otherwise within the deadline, naming every endpoint with its last error.
+        """
+        self._start()
+        call = _Call(path, json.dumps(body).encode(), read, seed)
+        try:
+            async with asyncio.timeout(self._settings.deadline_s):
+                return await self._with_retries(call)
+        except TimeoutError:
+            raise SearchFailure(call.kind, self._account()) from None
+
+    async def close(self) -> None:
+        """End the health checks and close the connections. The pool starts anew when it is used again."""
+        if self._keeper is not None and self._loop is asyncio.get_running_loop():
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        self._keeper = None
+
+    def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is loop and self._keeper is not None and not self._keeper.done():
+            return
+        # What was under way in a loop that has ended was cancelled with it; times of one clock say nothing in another.
+        self._loop = loop
+        self._waiting.clear()
+        for endpoint in self._endpoints:
+            endpoint.in_flight, endpoint.rests_until = 0, 0.0
+            endpoint.circuit = Circuit(failures_to_open=self._settings.failures_to_open, open_s=self._settings.open_s)
+        self._session = open_session(self._api_key)
+        self._keeper = loop.create_task(self._keep(self._session))
+
+    async def _keep(self, session: aiohttp.ClientSession) -> None:
+        """Own the session, and look after the endpoints' health as long as it lasts."""
+        interval = self._settings.health_interval_s
+        try:
+            while interval:
+                await asyncio.sleep(interval)
+                await asyncio.gather(*(self._look_after(session, endpoint) for endpoint in self._endpoints))
+            await asyncio.Event().wait()
+        finally:
+            await session.close()
+
+    async def _look_after(self, session: aiohttp.ClientSession, endpoint: Endpoint) -> None:
+        error = await check_health(session, endpoint.url, self._settings.request_timeout_s, self._api_key)
+        now = self._now()
+        if error:
+            self._note_failure(endpoint, error, now)
+        elif endpoint.circuit.is_open:
+            # It is up again: the next request may try it, without waiting for the rest of the pause.
+            endpoint.circuit.reopens_at = now
+            self._dispatch()
+
+    async def _with_retries(self, call: _Call[T]) -> T:
+        num_pauses = 0
+        while True:
+            now = self._now()
+            if call.failed and not any(each.admits(now) for each in self._endpoints if each not in call.failed):
+                await asyncio.sleep(call.pause_s(num_pauses, self._settings))
+                num_pauses += 1
+                call.failed.clear()
+            lease = await self._lease(call.failed)
+            try:
+                return await self._ask_hedged(lease, call)
+            except _EndpointFailed as failure:
+                call.kind = failure.kind
+
+    async def _lease(self, avoided: set[Endpoint]) -> Lease:
+        """Wait for the turn of this call and for room at an endpoint, one outside ``avoided`` if any is alive."""
+        assert self._loop is not None
+        waiter = _Waiter(self._loop.create_future(), avoided)
+        self._waiting.append(waiter)
+        self._dispatch()
+        try:
+            return await waiter.future
+        except asyncio.CancelledError:
+            if waiter.future.done() and not waiter.future.cancelled():
+                waiter.future.result().end()
+                self._dispatch()
+            raise
+
+    def _dispatch(self) -> None:
+        """Give room to those who wait, in their order; one that can only go where there is none lets others pass."""
+        now = self._now()
+        passed = []
+        while self._waiting and any(self._has_room(endpoint, now) for endpoint in self._endpoints):
+            waiter = self._waiting.popleft()
+            if waiter.future.done():
+                continue
+            endpoint = self._least_loaded(waiter.avoided, now)
+            if endpoint is None:
+                passed.append(waiter)
+            else:
+                waiter.future.set_result(endpoint.begin())
+        self._waiting.extendleft(reversed(passed))
+
+    def _least_loaded(self, avoided: set[Endpoint], now: float) -> Endpoint | None:
+        alive = [endpoint for endpoint in self._endpoints if endpoint.admits(now)]
+        chosen = [endpoint for endpoint in alive if endpoint not in avoided] or alive
+        free = [endpoint for endpoint in chosen if self._has_room(endpoint, now)]
+        return min(free, key=lambda endpoint: (endpoint.in_flight, endpoint.statistics.requests), default=None)
+
+    def _has_room(self, endpoint: Endpoint, now: float) -> bool:
+        return endpoint.in_flight < self._settings.max_concurrency and endpoint.admits(now)
+
+    async def _ask_hedged(self, lease: Lease, call: _Call[T]) -> T:
+        """Ask one endpoint, and another one too if it is slow; the first answer counts."""
+        patience_s = self._patience_s()
+        if patience_s is None:
+            return await self._ask(lease, call)
+        running = [asyncio.ensure_future(self._ask(lease, call))]
+        try:
+            await asyncio.wait(running, timeout=patience_s)
+            if not running[0].done() and (other := self._other_than(lease.endpoint, call.failed)):
+                hedge = other.begin()
+                other.statistics.hedges += 1
+                running.append(asyncio.ensure_future(self._ask(hedge, call)))
+            winner = await _first_success(running)
+            if len(running) > 1 and winner is running[1]:
+                hedge.endpoint.statistics.hedges_won += 1
+            return winner.result()
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    def _other_than(self, slow: Endpoint, failed: set[Endpoint]) -> Endpoint | None:
+        """Return an endpoint for a second request: one that has room and for which nobody waits."""
+        if any(not waiter.future.done() for waiter in self._waiting):
+            return None
+        now = self._now()
+        free = [
+            endpoint
+            for endpoint in self._endpoints
+            if endpoint is not slow
+            and endpoint not in failed
+            and not endpoint.circuit.is_open
+            and self._has_room(endpoint, now)
+        ]
+        return min(free, key=lambda endpoint: endpoint.in_flight, default=None)
+
+    def _patience_s(self) -> float | None:
+        """Return how long an answer may take before a second endpoint is asked; None for as long as it needs."""
+        quantile = self._settings.hedge_quantile
+        if not quantile or len(self._endpoints) < 2 or len(self._latencies) < _MIN_LATENCIES:
+            return None
+        ranked = sorted(self._latencies)
+        return ranked[min(int(quantile * len(ranked)), len(ranked) - 1)]
+
+    async def _ask(self, lease: Lease, call: _Call[T]) -> T:
+        """Send one request; raise ``_EndpointFailed``, or ``SearchFailure`` (invalid) if the request is refused."""
+        endpoint, statistics = lease.endpoint, lease.endpoint.statistics
+        began = self._now()
+        try:
+            async with asyncio.timeout(self._settings.request_timeout_s):
+                answer = await self._exchange(endpoint, call)
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            text = f"no answer within {self._settings.request_timeout_s:g} s"
+            if isinstance(error, aiohttp.ClientError) or not isinstance(error, TimeoutError):
+                text = f"{type(error).__name__}: {error}"
+            failure = _EndpointFailed(SearchFailureKind.unavailable, text)
+            self._note(lease, call, failure)
+            raise failure from None
+        except _EndpointFailed as failure:
+            self._note(lease, call, failure)
+            raise
+        except asyncio.CancelledError:
+            statistics.cancelled += 1
+            # At least so long it would have taken: without these the slow tail would vanish from what is known.
+            self._latencies.append(self._now() - began)
+            raise
+        else:
+            endpoint.circuit.succeeded()
+            latency_s = self._now() - began
+            self._latencies.append(latency_s)
+            statistics.latency_s += latency_s
+            statistics.latency_s_max = max(statistics.latency_s_max, latency_s)
+            return answer
+        finally:
+            lease.end()
+            self._dispatch()
+
+    async def _exchange(self, endpoint: Endpoint, call: _Call[T]) -> T:
+        async with self._session.post(
+            endpoint.url + call.path,
+            data=call.body,
+            headers={"Content-Type": "application/json"},
+            allow_redirects=False,
+        ) as response:
+            raw = await _read_body(response)
+            status = response.status
+            rest_s = _retry_after_s(response.headers.get("Retry-After"))
+        text = raw.decode("utf-8", errors="replace")
+        if status in _REFUSED:
+            endpoint.circuit.succeeded()
+            reason = error_text(status, text, self._api_key)
+            raise SearchFailure(SearchFailureKind.invalid, f"{endpoint.url} refuses the request: {reason}")
+        if status != 200:
+            pushed_back = status == 429 or (status == 503 and rest_s is not None)
+            if pushed_back:
+                self._let_rest(endpoint, call.pause_s(0, self._settings) if rest_s is None else rest_s)
+            reason = error_text(status, text, self._api_key)
+            raise _EndpointFailed(SearchFailureKind.unavailable, reason, pushed_back=pushed_back)
+        try:
+            return call.read(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            reason = "it is no JSON" if isinstance(error, json.JSONDecodeError) else str(error)[:ERROR_CHARACTERS]
+            raise _EndpointFailed(SearchFailureKind.invalid, f"the answer cannot be used: {reason}") from None
+
+    def _let_rest(self, endpoint: Endpoint, rest_s: float) -> None:
+        """Leave an endpoint alone that is busy but well."""
+        endpoint.rests_until = self._now() + rest_s
+        self._dispatch_at(endpoint.rests_until)
+
+    def _note(self, lease: Lease, call: _Call[T], failure: _EndpointFailed) -> None:
+        endpoint, text = lease.endpoint, _redacted(str(failure), self._api_key)
+        call.failed.add(endpoint)
+        if failure.pushed_back:
+            endpoint.statistics.pushed_back += 1
+            endpoint.last_error = text
+        else:
+            endpoint.statistics.failures += 1
+            self._note_failure(endpoint, text, self._now(), was_probe=lease.is_probe)
+
+    def _note_failure(self, endpoint: Endpoint, text: str, now: float, *, was_probe: bool = False) -> None:
+        endpoint.last_error = text
+        if endpoint.circuit.failed(now, was_probe=was_probe):
+            endpoint.statistics.opened += 1
+            assert endpoint.circuit.reopens_at is not None
+            self._dispatch_at(endpoint.circuit.reopens_at)
+
+    def _dispatch_at(self, when: float) -> None:
+        assert self._loop is not None
+        self._loop.call_at(when, self._dispatch)
+
+    def _account(self) -> str:
+        each = "; ".join(f"{endpoint.url}: {endpoint.last_error or 'no error so far'}" for endpoint in self._endpoints)
+        return f"no answer within {self._settings.deadline_s:g} s from any of {len(self._endpoints)} endpoints: {each}"
+
+    def _now(self) -> float:
+        assert self._loop is not None
+        return self._loop.time()
+
+
+async def _first_success(tasks: "Sequence[asyncio.Future[T]]") -> "asyncio.Future[T]":
+    """Return the first task that has a result; if all fail, the first of them, which raises."""
+    pending = set(tasks)
+    while pending:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task in done and not task.cancelled() and task.exception() is None:
+                return task
+    return tasks[0]
+
+
+async def _read_body(response: aiohttp.ClientResponse) -> bytes:
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > MAX_ANSWER_BYTES:
+            raise _EndpointFailed(SearchFailureKind.invalid, f"the answer has more than {MAX_ANSWER_BYTES} bytes")
+    return b"".join(parts)
+
+
+def _retry_after_s(header: str | None) -> float | None:
+    """Return the seconds of a Retry-After header, which may also be a date; None if it says nothing."""
+    if not header:
+        return None
+    try:
+        return max(float(int(header)), 0.0)
+    except ValueError:
+        pass
+    try:
+        return max(parsedate_to_datetime(header).timestamp() - time.time(), 0.0)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _redacted(text: str, api_key: str) -> str:
+    text = " ".join(text.split())
+    return (text.replace(api_key, "***") if api_key else text)[:ERROR_CHARACTERS]
