@@ -72,5 +72,10 @@ class SearchEngines:
 
 def build_real_engine(cfg: RecipeConfig, world: FactsWorld) -> Bm25Search:
     """Return BM25 over the corpus that the configuration names, the facts world's by default."""
+    return Bm25Search(corpus_of(cfg, world))
+
+
+def corpus_of(cfg: RecipeConfig, world: FactsWorld) -> Path:
+    """Return the file that BM25 searches."""
     corpus = cfg.search.corpus if isinstance(cfg.search, Bm25SearchConfig) else ""
-    return Bm25Search(Path(corpus) if corpus else world.corpus)
+    return Path(corpus) if corpus else world.corpus
