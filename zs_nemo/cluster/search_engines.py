@@ -137,12 +137,13 @@ def build_real_engines(cfg: RecipeConfig, world: FactsWorld, remote: RealEngines
     local = lru_cache(Bm25Search)  # Training and evaluation over the same corpus share one index.
     training, judge = remote.training, remote.judge
     if training is None and not isinstance(cfg.search, SimulatedSearchConfig):
-        training = local(_corpus(cfg.search, world))
+        training = local(corpus_of(cfg.search, world))
     if judge is None:
-        judge = local(_corpus(cfg.evaluation.search or cfg.search, world))
+        judge = local(corpus_of(cfg.evaluation.search or cfg.search, world))
     return RealEngines(training=training, judge=judge)
 
 
-def _corpus(settings: SearchConfig, world: FactsWorld) -> Path:
+def corpus_of(settings: SearchConfig, world: FactsWorld) -> Path:
+    """Return the file that BM25 searches."""
     corpus = settings.corpus if isinstance(settings, Bm25SearchConfig) else ""
     return Path(corpus) if corpus else world.corpus

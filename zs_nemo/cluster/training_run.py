@@ -15,7 +15,7 @@ from typing import Any
 from zs_nemo.algorithms.supervised_loss import SupervisedLoss
 from zs_nemo.cluster.checkpoints import CRITIC, CURRICULUM, POLICY, CheckpointFolder
 from zs_nemo.cluster.rank_groups import CriticGroup
-from zs_nemo.cluster.search_engines import SearchEngines, build_real_engines, build_remote_engines
+from zs_nemo.cluster.search_engines import SearchEngines, build_real_engines, build_remote_engines, corpus_of
 from zs_nemo.cluster.setups import num_updates
 from zs_nemo.cluster.system import System
 from zs_nemo.config.algorithm import KlPlace
@@ -24,6 +24,7 @@ from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.search import SimulatedSearchConfig
 from zs_nemo.curriculum import NoiseCurriculum
 from zs_nemo.evaluation.evaluator import CLOSED_BOOK, Evaluator
+from zs_nemo.evaluation.manifest import Conditions
 from zs_nemo.evaluation.scores import EvaluationName
 from zs_nemo.observability.files import read_json
 from zs_nemo.observability.guards import Guards, Verdict, gravest
@@ -36,11 +37,13 @@ from zs_nemo.observability.run_dir import RunDir
 from zs_nemo.observability.timer import StageTimer
 from zs_nemo.qa.facts import load_facts_world
 from zs_nemo.qa.prompts import policy_prompt
+from zs_nemo.qa.question_source import load_questions
 from zs_nemo.qa.warm_start import scripted_episode
 from zs_nemo.rollout.build import build_collector, episode_limits
 from zs_nemo.rollout.collector import Decoding, check_prompts_fit, questions_of_step
 from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.rollout.packing import pack_scripted
+from zs_nemo.search.bm25 import Bm25Search
 from zs_nemo.search.simulator import SimulatedSearchEngine
 from zs_nemo.types.batch import TrainBatch
 from zs_nemo.types.keys import SampleKey, seed_of_attempt
@@ -94,8 +97,9 @@ class TrainingRun:
         cfg = self._cfg
         self._world = load_facts_world(cfg.data)
         self._tokenizer = load_tokenizer(resolve_model(cfg.policy.model, setting="policy.model"))
+        self._questions = load_questions(cfg.data, self._world, self._progress.say)
         check_prompts_fit(
-            [*self._world.train, *self._world.split(cfg.evaluation.split)], self._tokenizer, episode_limits(cfg)
+            [*self._questions.train, *self._questions.split(cfg.evaluation.split)], self._tokenizer, episode_limits(cfg)
         )
         simulator_tokenizer = (
             load_tokenizer(resolve_model(cfg.search.model, setting="search.model"))
@@ -115,13 +119,22 @@ class TrainingRun:
         )
         self._collector = build_collector(cfg, self.system.generation, self._tokenizer)
         self._stack.callback(self._collector.close, self._engines.aclose)
-        questions = self._world.split(cfg.evaluation.split)
+        questions = self._questions.split(cfg.evaluation.split)
         self._evaluator = Evaluator(
             self._collector,
             questions[: cfg.evaluation.num_questions or len(questions)],
             self._run_dir,
             self._progress,
             bootstrap_samples=cfg.evaluation.bootstrap_samples,
+            conditions=Conditions(
+                policy=cfg.policy.model,
+                seed=cfg.seed,
+                limits=episode_limits(cfg),
+                corpora={Bm25Search.name: corpus_of(cfg.evaluation.search or cfg.search, self._world)},
+                models={SimulatedSearchEngine.name: cfg.search.model}
+                if isinstance(cfg.search, SimulatedSearchConfig)
+                else {},
+            ),
         )
 
     def _resume(self) -> None:
@@ -196,6 +209,7 @@ class TrainingRun:
         self._save_progress()
 
     def _scripted_batch(self, step: int) -> TrainBatch:
+        # Of the facts world, whatever is trained on afterwards: only there the steps of a question are known.
         count, seed = self._cfg.warm_start.global_batch_size, self._cfg.seed
         questions = questions_of_step(self._world.train, step, count, seed, stream=Phase.warm_start.value)
         episodes = []
@@ -218,7 +232,7 @@ class TrainingRun:
         settings, attempt = self._cfg.rollout, len(self._run_dir.rollbacks)
         per_step, seed = settings.num_prompts_per_step, seed_of_attempt(self._cfg.seed, attempt)
         stream = f"{Phase.rl.value}, round {round_number}" if round_number else Phase.rl.value
-        questions = questions_of_step(self._world.train, step, per_step, seed, stream=stream)[:num_prompts]
+        questions = questions_of_step(self._questions.train, step, per_step, seed, stream=stream)[:num_prompts]
         with self._engines_at_work(simulated=self.system.simulator is not None):
             groups = self._collector.collect(
                 questions,
@@ -331,7 +345,9 @@ class TrainingRun:
                     count = self._cfg.evaluation.num_simulator_questions if simulated else 0
                     with self._engines_at_work(simulated=simulated):
                         search = self._engines.evaluation(name.engine)
-                        self._evaluator.evaluate(name, search, step=step, num_questions=count)
+                        self._evaluator.evaluate(
+                            name, search, step=step, num_questions=count, engine_is_told_answers=simulated
+                        )
                     self._save_progress()
 
     def finish(self) -> Path:

@@ -1,5 +1,6 @@
 """Settings of the run around the loop: resources, data, evaluation, the run directory."""
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -103,11 +104,67 @@ class DataConfig:
     """``data``: questions and the corpus."""
 
     source: str = "facts"
-    """``facts`` for the facts world that is built from installed packages."""
+    """``facts`` for the facts world that is built from installed packages: the corpus, the examples in the simulator's
+    prompts, the scripted episodes of the warm start, and the sets ``facts:train``, ``facts:validation``,
+    ``facts:test``."""
+    train: list[str] = field(default_factory=lambda: ["facts:train"])
+    """Sets that are trained on: ``facts:train``; a known set with its split (``nq:train``, ``hotpotqa:train``), from
+    the Hugging Face hub; ``pyserini/NAME:SPLIT``; ``hub:OWNER/NAME[/FOLDER]:SPLIT[@REVISION]``; or a .jsonl or .parquet
+    file in the form of FlashRAG, Search-R1, ZeroSearch or DPR. ``recipes/questions.py`` lists and checks them."""
+    train_counts: list[int] = field(default_factory=list)
+    """Questions taken of each set of ``train``, drawn by ``seed``; 0 for all of one. Empty for all of every one."""
+    train_weights: list[float] = field(default_factory=list)
+    """Share of each set of ``train`` in an epoch, in any unit; a set that is too small for its share is repeated. Empty
+    for every question once."""
+    validation: list[str] = field(default_factory=lambda: ["facts:validation"])
+    """Sets that are evaluated on with ``evaluation.split=validation``."""
+    test: list[str] = field(default_factory=lambda: ["facts:test"])
+    """Sets that are evaluated on, named as in ``train``."""
+    test_counts: list[int] = field(default_factory=list)
+    """Questions taken of each set of ``test``, drawn by ``seed``; 0 for all of one. Empty for all of every one."""
+    max_skipped_rows: int = 0
+    """Rows that may be unusable in all sets together; they are named and left out. With more the run does not start."""
     seed: int = 0
-    """Of the split; the same for all runs that are to be compared."""
+    """Of the facts' split and of what is drawn from sets; the same for all runs that are to be compared."""
     num_test_questions: int = 320
     num_validation_questions: int = 64
+
+    def __post_init__(self) -> None:
+        self._check_sets()
+        self._check_shares()
+        if self.max_skipped_rows < 0:
+            raise ValueError(f"data.max_skipped_rows={self.max_skipped_rows} must be 0 (none) or positive")
+
+    def _check_sets(self) -> None:
+        for name in ("train", "validation", "test"):
+            sets: list[str] = getattr(self, name)
+            if not sets:
+                raise ValueError(f"data.{name} is empty; name at least one set, such as data.{name}=[facts:{name}]")
+            if twice := sorted({each for each in sets if sets.count(each) > 1}):
+                raise ValueError(
+                    f"data.{name} names {twice[0]!r} more than once; name it once"
+                    + (", and give it more weight with data.train_weights" if name == "train" else "")
+                )
+
+    def _check_shares(self) -> None:
+        for name in ("train_counts", "train_weights", "test_counts"):
+            role = name.partition("_")[0]
+            values, sets = getattr(self, name), getattr(self, role)
+            if values and len(values) != len(sets):
+                raise ValueError(
+                    f"data.{name}={values} has {len(values)} entries for the {len(sets)} sets of data.{role}; give one "
+                    "for each set, or none"
+                )
+        if any(count < 0 for count in [*self.train_counts, *self.test_counts]):
+            raise ValueError(
+                f"data.train_counts={self.train_counts} and data.test_counts={self.test_counts} must hold no negative "
+                "number; 0 takes all questions of a set"
+            )
+        if not all(weight > 0 and math.isfinite(weight) for weight in self.train_weights):
+            raise ValueError(
+                f"data.train_weights={self.train_weights} must be positive; leave a set without weight out of "
+                "data.train"
+            )
 
 
 @dataclass(kw_only=True)

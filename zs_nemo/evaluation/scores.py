@@ -1,15 +1,21 @@
 """Scores of an evaluation with their uncertainty: percentile bootstrap over questions."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zs_nemo.qa.rewards import grade, published_exact_match
+from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.trajectory import Trajectory
 
 FloatArray = NDArray[np.float64]
+
+MEASURES = ("em", "published_em", "f1")
+"""What rows are scored by, as fields of ``EvaluationRow``."""
 
 _LARGEST_RESAMPLE = 4_000_000
 """Indices drawn at once; bounds the memory of a bootstrap over a large set to some 32 MB."""
@@ -26,6 +32,9 @@ class EvaluationRow:
     prediction: str | None
     """What the policy answered; None when it gave no answer, which scores 0."""
     em: float
+    """Strict exact match."""
+    published_em: float
+    """Containment, which ZeroSearch reports as exact match."""
     f1: float
     searches: int
     status: str
@@ -33,17 +42,24 @@ class EvaluationRow:
     hops: int = 0
     """Documents that the answer needs; 0 where the set does not say."""
 
+    @property
+    def set_name(self) -> str:
+        """Return the set that the question belongs to; empty where its identifier does not say."""
+        return self.question_id.rpartition("/")[0].partition("/")[0]
+
     @classmethod
-    def of(cls, trajectory: Trajectory, *, em: float, f1: float) -> "EvaluationRow":
-        """Build the row of an episode that has been graded."""
+    def of(cls, trajectory: Trajectory) -> "EvaluationRow":
+        """Grade an episode and build its row."""
         question = trajectory.question
+        grades = grade(trajectory.answer, question)
         return cls(
             question_id=question.id,
             kind=question.kind,
             answers=question.answers,
             prediction=trajectory.answer,
-            em=em,
-            f1=f1,
+            em=grades.em,
+            published_em=grades.published_em,
+            f1=grades.f1,
             searches=trajectory.num_searches,
             status=trajectory.status.name,
             hops=len(question.evidence),
@@ -55,9 +71,12 @@ class EvaluationRow:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "EvaluationRow":
-        """Read back what ``to_json`` wrote."""
+        """Read back what ``to_json`` wrote; a row from before containment was measured is graded by it now."""
         values = {field.name: row[field.name] for field in fields(cls) if field.name in row}
-        return cls(**values | {"answers": tuple(row["answers"])})
+        values["answers"] = tuple(row["answers"])
+        if "published_em" not in values:
+            values["published_em"] = published_exact_match(row["prediction"], values["answers"])
+        return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +108,9 @@ def summarise(
 ) -> dict[str, Any]:
     """Return the entry of one evaluation in ``report.json``, with 95 % intervals over questions.
 
-    Scores are means in [0, 1] over all rows. ``by_hops`` is there when the rows tell. With ``baseline``, the same
-    questions answered by an earlier policy, ``gain`` holds the paired difference to it.
+    Scores are means in [0, 1] over all rows; ``published_em`` is containment. Where there is more than one set,
+    ``by_set`` has each and ``macro`` their unweighted mean. ``by_hops`` is there when the rows tell. With ``baseline``,
+    the same questions answered by an earlier policy, ``gain`` holds the paired difference to it.
     """
     summary: dict[str, Any] = {"when": name.when, "engine": name.engine, "decoding": name.decoding}
     summary |= _scores(rows, bootstrap_samples, seed)
@@ -101,6 +121,10 @@ def summarise(
     summary["by_kind"] = {
         kind: _scores([row for row in rows if row.kind == kind], bootstrap_samples, seed) for kind in kinds
     }
+    sets = by_set(rows)
+    if len(sets) > 1:
+        summary["by_set"] = {each: _scores(own, bootstrap_samples, seed) for each, own in sets.items()}
+        summary["macro"] = macro_scores(rows, bootstrap_samples=bootstrap_samples, seed=seed)
     hops = sorted({row.hops for row in rows if row.hops})
     if hops:
         summary["by_hops"] = {
@@ -142,11 +166,51 @@ def compare(
     }
 
 
+def by_set(rows: Iterable[EvaluationRow]) -> dict[str, list[EvaluationRow]]:
+    """Return the rows of each set, sets in the order of their names."""
+    sets: dict[str, list[EvaluationRow]] = defaultdict(list)
+    for row in rows:
+        sets[row.set_name].append(row)
+    return dict(sorted(sets.items()))
+
+
+def macro_scores(rows: Sequence[EvaluationRow], *, bootstrap_samples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """Return the unweighted mean over the sets, as published averages are taken, with 95 % intervals.
+
+    Questions are resampled within each set: the sets are those that there are, and not drawn from others.
+    """
+    columns = {name: score_columns(own) for name, own in by_set(rows).items()}
+    means = np.mean([values.mean(axis=0) for values in columns.values()], axis=0)
+    resampled = [resampled_means(own, bootstrap_samples, set_seed(seed, name)) for name, own in columns.items()]
+    return {"sets": len(columns)} | _named(means.tolist(), percentile_intervals(np.mean(resampled, axis=0)))
+
+
+def score_columns(rows: Sequence[EvaluationRow]) -> FloatArray:
+    """Return the scores of the rows [n, measures], in the order of ``MEASURES``."""
+    return np.array([[getattr(row, measure) for measure in MEASURES] for row in rows], dtype=np.float64)
+
+
+def set_seed(seed: int, name: str) -> int:
+    """Return the seed of one set's resamples: sets are resampled independently of one another."""
+    return SampleKey(run_seed=seed, step=0, prompt=0, member=0).seed(f"bootstrap/{name}")
+
+
 def bootstrap_means(values: FloatArray, samples: int, seed: int) -> tuple[list[float], list[list[float]]]:
     """Return the means of the columns of ``values`` [n, m] with percentile-bootstrap 95 % intervals [low, high].
 
     All columns see the same resamples. One row has no spread to resample: its interval is the point.
     """
+    resampled = resampled_means(values, samples, seed)
+    return values.mean(axis=0).tolist(), percentile_intervals(resampled)
+
+
+def percentile_intervals(resampled: FloatArray) -> list[list[float]]:
+    """Return the 95 % interval [low, high] of each column of ``resampled`` [samples, m]."""
+    return np.percentile(resampled, [2.5, 97.5], axis=0).T.tolist()
+
+
+def resampled_means(values: FloatArray, samples: int, seed: int) -> FloatArray:
+    """Return the means [samples, m] of the columns of ``values`` [n, m] over rows drawn with repetition."""
     n = len(values)
     if n == 0:
         raise ValueError("an evaluation without rows has no score; evaluation.num_questions or the split is empty")
@@ -156,14 +220,18 @@ def bootstrap_means(values: FloatArray, samples: int, seed: int) -> tuple[list[f
     for start in range(0, samples, chunk):
         indices = generator.integers(0, n, size=(min(chunk, samples - start), n))
         parts.append(np.stack([column[indices].mean(axis=1) for column in values.T], axis=1))
-    bounds = np.percentile(np.concatenate(parts), [2.5, 97.5], axis=0)
-    return values.mean(axis=0).tolist(), bounds.T.tolist()
+    return np.concatenate(parts)
 
 
 def _scores(rows: Sequence[EvaluationRow], samples: int, seed: int) -> dict[str, Any]:
-    values = np.array([(row.em, row.f1) for row in rows], dtype=np.float64)
-    means, intervals = bootstrap_means(values, samples, seed)
-    return {"n": len(rows), "em": means[0], "em_ci95": intervals[0], "f1": means[1], "f1_ci95": intervals[1]}
+    return {"n": len(rows)} | _named(*bootstrap_means(score_columns(rows), samples, seed))
+
+
+def _named(means: Sequence[float], intervals: Sequence[list[float]]) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for measure, mean, interval in zip(MEASURES, means, intervals, strict=True):
+        named |= {measure: mean, f"{measure}_ci95": interval}
+    return named
 
 
 def _by_question(rows: Sequence[EvaluationRow]) -> dict[str, FloatArray]:

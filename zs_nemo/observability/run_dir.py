@@ -8,7 +8,7 @@ Layout::
     search.json              what each search engine was asked, by phase
     tensorboard/             the same metrics as events
     trajectories/step_0007.jsonl   a sample of the episodes of a step
-    evaluations/NAME.json    summary of an evaluation; NAME.jsonl its rows
+    evaluations/NAME.json    summary of an evaluation; NAME.jsonl its rows; manifests/NAME.json what it was made of
     checkpoints/, logs/      owned by others
     report.json, report.html
 """
@@ -236,12 +236,13 @@ def _new_session() -> dict[str, Any]:
         "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "wall_s": 0.0,
         "stage_s": {},
-        "versions": {"python": platform.python_version()} | _package_versions(),
+        "versions": {"python": platform.python_version()} | package_versions(),
         "machine": {"platform": platform.platform(), "cpus": len(os.sched_getaffinity(0))},
     }
 
 
-def _package_versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Return the versions of those packages that results depend on."""
     versions = {}
     for name in VERSIONED_PACKAGES:
         try:

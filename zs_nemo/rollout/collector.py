@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zs_nemo.observability.phase import Phase
 from zs_nemo.qa.prompts import CLOSED_BOOK_SUFFIX, closed_book_prompt, policy_prompt
@@ -18,6 +20,8 @@ from zs_nemo.types.keys import SampleKey, seed_of_attempt
 from zs_nemo.types.question import Question
 from zs_nemo.types.trajectory import Status, Trajectory, TrajectoryGroup
 
+_TOKENS_WITHOUT_BYTES = 16
+"""More than any tokenizer adds to a text, such as a space in front."""
 assert CLOSED_BOOK_SUFFIX.endswith(ANSWER_OPEN)
 
 
@@ -158,14 +162,14 @@ def questions_of_step(
     Every epoch is a permutation of its own; a step may reach over the end of one into the next. Streams have orders of
     their own, so that reinforcement learning does not begin with the questions that the warm start has just shown.
     """
-    chosen = []
-    for position in range(step * count, (step + 1) * count):
-        epoch, offset = divmod(position, len(questions))
-        order = np.random.default_rng(
-            SampleKey(run_seed=run_seed, step=epoch, prompt=0, member=0).seed(f"question order/{stream}")
-        ).permutation(len(questions))
-        chosen.append(questions[int(order[offset])])
-    return chosen
+
+    @lru_cache(maxsize=1)
+    def order(epoch: int) -> NDArray[np.int64]:
+        key = SampleKey(run_seed=run_seed, step=epoch, prompt=0, member=0)
+        return np.random.default_rng(key.seed(f"question order/{stream}")).permutation(len(questions))
+
+    places = (divmod(position, len(questions)) for position in range(step * count, (step + 1) * count))
+    return [questions[int(order(epoch)[offset])] for epoch, offset in places]
 
 
 def check_prompts_fit(questions: Sequence[Question], tokenizer: Tokenizer, limits: EpisodeLimits) -> None:
@@ -177,7 +181,11 @@ def check_prompts_fit(questions: Sequence[Question], tokenizer: Tokenizer, limit
             "empty <information> block"
         )
     for question in questions:
-        size = len(tokenizer.encode(policy_prompt(question.text), add_special_tokens=False))
+        prompt = policy_prompt(question.text)
+        # A token is at least a byte, so that the many short questions of a large set need not be encoded.
+        if len(prompt.encode()) + _TOKENS_WITHOUT_BYTES + limits.max_turn_tokens <= limits.max_sequence_tokens:
+            continue
+        size = len(tokenizer.encode(prompt, add_special_tokens=False))
         if size + limits.max_turn_tokens > limits.max_sequence_tokens:
             raise ValueError(
                 f"rollout.max_sequence_tokens={limits.max_sequence_tokens} cannot hold the prompt of question "

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import cast
 
-from zs_nemo.qa.rewards import exact_match, normalise, token_f1
+from zs_nemo.qa.rewards import grade, normalise
 from zs_nemo.types.trajectory import Trajectory
 
 Reward = Callable[[Trajectory], float]
@@ -18,12 +18,12 @@ Reward = Callable[[Trajectory], float]
 
 def f1(trajectory: Trajectory) -> float:
     """Return the answer's token F1, the largest over the gold answers, in [0, 1]."""
-    return token_f1(trajectory.answer, trajectory.question.answers)
+    return grade(trajectory.answer, trajectory.question).f1
 
 
 def strict_exact_match(trajectory: Trajectory) -> float:
     """Return 1.0 if the whole answer equals a gold answer after normalisation, else 0.0."""
-    return exact_match(trajectory.answer, trajectory.question.answers)
+    return grade(trajectory.answer, trajectory.question).em
 
 
 def retrieval_diversity(trajectory: Trajectory) -> float:

@@ -1,10 +1,11 @@
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
 
 from tests.unit.observability.runs import rows, searching
-from zs_nemo.evaluation.scores import EvaluationName, EvaluationRow, bootstrap_means, compare, summarise
+from zs_nemo.evaluation.scores import EvaluationName, EvaluationRow, bootstrap_means, compare, macro_scores, summarise
 
 NAME = EvaluationName(when="after", engine="bm25", temperature=1.0)
 
@@ -46,7 +47,8 @@ def test_a_summary_counts_every_row_and_every_kind() -> None:
     assert summary["searches_per_question"] == 2
     assert summary["by_kind"]["capital"]["f1"] == 0.5
     assert summary["by_kind"]["symbol"] | {"f1_ci95": None} == {
-        "n": 2, "em": 0.0, "em_ci95": [0.0, 0.0], "f1": 0.5, "f1_ci95": None
+        "n": 2, "em": 0.0, "em_ci95": [0.0, 0.0], "published_em": 1.0, "published_em_ci95": [1.0, 1.0],
+        "f1": 0.5, "f1_ci95": None,
     }  # fmt: skip
     assert {hops: part["n"] for hops, part in summary["by_hops"].items()} == {"1": 2, "2": 2}
     assert summary["status"] == {"answered": 1.0}
@@ -84,9 +86,40 @@ def test_different_questions_are_refused_by_name() -> None:
 
 
 def test_a_row_survives_the_way_through_json() -> None:
-    row = EvaluationRow.of(searching(), em=1.0, f1=1.0)
-    assert (row.searches, row.hops, row.status, row.prediction) == (1, 1, "answered", "doc")
+    row = EvaluationRow.of(searching(document="the Paris of old"))
+    assert (row.searches, row.hops, row.status, row.prediction) == (1, 1, "answered", "the Paris of old")
+    assert (row.em, row.published_em, row.f1) == (0.0, 1.0, pytest.approx(0.5))
     assert EvaluationRow.from_json(row.to_json()) == row
+
+
+def test_a_row_from_before_containment_was_measured_is_graded_by_it_when_read() -> None:
+    row = EvaluationRow.of(searching(document="the Paris of old"))
+    old = {name: value for name, value in row.to_json().items() if name != "published_em"}
+    assert EvaluationRow.from_json(old) == row
+
+
+def test_the_macro_average_weighs_sets_alike_however_large() -> None:
+    large, small = (
+        [replace(row, question_id=f"{name}/test/{i}") for i, row in enumerate(rows(scores))]
+        for name, scores in (("nq", [1.0] * 30 + [0.0] * 10), ("bamboogle", [0.0, 1.0]))
+    )
+    summary = summarise([*large, *small], NAME)
+    assert summary["f1"] == pytest.approx(31 / 42)
+    assert {name: part["f1"] for name, part in summary["by_set"].items()} == {"nq": 0.75, "bamboogle": 0.5}
+    assert summary["macro"]["sets"] == 2 and summary["macro"]["f1"] == pytest.approx(0.625)
+    assert "macro" not in summarise(large, NAME)
+
+
+def test_the_interval_of_the_macro_average_is_that_of_all_resamples_within_the_sets() -> None:
+    scores = {"a": [0.0, 0.4, 1.0], "b": [0.2, 0.9]}
+    all_rows = [
+        replace(row, question_id=f"{name}/test/{i}") for name, own in scores.items() for i, row in enumerate(rows(own))
+    ]
+    means = [[np.mean(resample) for resample in product(own, repeat=len(own))] for own in scores.values()]
+    every_macro = [np.mean(pair) for pair in product(*means)]
+    found = macro_scores(all_rows, bootstrap_samples=100_000)
+    assert found["f1"] == pytest.approx(np.mean([np.mean(own) for own in scores.values()]))
+    assert found["f1_ci95"] == pytest.approx(np.percentile(every_macro, [2.5, 97.5]), abs=0.01)
 
 
 def test_an_evaluation_is_named_by_time_engine_and_decoding() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tests.fakes import CharTokenizer, FixedSearch, ScriptedEngine
+from zs_nemo.qa.prompts import policy_prompt
 from zs_nemo.rollout.callbacks import EngineSearch, SimulatedSearch
 from zs_nemo.rollout.collector import (
     Decoding,
@@ -130,6 +131,20 @@ def test_a_prompt_that_does_not_fit_is_refused_with_the_setting_to_change():
     long = Question(id="long", text="x" * 900, answers=("a",), kind="k", split="train")
     with pytest.raises(ValueError, match=r"rollout\.max_sequence_tokens=800 .*'long'"):
         check_prompts_fit([long], CharTokenizer(), LIMITS)
+
+
+def test_short_prompts_are_not_encoded_to_see_that_they_fit():
+    class NeverAsked(CharTokenizer):
+        def encode(self, text, *, add_special_tokens=True):
+            assert "Question: Question" not in text
+            return super().encode(text)
+
+    check_prompts_fit(QUESTIONS, NeverAsked(), LIMITS)
+    edge = LIMITS.max_sequence_tokens - LIMITS.max_turn_tokens - len(policy_prompt(""))
+    fits = replace(QUESTIONS[0], id="fits", text="x" * edge)
+    check_prompts_fit([fits], CharTokenizer(), LIMITS)
+    with pytest.raises(ValueError, match="'too long'"):
+        check_prompts_fit([replace(fits, id="too long", text="x" * (edge + 1))], CharTokenizer(), LIMITS)
 
 
 def test_prompts_of_a_further_round_have_draws_of_their_own():
