@@ -58,7 +58,7 @@ class TrainingRun:
         self._cfg = cfg
         self._run_dir = run_dir
         self._progress = progress
-        self.timer = StageTimer(on_stage=progress.stage)
+        self.timer = StageTimer(on_stage=progress.stage, timeline=run_dir.timeline)
         self._checkpoints = CheckpointFolder(run_dir.path / "checkpoints", keep=cfg.exp_manager.save_top_k)
         self._reference_folder = run_dir.path / "reference"
         self._guards = Guards(cfg.guards)
