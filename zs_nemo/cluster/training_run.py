@@ -46,6 +46,9 @@ from zs_nemo.types.keys import SampleKey, seed_of_attempt
 from zs_nemo.types.trajectory import Role, TrajectoryGroup
 from zs_nemo.weights.pretrained import load_tokenizer, resolve_model
 
+_LINES_SHOWN = 50
+"""A longer drawing of the placement is left to its file."""
+
 
 class TrainingRun:
     """Everything a loop needs. Use with ``with``: whatever ends the block, no process is left behind."""
@@ -102,7 +105,7 @@ class TrainingRun:
         with ThreadPoolExecutor(1) as pool:
             # The index needs seconds of one core while the actors mostly wait for imports.
             real = pool.submit(build_real_engine, cfg, self._world)
-            self.system = self._stack.enter_context(System.start(cfg, self._run_dir.path))
+            self.system = self._stack.enter_context(System.start(cfg, self._run_dir.path, self._show_placement))
         self._ledger = SearchLedger(read_json(self._run_dir.path / "search.json", {}))
         self._engines = SearchEngines(
             cfg, self._world, self._ledger, real.result(), self.system.simulator, simulator_tokenizer
@@ -117,6 +120,11 @@ class TrainingRun:
             self._progress,
             bootstrap_samples=cfg.evaluation.bootstrap_samples,
         )
+
+    def _show_placement(self, drawing: str, on_gpus: bool) -> None:
+        path = self._run_dir.write_placement(drawing)
+        fits = on_gpus and drawing.count("\n") <= _LINES_SHOWN
+        self._progress.say(drawing if fits else f"who sits where: {path}")
 
     def _resume(self) -> None:
         self._resumed = bool(self._checkpoints.whole())

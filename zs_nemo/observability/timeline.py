@@ -139,10 +139,10 @@ def read_timeline(path: Path) -> list[Event]:
     return _events(path.read_bytes())
 
 
-def open_stages(path: Path, *, last_bytes: int = 1 << 16) -> list[str]:
-    """Return the stages of the newest session that have begun and not ended, the outermost first.
+def open_stages(path: Path, *, last_bytes: int = 1 << 16) -> list[tuple[str, float]]:
+    """Return (stage, when it began) of what has begun and not ended in the newest session, the outermost first.
 
-    Reads the end of the file alone: a stage that began before it is not seen.
+    Times are in seconds since 1970. Reads the end of the file alone: a stage that began before it is not seen.
     """
     if not path.exists():
         return []
@@ -151,7 +151,8 @@ def open_stages(path: Path, *, last_bytes: int = 1 << 16) -> list[str]:
         events = _events(file.read())
     stages = [event for event in events if event["tid"] == _STAGES and event["ph"] in "BE"]
     newest = max((event["pid"] for event in events), default=0)
-    return [event["name"] for event in _unended([event for event in stages if event["pid"] == newest])]
+    under_way = _unended([event for event in stages if event["pid"] == newest])
+    return [(event["name"], event["ts"] / 1e6) for event in under_way]
 
 
 def _events(text: bytes) -> list[Event]:

@@ -250,6 +250,15 @@ def test_credentials_in_an_address_and_ids_that_wandb_refuses_are_refused_at_onc
         WandbLoggerConfig(id="a/b")
 
 
+def test_tensorboard_that_cannot_write_warns_once_and_the_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tensorboard").touch()
+    session(tmp_path, config(), 0, 1)
+    assert [row["step"] for row in read_json_lines(tmp_path / "metrics.jsonl")] == [0, 1]
+    assert len(caplog.records) == 1 and "TensorBoard events" in caplog.text
+
+
 def test_without_tensorboard_no_events_are_written(tmp_path: Path) -> None:
     cfg = config()
     cfg.exp_manager = ExpManagerConfig(create_tensorboard_logger=False)
