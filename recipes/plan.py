@@ -1,4 +1,4 @@
-"""Say how much memory a run needs, process by process, and whether it fits, without starting anything.
+"""Say how much memory a run needs, who would sit where and whether it fits, without starting anything.
 
     python recipes/plan.py                                       # the quickstart on this machine
     python recipes/plan.py --config-name ppo                     # the same with PPO's critic
@@ -26,6 +26,9 @@ def plan(cfg: RecipeConfig) -> int:
 
     from zs_nemo.cluster.gpu_plan import local_gpus, misfits, plan_gpus, propose_layout
     from zs_nemo.cluster.memory_plan import GIB, plan_memory
+    from zs_nemo.cluster.placement import place_on_gpus
+    from zs_nemo.cluster.placement_drawing import draw_placement
+    from zs_nemo.cluster.seating import planned_seating
     from zs_nemo.cluster.setups import derive_layout
 
     planned_gpus = cfg.cluster.gpus_per_node * cfg.trainer.num_nodes
@@ -37,11 +40,17 @@ def plan(cfg: RecipeConfig) -> int:
     if not layout.use_gpu:
         available = psutil.virtual_memory().available
         print(f"{'all processes':<20} {memory.total / GIB:7.2f} GiB   of {available / GIB:.2f} GiB that are available")
+        print(f"\n{draw_placement(cfg, layout)}", end="")
         return 0 if memory.total <= available else 2
     num_gpus, gpu_bytes = (planned_gpus, cfg.cluster.gpu_memory_gib * GIB) if planned_gpus else local_gpus()
     for load in plan_gpus(cfg, layout, num_gpus, gpu_bytes):
         roles = ", ".join(f"{role} {size / GIB:.1f}" for role, size in load.roles) or "nothing"
         print(f"GPU {load.number:<16} {load.total / GIB:7.1f} GiB   of {gpu_bytes / GIB:.1f}: {roles}")
+    sizes = [setup.tensor_model_parallel_size for setup in layout.engines]
+    placement = place_on_gpus(num_gpus, layout.num_ranks + layout.num_critic_ranks, sizes)
+    machines = cfg.trainer.num_nodes if planned_gpus else 1
+    seating = planned_seating(placement, num_machines=machines, gpus_per_machine=num_gpus // machines)
+    print(f"\n{draw_placement(cfg, layout, seating)}")
     problems = misfits(cfg, layout, num_gpus, gpu_bytes)
     for problem in problems:
         print(f"does not fit: {problem}")

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +14,12 @@ from zs_nemo.cluster.engine_pool import EnginePool, EngineUsage
 from zs_nemo.cluster.gpu_plan import local_gpus
 from zs_nemo.cluster.memory_plan import engine_weight_bytes
 from zs_nemo.cluster.placement import Placement, check_sender_is_alone, place_on_gpus
+from zs_nemo.cluster.placement_drawing import draw_placement
 from zs_nemo.cluster.rank_groups import CriticGroup, PolicyGroup
 from zs_nemo.cluster.ray_session import RaySession
 from zs_nemo.cluster.role_accounts import GENERATION, held_units, role_accounts
 from zs_nemo.cluster.roles import Role, gather
+from zs_nemo.cluster.seating import seating_by_ray
 from zs_nemo.cluster.setups import (
     Layout,
     critic_rank_builder,
@@ -64,9 +66,10 @@ class System:
         self.simulator = None
 
     @classmethod
-    def start(cls, cfg: RecipeConfig, run_dir: Path) -> "System":
+    def start(cls, cfg: RecipeConfig, run_dir: Path, on_placed: Callable[[str, bool], None] | None = None) -> "System":
         """Check, start Ray, start all processes at once, and return when every one of them is ready.
 
+        ``on_placed`` is given the drawing of who sits where, and whether on GPUs, as soon as that is decided.
         Raises ``ValueError`` before anything is started for what ``preflight`` finds, ``RoleError`` for a process that
         fails, ``TimeoutError`` after ``cluster.startup_timeout_s``.
         """
@@ -79,7 +82,7 @@ class System:
         session = RaySession(cfg.cluster.ray_address, num_processes, num_gpus, logs)
         system = cls(cfg, layout, session, run_dir)
         try:
-            system._start_roles()
+            system._start_roles(on_placed)
         except BaseException as error:
             # An interrupt is no failure: nobody wants Ray's logs for it.
             system._close(failed=isinstance(error, Exception))
@@ -141,11 +144,13 @@ class System:
         finally:
             session.close(failed=failed)
 
-    def _start_roles(self) -> None:
+    def _start_roles(self, on_placed: Callable[[str, bool], None] | None) -> None:
         layout, cfg = self._layout, self._cfg
         placement = self._placement()
         num_cores = len(os.sched_getaffinity(0)) * cfg.trainer.num_nodes
         self._units = held_units(layout, placement, threads=cfg.cluster.threads_per_process, num_cores=num_cores)
+        if on_placed is not None:
+            on_placed(self._drawing(placement), layout.use_gpu)
         ranks = [self._rank(f"policy-rank-{rank}", rank, placement) for rank in range(layout.num_ranks)]
         critics = [
             self._rank(f"critic-rank-{rank}", layout.num_ranks + rank, placement)
@@ -229,6 +234,14 @@ class System:
         self._group = ray.util.placement_group(list(placement.bundles), strategy="PACK")
         ray.get(self._group.ready(), timeout=self._cfg.cluster.startup_timeout_s)
         return placement
+
+    def _drawing(self, placement: Placement | None) -> str:
+        if placement is None:
+            return draw_placement(self._cfg, self._layout)
+        import ray
+
+        nodes = ray.util.placement_group_table(self._group)["bundles_to_node_id"]
+        return draw_placement(self._cfg, self._layout, seating_by_ray(placement, ray.nodes(), nodes))
 
     def _rank(self, name: str, place: int, placement: Placement | None) -> Role:
         from zs_nemo.cluster.actors import RankActor

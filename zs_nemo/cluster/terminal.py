@@ -42,6 +42,7 @@ def _train(cfg: Config, run_dir: RunDir, train: Train[Config]) -> int:
     if run_dir.finished:
         sys.stdout.write(f"this run is already done: {report}\nfor another one give it a name: exp_manager.name=NAME\n")
         return 0
+    run_dir.begin()
     try:
         with Progress(cfg.exp_manager.name) as progress:
             report = train(cfg, run_dir, progress)

@@ -50,6 +50,9 @@ from zs_nemo.types.keys import SampleKey, seed_of_attempt
 from zs_nemo.types.trajectory import Role, TrajectoryGroup
 from zs_nemo.weights.pretrained import load_tokenizer, resolve_model
 
+_LINES_SHOWN = 50
+"""A longer drawing of the placement is left to its file."""
+
 
 class TrainingRun:
     """Everything a loop needs. Use with ``with``: whatever ends the block, no process is left behind."""
@@ -64,7 +67,7 @@ class TrainingRun:
         self._cfg = cfg
         self._run_dir = run_dir
         self._progress = progress
-        self.timer = StageTimer(on_stage=progress.stage)
+        self.timer = StageTimer(on_stage=progress.stage, timeline=run_dir.timeline)
         self._checkpoints = CheckpointFolder(run_dir.path / "checkpoints", keep=cfg.exp_manager.save_top_k)
         self._reference_folder = run_dir.path / "reference"
         self._guards = Guards(cfg.guards)
@@ -113,7 +116,7 @@ class TrainingRun:
         with ThreadPoolExecutor(1) as pool:
             # The index needs seconds of one core while the actors mostly wait for imports.
             real = pool.submit(build_real_engines, cfg, self._world, remote)
-            self.system = self._stack.enter_context(System.start(cfg, self._run_dir.path))
+            self.system = self._stack.enter_context(System.start(cfg, self._run_dir.path, self._show_placement))
         self._engines = SearchEngines(
             cfg, self._world, self._ledger, real.result(), self.system.simulator, simulator_tokenizer
         )
@@ -136,6 +139,11 @@ class TrainingRun:
                 else {},
             ),
         )
+
+    def _show_placement(self, drawing: str, on_gpus: bool) -> None:
+        path = self._run_dir.write_placement(drawing)
+        fits = on_gpus and drawing.count("\n") <= _LINES_SHOWN
+        self._progress.say(drawing if fits else f"who sits where: {path}")
 
     def _resume(self) -> None:
         self._resumed = bool(self._checkpoints.whole())

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
+from zs_nemo.config.loggers import MlflowLoggerConfig, WandbLoggerConfig
 from zs_nemo.config.search import SearchConfig, SimulatedSearchConfig
 
 
@@ -36,7 +37,7 @@ class TrainerConfig:
 
 @dataclass(kw_only=True)
 class ExpManagerConfig:
-    """``exp_manager``: the run directory and its checkpoints."""
+    """``exp_manager``: the run directory, its checkpoints, and who is told how the run goes."""
 
     exp_dir: str = "runs"
     name: str = "quickstart"
@@ -48,9 +49,26 @@ class ExpManagerConfig:
     """Write checkpoints while the next episodes are rolled out. Takes memory for a copy of what training changes; a
     checkpoint counts once those episodes have ended."""
     trajectories_per_step: int = 4
-    """Trajectories written to trajectories/ each step."""
+    """Trajectories written to trajectories/ each step; their turns and searches are drawn in timeline.json too."""
+    create_tensorboard_logger: bool = True
+    create_wandb_logger: bool = False
+    """Weights & Biases; needs the package ``wandb`` and, unless offline, ``WANDB_API_KEY`` in the environment."""
+    wandb_logger_kwargs: WandbLoggerConfig = field(default_factory=WandbLoggerConfig)
+    create_mlflow_logger: bool = False
+    """MLflow; needs the package ``mlflow``."""
+    mlflow_logger_kwargs: MlflowLoggerConfig = field(default_factory=MlflowLoggerConfig)
+    prometheus_port: int = 0
+    """Where Prometheus finds the last step's metrics while the run is under way; 0 for nowhere."""
+    prometheus_host: str = "127.0.0.1"
+    """Address that the metrics are served on; 0.0.0.0 lets other machines read them."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.prometheus_port <= 65535:
+            raise ValueError(f"exp_manager.prometheus_port={self.prometheus_port} must be 0 (off) or in 1..65535")
+        if not self.prometheus_host:
+            raise ValueError(
+                "exp_manager.prometheus_host is empty; set it to 127.0.0.1 for this machine alone, 0.0.0.0 for all"
+            )
         for name in ("save_every_n_steps", "save_top_k"):
             if getattr(self, name) < 1:
                 raise ValueError(f"exp_manager.{name}={getattr(self, name)} must be at least 1")

@@ -90,14 +90,19 @@ def redact(value: Any, key: str = "") -> Any:
         return [redact(item, key) for item in value]
     if not isinstance(value, str) or not value:
         return value
-    if re.split(r"[_\-.]", key.lower())[-1] in _CREDENTIAL_LAST_WORDS:
+    if names_credential(key):
         return REDACTED
     return _USER_INFO.sub(f"{REDACTED}@", value)
 
 
+def names_credential(key: str) -> bool:
+    """Return whether a setting or an environment variable of this name holds a credential."""
+    return re.split(r"[_\-.]", key.lower())[-1] in _CREDENTIAL_LAST_WORDS
+
+
 def changed_settings(before_yaml: str, after_yaml: str) -> list[str]:
     """Name the settings that differ and would make a resumed run another experiment, as ``key: old -> new``."""
-    before, after = (_flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (before_yaml, after_yaml))
+    before, after = (flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (before_yaml, after_yaml))
     return [
         f"{key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}"
         for key in sorted(before.keys() | after.keys())
@@ -105,11 +110,12 @@ def changed_settings(before_yaml: str, after_yaml: str) -> list[str]:
     ]
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one level, by their full keys such as ``policy.optim.lr``."""
     if not isinstance(value, dict):
         return {prefix: value}
     return {
         path: leaf
         for name, item in value.items()
-        for path, leaf in _flat(item, f"{prefix}.{name}" if prefix else str(name)).items()
+        for path, leaf in flat(item, f"{prefix}.{name}" if prefix else str(name)).items()
     }

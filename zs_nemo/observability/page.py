@@ -71,6 +71,8 @@ def render_page(files: RunFiles, report: Report) -> str:
         engine_names=_ENGINE_NAMES,
         trajectories=_trajectories(files.path),
         config_yaml=files.config_yaml,
+        placement=files.placement,
+        has_timeline=files.has_timeline,
     )
 
 

@@ -10,5 +10,9 @@ class Phase(Enum):
     rl = "rl"
     evaluation = "evaluation"
 
+    def metric(self, name: str) -> str:
+        """Return a metric's name with the phase in front, unless it is reinforcement learning."""
+        return name if self is Phase.rl else f"{self.value}/{name}"
+
 
 PHASE_ORDER = (Phase.warm_start, Phase.rl, Phase.evaluation)

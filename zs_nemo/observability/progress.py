@@ -95,8 +95,7 @@ class Progress:
 
     def evaluated(self, name: str, summary: Mapping[str, Any]) -> None:
         """Show the outcome of an evaluation."""
-        low, high = summary["f1_ci95"]
-        outcome = f"{name}  F1 {summary['f1']:.3f} [{low:.3f}, {high:.3f}]  EM {summary['em']:.3f}  n {summary['n']}"
+        outcome = evaluation_line(name, summary)
         self._evaluations.append(outcome)
         if self._live is None:
             self._line(f"evaluation {outcome}")
@@ -145,6 +144,12 @@ class Progress:
     def _line(self, text: str) -> None:
         self._console.file.write(text.rstrip() + "\n")
         self._console.file.flush()
+
+
+def evaluation_line(name: str, summary: Mapping[str, Any]) -> str:
+    """Write the outcome of an evaluation in one line."""
+    low, high = summary["f1_ci95"]
+    return f"{name}  F1 {summary['f1']:.3f} [{low:.3f}, {high:.3f}]  EM {summary['em']:.3f}  n {summary['n']}"
 
 
 def sparkline(values: list[float]) -> str:

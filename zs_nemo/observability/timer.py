@@ -3,6 +3,10 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zs_nemo.observability.timeline import Timeline
 
 
 class StageTimer:
@@ -16,9 +20,13 @@ class StageTimer:
     """
 
     def __init__(
-        self, on_stage: Callable[[str], None] | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        on_stage: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        timeline: "Timeline | None" = None,
     ) -> None:
         self._on_stage = on_stage
+        self._timeline = timeline
         self._clock = clock
         self._began = clock()
         self._totals: dict[str, float] = {}
@@ -32,12 +40,16 @@ class StageTimer:
         self._credit()
         self._open.append(stage)
         self._announce()
+        if self._timeline is not None:
+            self._timeline.begin(stage)
         try:
             yield
         finally:
             self._credit()
             self._open.pop()
             self._announce()
+            if self._timeline is not None:
+                self._timeline.end(stage)
 
     @property
     def totals(self) -> dict[str, float]:

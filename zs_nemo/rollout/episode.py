@@ -66,6 +66,7 @@ class EpisodeRunner:
             token_ids=list(plan.prompt_ids),
             roles=[Role.prompt] * size,
             generation_logprobs=[0.0] * size,
+            began_s=started,
         )
         max_turns = self._limits.max_turns if search else 1
         for turn in range(max_turns):
@@ -104,8 +105,9 @@ class EpisodeRunner:
         """Generate, act, and return how the episode ended, or None to go on."""
         key = replace(plan.key, turn=turn)
         seed = key.seed("sampling")
+        asked = time.monotonic()
         completion = await self._engine.generate(trajectory.token_ids, sampling, seed)
-        _append_policy_tokens(trajectory, completion, seed)
+        _append_policy_tokens(trajectory, completion, seed, asked)
         opened = plan.opened if turn == 0 else ""
         action = parse_action(opened + completion.text)
         if isinstance(action, AnswerAction):
@@ -120,8 +122,11 @@ class EpisodeRunner:
             return Status.turn_limit
         if self._room(trajectory) <= self._limits.max_document_tokens:
             return Status.sequence_limit
+        asked = time.monotonic()
         result = await self._search(trajectory, search, action, key)
-        trajectory.turns[-1] = replace(trajectory.turns[-1], query=action.query, result=result)
+        trajectory.turns[-1] = replace(
+            trajectory.turns[-1], query=action.query, result=result, search_s=time.monotonic() - asked
+        )
         if result is None:
             return Status.search_failed
         ids = information_tokens(result.documents, self._tokenizer, self._limits.max_document_tokens)
@@ -147,7 +152,7 @@ class EpisodeRunner:
         return result
 
 
-def _append_policy_tokens(trajectory: Trajectory, completion: Completion, seed: int) -> None:
+def _append_policy_tokens(trajectory: Trajectory, completion: Completion, seed: int, asked: float) -> None:
     start = len(trajectory.token_ids)
     trajectory.token_ids += completion.token_ids
     trajectory.roles += [Role.policy] * len(completion.token_ids)
@@ -162,5 +167,7 @@ def _append_policy_tokens(trajectory: Trajectory, completion: Completion, seed: 
             sampling_seed=seed,
             weight_version=completion.weight_version,
             sampled_ids=completion.token_ids,
+            began_s=asked - trajectory.began_s,
+            generation_s=time.monotonic() - asked,
         )
     )

@@ -44,6 +44,11 @@ class Turn:
     weight_version: int
     sampled_ids: tuple[int, ...] = ()
     """The engine's own record of this turn. ``token_ids[start:end]`` must equal it: the metrics check that they do."""
+    began_s: float = field(default=0.0, compare=False)
+    """When the engine was asked, in seconds since the trajectory began."""
+    generation_s: float = field(default=0.0, compare=False)
+    search_s: float = field(default=0.0, compare=False)
+    """The search with all its retries."""
 
 
 @dataclass(kw_only=True)
@@ -73,6 +78,8 @@ class Trajectory:
     last_search_failure: str = ""
     """What went wrong in the last of them."""
     elapsed_s: float = 0.0
+    began_s: float = field(default=0.0, compare=False)
+    """On the monotonic clock of the driver; 0.0 where it was not run there."""
 
     @property
     def num_searches(self) -> int:

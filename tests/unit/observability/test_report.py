@@ -90,6 +90,20 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(run: Path) -> None:
     assert "url(" not in page and "@import" not in page
 
 
+def test_the_page_shows_who_sat_where_and_names_the_timeline(run: Path) -> None:
+    assert "Who sat where" not in (run / "report.html").read_text()
+    with RunDir(run, config()) as opened:
+        opened.write_placement("policy 2 ranks\n┌─────┐\n│ a<b │\n└─────┘\n")
+    write_report(run)
+    page = (run / "report.html").read_text()
+    assert parsed(page).open == []
+    assert "Who sat where" in page and "│ a&lt;b │\n└─────┘" in page
+    assert "<code>timeline.json</code>" in page
+    (run / "timeline.json").unlink()
+    write_report(run)
+    assert "timeline.json" not in (run / "report.html").read_text()
+
+
 def test_text_of_models_and_corpora_is_escaped(run: Path) -> None:
     page = (run / "report.html").read_text()
     assert "<script>" not in page

@@ -1,7 +1,10 @@
+import fcntl
 import json
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from zs_nemo.observability.config_file import redact
 from zs_nemo.observability.files import read_json_lines, write_json_lines, write_text
 from zs_nemo.observability.phase import Phase
 from zs_nemo.observability.run_dir import RunDir
+from zs_nemo.observability.timeline import read_timeline
 from zs_nemo.observability.timer import StageTimer
 
 
@@ -130,6 +134,40 @@ def test_the_lock_of_a_killed_process_is_free_again(tmp_path: Path) -> None:
     holder.kill()
     holder.join()
     RunDir(tmp_path, config()).close()
+
+
+def test_a_watcher_that_looks_at_the_lock_for_an_instant_keeps_no_run_from_starting(tmp_path: Path) -> None:
+    RunDir(tmp_path, config()).close()
+    with (tmp_path / ".lock").open() as watcher:
+        fcntl.flock(watcher, fcntl.LOCK_SH)
+        release = threading.Timer(0.05, fcntl.flock, (watcher, fcntl.LOCK_UN))
+        release.start()
+        RunDir(tmp_path, config()).close()
+        release.join()
+
+
+def test_steps_and_sampled_episodes_are_in_the_timeline(tmp_path: Path) -> None:
+    episode = replace(searching(), began_s=time.monotonic(), elapsed_s=0.5)
+    with RunDir(tmp_path, config()) as run:
+        run.log_step(0, {"train/loss": 2.0, "train/kl": 0.1}, Phase.warm_start)
+        run.log_step(0, {"reward/mean": 0.5, "time/train": 3.0})
+        run.write_trajectories(0, [group(episode)], CharTokenizer(), 1)
+    events = [(event["ph"], event["name"]) for event in read_timeline(tmp_path / "timeline.json")]
+    assert [name for kind, name in events if kind in "iC"] == [
+        "warm_start/step 0",
+        "warm_start/train/kl",
+        "step 0",
+        "reward/mean",
+    ]
+    assert ("X", "step 0 prompt 0 member 0") in events
+
+
+def test_a_run_that_has_begun_says_so_before_its_first_step(tmp_path: Path) -> None:
+    with RunDir(tmp_path, config()) as run:
+        assert not (tmp_path / "state.json").exists()
+        run.begin()
+        state = json.loads((tmp_path / "state.json").read_text())
+    assert (state["finished"], len(state["sessions"]), state["recipe"]) == (False, 1, "grpo")
 
 
 def test_a_resumed_run_must_keep_what_changes_its_results(tmp_path: Path) -> None:

@@ -82,6 +82,22 @@ def test_policy_tokens_keep_the_logprobs_of_the_engine_and_all_others_have_none(
     assert set(off_mask) == {0.0}
 
 
+def test_turns_and_searches_know_when_they_were_and_how_long():
+    class SlowSearch(FixedSearch):
+        async def search(self, request):
+            await asyncio.sleep(0.05)
+            return await super().search(request)
+
+    before = time.monotonic()
+    trajectory, _, _ = run(engine=SlowSearch())
+    assert before <= trajectory.began_s <= time.monotonic()
+    first, second = trajectory.turns
+    assert first.began_s >= 0 and first.search_s >= 0.049 and second.search_s == 0
+    noise = 1e-6
+    assert first.began_s + first.generation_s + first.search_s <= second.began_s + noise
+    assert 0 < second.generation_s <= trajectory.elapsed_s - second.began_s + noise
+
+
 def test_a_search_call_carries_its_own_question_all_answers_and_its_place():
     _, _, search = run()
     request = search.requests[0]
