@@ -42,7 +42,7 @@ def system_that_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         policy.checkpoint_damage.return_value = []
         run.system = SimpleNamespace(policy=policy, critic=None, accounts=lambda **spent: {})
         run._tokenizer, run._ledger = CharTokenizer(), SearchLedger()
-        run._memory = SimpleNamespace(peak_gib=1.0)
+        run._memory, run._engines = SimpleNamespace(peak_gib=1.0), SimpleNamespace(metrics=dict)
 
     monkeypatch.setattr(TrainingRun, "_start", start)
 
