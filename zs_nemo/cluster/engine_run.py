@@ -1,0 +1,126 @@
+"""What every recipe that rolls out episodes stands on: the processes, the questions, the search engines, the collector.
+
+Owns starting and ending them and the record of what they cost. Owns no training: ``TrainingRun`` adds that.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
+from types import TracebackType
+from typing import Self
+
+from zs_nemo.cluster.search_engines import SearchEngines, build_real_engines, build_remote_engines, corpus_of
+from zs_nemo.cluster.system import System
+from zs_nemo.config.recipe import RecipeConfig
+from zs_nemo.config.search import SimulatedSearchConfig
+from zs_nemo.evaluation.evaluator import Evaluator
+from zs_nemo.evaluation.manifest import Conditions
+from zs_nemo.observability.files import read_json
+from zs_nemo.observability.memory import MemoryWatch
+from zs_nemo.observability.progress import Progress
+from zs_nemo.observability.run_dir import RunDir
+from zs_nemo.observability.timer import StageTimer
+from zs_nemo.qa.facts import load_facts_world
+from zs_nemo.qa.question_source import load_questions
+from zs_nemo.rollout.build import build_collector, episode_limits
+from zs_nemo.rollout.collector import check_prompts_fit
+from zs_nemo.rollout.ledger import SearchLedger
+from zs_nemo.search.bm25 import Bm25Search
+from zs_nemo.search.simulator import SimulatedSearchEngine
+from zs_nemo.weights.pretrained import load_tokenizer, resolve_model
+
+_LINES_SHOWN = 50
+"""A longer drawing of the placement is left to its file."""
+
+
+class EngineRun:
+    """A run that samples from a policy. Use with ``with``: whatever ends the block, no process is left behind."""
+
+    system: System
+    timer: StageTimer
+
+    def __init__(self, cfg: RecipeConfig, run_dir: RunDir, progress: Progress) -> None:
+        """Check what can be checked, and start the system."""
+        self._cfg = cfg
+        self._run_dir = run_dir
+        self._progress = progress
+        self.timer = StageTimer(on_stage=progress.stage, timeline=run_dir.timeline)
+        self._stack = ExitStack()
+        try:
+            with self.timer("start"):
+                self._start()
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _start(self) -> None:
+        cfg = self._cfg
+        self._world = load_facts_world(cfg.data)
+        self._tokenizer = load_tokenizer(resolve_model(cfg.policy.model, setting="policy.model"))
+        self._questions = load_questions(cfg.data, self._world, self._progress.say)
+        check_prompts_fit(
+            [*self._questions.train, *self._questions.split(cfg.evaluation.split)], self._tokenizer, episode_limits(cfg)
+        )
+        simulator_tokenizer = (
+            load_tokenizer(resolve_model(cfg.search.model, setting="search.model"))
+            if isinstance(cfg.search, SimulatedSearchConfig) and cfg.search.needs_engines
+            # Without engines of our own it only counts the tokens of documents, which are the policy's.
+            else self._tokenizer
+        )
+        self._ledger = SearchLedger(read_json(self._run_dir.path / "search.json", {}))
+        remote = build_remote_engines(cfg, self._ledger)
+        self._memory = self._stack.enter_context(MemoryWatch())
+        with ThreadPoolExecutor(1) as pool:
+            # The index needs seconds of one core while the actors mostly wait for imports.
+            real = pool.submit(build_real_engines, cfg, self._world, remote)
+            self.system = self._stack.enter_context(System.start(cfg, self._run_dir.path, self._show_placement))
+        self._engines = SearchEngines(
+            cfg, self._world, self._ledger, real.result(), self.system.simulator, simulator_tokenizer
+        )
+        self._collector = build_collector(cfg, self.system.generation, self._tokenizer)
+        self._stack.callback(self._collector.close, self._engines.aclose)
+        questions = self._questions.split(cfg.evaluation.split)
+        self._evaluator = Evaluator(
+            self._collector,
+            questions[: cfg.evaluation.num_questions or len(questions)],
+            self._run_dir,
+            self._progress,
+            bootstrap_samples=cfg.evaluation.bootstrap_samples,
+            conditions=Conditions(
+                policy=cfg.policy.model,
+                seed=cfg.seed,
+                limits=episode_limits(cfg),
+                corpora={Bm25Search.name: corpus_of(cfg.evaluation.search or cfg.search, self._world)},
+                models={SimulatedSearchEngine.name: cfg.search.model}
+                if isinstance(cfg.search, SimulatedSearchConfig)
+                else {},
+            ),
+        )
+
+    def _show_placement(self, drawing: str, on_gpus: bool) -> None:
+        path = self._run_dir.write_placement(drawing)
+        fits = on_gpus and drawing.count("\n") <= _LINES_SHOWN
+        self._progress.say(drawing if fits else f"who sits where: {path}")
+
+    @contextmanager
+    def _engines_at_work(self, *, simulated: bool) -> Iterator[None]:
+        """Give the policy's engines all cores, unless the simulator needs its share; then give the ranks memory."""
+        with nullcontext() if simulated else self.system.engines_alone():
+            yield
+        self.system.generation.release_memory()
+
+    def _save_progress(self) -> None:
+        self._run_dir.save_progress(
+            self.timer,
+            search=self._ledger.state(),
+            peak_memory_gib=self._memory.peak_gib,
+            roles=self.system.accounts(wall_s=self.timer.wall_s, stage_s=self.timer.totals),
+        )
