@@ -11,6 +11,8 @@ from zs_nemo.qa.sets.reference import SPLITS, clean_name
 
 _NUMBERED = re.compile(rf"({'|'.join(SPLITS)})[_-](\d+)")
 """FlashRAG's identifiers, such as ``test_17``."""
+_LOST = "\N{REPLACEMENT CHARACTER}"
+"""What decoders put where they could not read a text."""
 _ASKED = "Question:"
 """What stands before the question in Search-R1's prompt."""
 
@@ -67,8 +69,8 @@ def detect_form(columns: Collection[str], where: str) -> Form:
 def read_row(form: Form, values: Mapping[str, Any], *, patterns: bool = False) -> RawQuestion:
     """Read one row of a form; raise ``RowError`` with what it lacks. ``patterns``: the answers are regular expressions.
 
-    Blank gold answers are left out, since nothing could match them and everything would contain them; a row that has
-    no others is an error. Answers that are there twice are kept once.
+    Gold answers are left out that no answer could match: blank ones, which everything would contain, and those of which
+    an earlier conversion has lost characters. A row that has no others is an error. What is there twice is kept once.
     """
     answers = _answers(_ANSWERS[form](values))
     if patterns:
@@ -110,9 +112,12 @@ def _answers(value: Any) -> tuple[str, ...]:
         raise RowError(f"has gold answers of the type {type(value).__name__} instead of a list of texts")
     if strange := [answer for answer in listed if not isinstance(answer, str)]:
         raise RowError(f"has the gold answer {strange[0]!r}, which is no text")
-    kept = tuple(dict.fromkeys(answer.strip() for answer in listed if answer.strip()))
+    given = dict.fromkeys(_encodable(answer).strip() for answer in listed if answer.strip())
+    kept = tuple(answer for answer in given if _LOST not in answer)
     if not kept:
-        raise RowError("has no gold answer")
+        raise RowError(
+            f"has gold answers with lost characters alone ({listed[0]!r})" if given else "has no gold answer"
+        )
     return kept
 
 
@@ -127,7 +132,16 @@ def _check_patterns(answers: tuple[str, ...]) -> None:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise RowError("has no question")
-    return " ".join(value.split())
+    return " ".join(_encodable(value).split())
+
+
+def _encodable(text: str) -> str:
+    """Return the text; raise ``RowError`` for one that JSON lets pass and that no file or tokenizer could take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(f"holds half a character ({text[error.start]!a}) in {text[:40]!a}") from error
+    return text
 
 
 def _asked_in_prompt(prompt: Any) -> str:

@@ -60,8 +60,8 @@ def test_the_split_of_a_file_that_does_not_say_is_what_it_is_used_for(tmp_path: 
     assert load(path, default_split="test")[0].id == "mine/test/0000"
 
 
-def test_blank_and_repeated_gold_answers_are_left_out(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "nq_test.jsonl", [flashrag(0, "q", "a", " ", "a", " b ")])
+def test_blank_lost_and_repeated_gold_answers_are_left_out(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "nq_test.jsonl", [flashrag(0, "q", "a", " ", "a", " b ", "\ufffd")])
     assert load(path)[0].answers == ("a", "b")
 
 
@@ -73,6 +73,8 @@ BAD_ROWS = {
     "is not a JSON object but a list": b"[1]",
     "has gold answers of the type int": {**flashrag(1, "q"), "golden_answers": 5},
     "has the gold answer 5, which is no text": {**flashrag(1, "q"), "golden_answers": [5]},
+    "holds half a character": b'{"question": "q", "golden_answers": ["a \\ud83d"]}',
+    "has gold answers with lost characters alone": flashrag(1, "q", "caf\N{REPLACEMENT CHARACTER}"),
     "has the identifier nq/test/0000 that": flashrag(0, "another q", "a"),
 }
 
