@@ -32,7 +32,7 @@ def request(num_documents: int = 4, **changes: Any) -> SearchRequest:
 
 
 def settings(*endpoints: str, **changes: Any) -> SimulatedSearchConfig:
-    pool = EndpointPoolConfig(deadline_s=2.0, request_timeout_s=1.0, first_pause_s=0.01, health_interval_s=0.0)
+    pool = EndpointPoolConfig(deadline_s=40.0, request_timeout_s=20.0, first_pause_s=0.01, health_interval_s=0.0)
     fields = {"endpoints": list(endpoints), "served_model": "simulator", "api": ApiKind.chat, "pool": pool}
     return SimulatedSearchConfig(**{**fields, "documents_per_completion": DocumentsPerCompletion.all, **changes})
 
