@@ -16,7 +16,8 @@ from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.rollout import RefitTransport
 from zs_nemo.config.search import SimulatedSearchConfig
-from zs_nemo.search.endpoint_health import check_served, read_key
+from zs_nemo.search.endpoint_health import check_served
+from zs_nemo.search.http_client import secret_from
 from zs_nemo.search.prompt_template import load_template
 from zs_nemo.weights.families import read_architecture
 from zs_nemo.weights.hf_folder import HfTensors
@@ -56,7 +57,8 @@ def check_simulator(search: SimulatedSearchConfig) -> None:
     load_template(search.template, search.documents_per_completion)
     if not search.endpoints:
         return
-    wrong = check_served(search.endpoints, search.served_model, read_key(search.api_key_env))
+    key = secret_from(search.api_key_variable, "search.api_key_variable")
+    wrong = check_served(search.endpoints, search.served_model, key)
     for url, error in wrong.items():
         _LOGGER.warning("search.endpoints: %s cannot be used now (%s); the others are asked", url, error)
 

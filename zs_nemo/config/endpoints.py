@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import Enum
 from urllib.parse import urlsplit
 
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+
 
 class ApiKind(Enum):
     """Which of the OpenAI-compatible interfaces is asked."""
@@ -93,7 +95,7 @@ def check_endpoints(endpoints: list[str], setting: str = "search.endpoints") -> 
             # The address itself holds the secret: it is not repeated.
             raise ValueError(
                 f"{setting}: the address of {parts.hostname!r} holds a user or a password; give secrets by an "
-                "environment variable (search.api_key_env)"
+                "environment variable (search.api_key_variable)"
             )
         if not valid or parts.query or parts.fragment:
             raise ValueError(
@@ -103,10 +105,10 @@ def check_endpoints(endpoints: list[str], setting: str = "search.endpoints") -> 
         raise ValueError(f"{setting}={endpoints} names an endpoint twice; name each once")
 
 
-def check_key_variable(name: str, setting: str = "search.api_key_env") -> None:
-    """Raise ``ValueError`` unless ``name`` can be an environment variable. Does not repeat it: it may be the key."""
-    if name and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+def check_variable_name(setting: str, name: str) -> None:
+    """Raise unless ``name`` looks like the name of an environment variable; what may be a secret is not repeated."""
+    if not _VARIABLE.fullmatch(name):
         raise ValueError(
-            f"{setting} must be the name of an environment variable in capitals, such as SIMULATOR_API_KEY, and never "
-            "the key itself"
+            f"{setting} must be the NAME of an environment variable (capitals, digits and _), not the secret itself; "
+            "export the secret under a name and give the name here"
         )

@@ -1,12 +1,10 @@
 """Settings of the real search engines that are reached by HTTP: a retriever and the web."""
 
-import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from zs_nemo.config.endpoints import check_variable_name
 from zs_nemo.config.search import SearchConfig
-
-_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
 @dataclass(kw_only=True)
@@ -93,15 +91,6 @@ def check_http_url(setting: str, url: str) -> None:
         )
     if not valid:
         raise ValueError(f"{setting}={url!r} must be an http or https address, such as http://127.0.0.1:8000")
-
-
-def check_variable_name(setting: str, name: str) -> None:
-    """Raise unless ``name`` looks like the name of an environment variable; what may be a secret is not repeated."""
-    if not _VARIABLE.fullmatch(name):
-        raise ValueError(
-            f"{setting} must be the NAME of an environment variable (capitals, digits and _), not the secret itself; "
-            "export the secret under a name and give the name here"
-        )
 
 
 def _check_client(timeout_s: float, max_concurrency: int) -> None:

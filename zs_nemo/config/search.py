@@ -9,7 +9,7 @@ from zs_nemo.config.endpoints import (
     RecordingConfig,
     RecordingMode,
     check_endpoints,
-    check_key_variable,
+    check_variable_name,
 )
 
 
@@ -85,7 +85,7 @@ class SimulatedSearchConfig(SearchConfig):
     ``num_engines`` engines of our own."""
     served_model: str = ""
     """Name under which the endpoints serve the model."""
-    api_key_env: str = ""
+    api_key_variable: str = ""
     """Name of the environment variable that holds the endpoints' bearer key; empty for none."""
     pool: EndpointPoolConfig = field(default_factory=EndpointPoolConfig)
     noise_unit: NoiseUnit = NoiseUnit.query
@@ -109,7 +109,8 @@ class SimulatedSearchConfig(SearchConfig):
             if getattr(self, name) < 0:
                 raise ValueError(f"search.{name}={getattr(self, name)} must be 0 or positive")
         check_endpoints(self.endpoints)
-        check_key_variable(self.api_key_env)
+        if self.api_key_variable:
+            check_variable_name("search.api_key_variable", self.api_key_variable)
         if self.endpoints and not self.served_model:
             raise ValueError(
                 "search.served_model is empty, but search.endpoints are given; set it to the name under which they "

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from zs_nemo.config.endpoints import check_variable_name
 from zs_nemo.config.experiment import ClusterConfig, DataConfig, TrainerConfig
-from zs_nemo.config.remote_search import check_variable_name
 from zs_nemo.config.rollout import CurriculumConfig
 from zs_nemo.config.search import SearchConfig
 

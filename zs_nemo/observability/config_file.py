@@ -64,7 +64,7 @@ _FREE_ON_RESUME = (
     "search.kv_cache_gib",
     "search.max_num_seqs",
     "search.endpoints",
-    "search.api_key_env",
+    "search.api_key_variable",
     "search.pool.",
     "search.cache_size",
     "search.recording.path",

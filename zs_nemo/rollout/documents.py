@@ -1,7 +1,7 @@
 """Search results as token ids that fit a budget."""
 
 from zs_nemo.qa.prompts import INFORMATION_FOOTER, INFORMATION_HEADER, NOTHING_FOUND, document_line
-from zs_nemo.search.markup import neutralize
+from zs_nemo.search.markup import neutralize, without_broken_characters
 from zs_nemo.types.generation import Tokenizer
 from zs_nemo.types.search import Document
 
@@ -9,8 +9,8 @@ from zs_nemo.types.search import Document
 def information_tokens(documents: tuple[Document, ...], tokenizer: Tokenizer, max_tokens: int) -> list[int]:
     """Return the <information> block in at most ``max_tokens`` ids; the closing tag is always there.
 
-    Control tags inside documents are neutralised. Documents come in the engine's order; the one that does not fit is
-    cut, those after it are left out. No document at all gives a notice in their place.
+    Control tags inside documents are neutralised, broken characters removed. Documents come in the engine's order; the
+    one that does not fit is cut, those after it are left out. No document at all gives a notice in their place.
     """
     if not documents:
         return tokenizer.encode(NOTHING_FOUND, add_special_tokens=False)
@@ -19,7 +19,8 @@ def information_tokens(documents: tuple[Document, ...], tokenizer: Tokenizer, ma
     newline = tokenizer.encode("\n", add_special_tokens=False)
     room = max_tokens - len(ids) - len(footer)
     for number, document in enumerate(documents, start=1):
-        line = tokenizer.encode(document_line(number, neutralize(document.text)), add_special_tokens=False)
+        text = neutralize(without_broken_characters(document.text))
+        line = tokenizer.encode(document_line(number, text), add_special_tokens=False)
         if len(line) > room:
             kept = max(room - len(newline), 0)
             ids += line[:kept] + (newline if kept else [])

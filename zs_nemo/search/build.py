@@ -6,8 +6,8 @@ from zs_nemo.config.endpoints import RecordingMode
 from zs_nemo.config.search import DocumentsPerCompletion, SimulatedSearchConfig
 from zs_nemo.search.demonstrations import Demonstrations
 from zs_nemo.search.document_parser import DocumentBudget
-from zs_nemo.search.endpoint_health import read_key
 from zs_nemo.search.endpoints import EndpointPool
+from zs_nemo.search.http_client import secret_from
 from zs_nemo.search.prompt_template import load_template
 from zs_nemo.search.recording import RecordedSearch
 from zs_nemo.search.sharing import SharedSearch
@@ -69,7 +69,8 @@ def build_simulator(
     pool: EndpointPool | None = None
     text: TextGenerator | None = None
     if settings.endpoints:
-        pool = EndpointPool(settings.endpoints, settings.pool, api_key=read_key(settings.api_key_env))
+        key = secret_from(settings.api_key_variable, "search.api_key_variable")
+        pool = EndpointPool(settings.endpoints, settings.pool, api_key=key)
         text = EndpointTextGenerator(pool, model=settings.served_model, api=settings.api)
     elif settings.needs_engines:
         assert engine is not None and tokenizer is not None

@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from zs_nemo.search.markup import count_control_tags, neutralize
+from zs_nemo.search.markup import count_control_tags, neutralize, without_broken_characters
 from zs_nemo.search.simulator_prompts import one_line
 from zs_nemo.types.completion import Prompt, TextCompletion
 from zs_nemo.types.generation import Completion, StopReason, Tokenizer
@@ -30,8 +30,6 @@ _MIN_WORDS_WHEN_CUT = 4
 _MIN_ECHO_CHARACTERS = 20
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
 """Such as <|im_end|>, with which the model ends its text."""
-# Not the white space among the control characters: that becomes a space.
-_BROKEN = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffd-\uffff]")
 _PROMPT_FIELDS = re.compile(r"\b(Question|Query|Text|Text that (?:mentions|leads to) [^:]{0,1000}):", re.IGNORECASE)
 _FIELD_AT_LINE_START = re.compile(r"^[ \t*#]*(?:Search query|Query|Question|Answers?)[ \t]*[*]*:", re.I | re.M)
 _REASONING = re.compile(r"\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
@@ -113,9 +111,9 @@ def mend(completion: Completion | TextCompletion, budget: DocumentBudget | None 
     elif completion.stop_reason is StopReason.length:
         defects["cut"] += 1
         text = without_cut_end(text)
-    if _BROKEN.search(text):
+    if (whole := without_broken_characters(text)) != text:
         defects["broken_unicode"] += 1
-        text = _BROKEN.sub("", text)
+        text = whole
     text, found = _finished(text, budget)
     defects += found
     if not text:
@@ -139,9 +137,9 @@ def _readable(text: str) -> tuple[str, Counter[str]]:
     if thoughts := _REASONING.match(text):
         defects["reasoning"] += 1
         text = text[thoughts.end() :]
-    if _BROKEN.search(text):
+    if (whole := without_broken_characters(text)) != text:
         defects["broken_unicode"] += 1
-        text = _BROKEN.sub("", text)
+        text = whole
     return text, defects
 
 

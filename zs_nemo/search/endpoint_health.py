@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,21 +15,6 @@ HEALTH_TIMEOUT_S = 10.0
 _KEEP_ALIVE_S = 3.0
 """Idle connections are closed before the servers close them (uvicorn: 5 s), perhaps while no event loop runs here."""
 _MAX_BYTES = 2**20
-
-
-def read_key(variable: str, setting: str = "search.api_key_env") -> str:
-    """Return the key that an environment variable holds; "" for no variable.
-
-    Raises ``ValueError`` naming the variable, never the key, if it is not set or cannot be sent.
-    """
-    if not variable:
-        return ""
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise ValueError(f"{setting}={variable}, but this environment variable is not set; export it with the key")
-    if not key.isascii() or not key.isprintable():
-        raise ValueError(f"{setting}={variable}: the key in it has characters that cannot be sent; export it again")
-    return key
 
 
 def open_session(api_key: str) -> aiohttp.ClientSession:

@@ -1,4 +1,4 @@
-"""Makes our control tags harmless in text that others wrote."""
+"""Makes text that others wrote harmless: our control tags in it, and characters that are none."""
 
 import re
 
@@ -12,6 +12,18 @@ _TAG = re.compile(
     rf"{_INVISIBLE}/?{_INVISIBLE}(?:[>\uff1e\u203a\u3009]|$|(?=<))",
     re.IGNORECASE,
 )
+
+
+# Not the white space among the control characters: that separates words.
+_BROKEN = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffd-\uffff]")
+
+
+def without_broken_characters(text: str) -> str:
+    """Return ``text`` without what stands for no character: lone surrogates, U+FFFD, control characters.
+
+    A tokenizer fails on the first of them. Comes before ``neutralize``: they could hide a tag.
+    """
+    return _BROKEN.sub("", text)
 
 
 def neutralize(text: str) -> str:

@@ -1,6 +1,9 @@
 import json
 import socket
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -175,6 +178,64 @@ def test_shared_memory_that_is_too_small_is_refused() -> None:
 def test_handles_of_cuda_memory_need_a_gpu(cfg: GrpoRecipeConfig) -> None:
     cfg.generation.refit_transport = RefitTransport.cuda_ipc
     with pytest.raises(ValueError, match=r"generation\.refit_transport=cuda_ipc needs GPUs.*=shared_memory"):
+        preflight.check(cfg, derive_layout(cfg))
+
+
+class Models(BaseHTTPRequestHandler):
+    """Serves the list of models and nothing else."""
+
+    def do_GET(self) -> None:
+        body = json.dumps({"data": [{"id": "llama"}]}).encode()
+        self.send_response(200 if self.path == "/v1/models" else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Models) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_with_endpoints_no_simulator_engine_is_started_and_its_model_is_not_looked_for(
+    cfg: GrpoRecipeConfig, served: str
+) -> None:
+    cfg.search = SimulatedSearchConfig(model="/nowhere", endpoints=[served], served_model="llama")
+    layout = derive_layout(cfg)
+    assert [setup.name for setup in layout.engines] == ["policy-engine-0"]
+    preflight.check(cfg, layout)
+    assert plan_memory(cfg, layout).total > 0
+
+
+def test_endpoints_that_cannot_be_used_are_refused_with_each_of_their_errors(
+    cfg: GrpoRecipeConfig, served: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    dead = "http://127.0.0.1:9"
+    cfg.search = SimulatedSearchConfig(endpoints=[dead, served], served_model="qwen")
+    told = r"search\.endpoints: none of 2 .*127\.0\.0\.1:9/v1: ClientConn.*it serves llama, and not 'qwen'"
+    with pytest.raises(ValueError, match=told):
+        preflight.check(cfg, derive_layout(cfg))
+    cfg.search = replace(cfg.search, served_model="llama")
+    preflight.check(cfg, derive_layout(cfg))
+    assert f"{dead}/v1 cannot be used now" in caplog.text, "one of two is enough to begin with"
+
+
+def test_a_template_that_cannot_be_used_is_refused_before_anything_starts(
+    cfg: GrpoRecipeConfig, tmp_path: Path
+) -> None:
+    template = tmp_path / "mine.j2"
+    template.write_text("{{ query }}{{ question }}{{ answers }}")
+    assert isinstance(cfg.search, SimulatedSearchConfig)
+    cfg.search.template = str(template)
+    with pytest.raises(ValueError, match=r"mine\.j2 has no slot noisy"):
         preflight.check(cfg, derive_layout(cfg))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
 
 from zs_nemo.config.policy import Recompute, RecomputeMethod
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, ReinforcePpRecipeConfig
@@ -119,6 +120,58 @@ def test_an_adaptive_curriculum_that_could_not_move_is_refused():
     assert load("curriculum=adaptive", "curriculum.adaptive.target_reward=1", "reward.exact_match=1")
     assert load("curriculum=adaptive", "curriculum.adaptive.target_reward=3", "reward.function=my.own.reward")
     assert load("curriculum.adaptive.target_reward=1"), "a rule that is not in use may say anything"
+
+
+def simulated(*overrides: str) -> SimulatedSearchConfig:
+    """Return the settings of a simulator behind an endpoint, changed; composing a whole recipe takes longer."""
+    base = OmegaConf.structured(SimulatedSearchConfig(endpoints=["http://host:8000/v1"], served_model="llama"))
+    return OmegaConf.to_object(OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides))))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("endpoints=[ftp://host]", r"search\.endpoints: 'ftp://host' must be an address such as http"),
+        ("endpoints=[host:8000]", r"search\.endpoints: 'host:8000' must be an address"),
+        ("endpoints=['http://host/v1?key=1']", r"without a query part"),
+        ("endpoints=['http://host:99999']", r"must be an address"),
+        ("endpoints=[http://host:1,http://host:1/v1/]", r"names an endpoint twice"),
+        ("served_model=''", r"search\.served_model is empty, but search\.endpoints are given"),
+        ("cache_size=10", r"search\.cache_size=10 keeps answers that search\.seed_group=request never asks"),
+        ("max_answers=-1", r"search\.max_answers=-1 must be 0 or positive"),
+        ("num_words=0", r"search\.num_words=0 must be at least 1"),
+        ("recording.mode=replay", r"search\.recording\.mode=replay needs a file"),
+        ("pool.max_concurrency=0", r"search\.pool\.max_concurrency=0 must be at least 1"),
+        ("pool.open_s=0", r"search\.pool\.open_s=0\.0 must be more than 0"),
+        ("pool.health_interval_s=-1", r"search\.pool\.health_interval_s=-1\.0 must be 0"),
+        ("pool.hedge_quantile=1", r"search\.pool\.hedge_quantile=1\.0 must be in \[0, 1\)"),
+        ("pool.request_timeout_s=50", r"request_timeout_s=50 must not be more than .*deadline_s=45"),
+    ],
+)
+def test_a_bad_setting_of_endpoints_is_refused_with_its_rule(override, message):
+    with pytest.raises(ValueError, match=message):
+        simulated(override)
+
+
+def test_the_endpoints_have_less_time_than_the_search_that_waits_for_them():
+    told = r"search\.pool\.deadline_s=45 must be less than rollout\.search_deadline_s=45"
+    with pytest.raises(ValueError, match=told):
+        load("search=simulated_endpoint", "rollout.search_deadline_s=45")
+
+
+@pytest.mark.parametrize("override", ["endpoints=['http://user:hunter2@host']", "api_key_variable=sk-hunter2"])
+def test_a_secret_in_the_settings_is_refused_and_not_repeated(override):
+    with pytest.raises(ValueError, match=r"environment variable") as refused:
+        simulated(override)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_engines_are_started_only_where_nobody_else_answers():
+    assert not simulated().needs_engines
+    assert SimulatedSearchConfig().needs_engines
+    recorded = "recording.path=answers.jsonl"
+    assert not simulated("endpoints=[]", "recording.mode=replay", recorded).needs_engines
+    assert simulated("endpoints=[]", "recording.mode=record_missing", recorded).needs_engines
 
 
 def test_each_algorithm_has_the_published_place_and_estimator_of_the_kl():

@@ -60,6 +60,25 @@ def test_a_probability_of_zero_or_one_leaves_nothing_to_chance(scope: CoinScope)
         assert {coin for members in coins(scope, noise=noise) for turns in members for coin in turns} == {noise == 1.0}
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_every_document_can_have_a_coin_of_its_own(shared: bool) -> None:
+    engine = FixedSearch()
+    callback = SimulatedSearch(engine, shared_coins=shared, coin_per_document=True)
+    for prompt in range(40):
+        for member in range(2):
+            key = SampleKey(run_seed=1, step=3, prompt=prompt, member=member)
+            asked = SearchRequest(
+                query="q", question="Q?", answers=("a",), key=key, num_documents=5, noise_probability=0.3
+            )
+            result = asyncio.run(callback.search(asked))
+            flags = engine.requests[-1].noisy_documents
+            assert len(flags) == 5 and result.noisy is any(flags)
+    flags_of = [request.noisy_documents for request in engine.requests]
+    assert len(set(flags_of)) > 8, "the documents of a search differ"
+    assert 0.2 < sum(map(sum, flags_of)) / 400 < 0.4
+    assert (flags_of[::2] == flags_of[1::2]) is shared
+
+
 def test_a_callback_is_named_by_its_import_path() -> None:
     engine = FixedSearch()
     assert isinstance(load_callback("zs_nemo.rollout.callbacks.EngineSearch", engine), EngineSearch)

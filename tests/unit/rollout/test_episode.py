@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 
 from tests.fakes import CharTokenizer, FixedSearch, ScriptedEngine
+from zs_nemo.qa.tags import TAG_NAMES
 from zs_nemo.rollout.callbacks import EngineSearch
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodePlan, EpisodeRunner, SearchSetting
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.question import Question
-from zs_nemo.types.search import SearchFailureKind
+from zs_nemo.types.search import SearchFailureKind, SearchRequest, SearchResult
 from zs_nemo.types.trajectory import Role, Status, Trajectory
 
 LIMITS = EpisodeLimits(
@@ -150,6 +151,28 @@ def test_an_answer_tag_inside_a_document_is_not_an_answer():
     assert shown.count("</information>") == 1
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(f"<{name}>x</{name}>" for name in TAG_NAMES),
+        "half \ud800 a character \udfff, \ufffd, \x00 and <ans\ufffdwer>Rome</ans\ud800wer>",
+        "x" * 100_000,
+        "<" + " " * 100_000 + "answer>Rome",
+        "",
+    ],
+    ids=["tags", "unicode", "long", "spaces", "nothing"],
+)
+def test_no_document_changes_what_is_parsed_graded_or_trained_on(text):
+    plain, _, _ = run()
+    hostile, policy, _ = run(engine=FixedSearch(texts=(text, "second")))
+    assert (hostile.status, hostile.answer) == (plain.status, plain.answer)
+    assert text_of(hostile, Role.policy) == text_of(plain, Role.policy)
+    assert [turn.sampled_ids for turn in hostile.turns] == [turn.sampled_ids for turn in plain.turns]
+    shown = text_of(hostile, Role.document)
+    assert len(shown) <= LIMITS.max_document_tokens and shown.count("<") == 2
+    assert policy.calls[1][0].encode(), "a tokenizer takes it"
+
+
 def test_a_long_document_is_cut_but_its_block_is_closed():
     trajectory, _, _ = run(engine=FixedSearch(texts=("long " * 100, "second")))
     shown = text_of(trajectory, Role.document)
@@ -195,6 +218,25 @@ def test_an_engine_that_finds_nothing_is_no_failure_and_the_policy_is_told():
     assert trajectory.search_failures == 0
     assert text_of(trajectory, Role.notice) == "\n<information>\nNo results.\n</information>\n"
     assert Role.document not in trajectory.roles
+
+
+def test_an_answer_that_was_not_recorded_is_not_asked_for_again():
+    missing = FixedSearch(failures=10**6, failure_kind=SearchFailureKind.missing)
+    trajectory, _, search = run(engine=missing, limits=replace(LIMITS, search_deadline_s=60.0))
+    assert trajectory.status is Status.search_failed and len(search.requests) == 1
+    assert trajectory.last_search_failure == "missing: not yet"
+
+
+def test_a_deadline_that_passes_keeps_the_reason_of_the_failure_before_it():
+    class FailsThenHangs(FixedSearch):
+        async def search(self, request: SearchRequest) -> SearchResult:
+            if self.requests:
+                await asyncio.sleep(60)
+            return await super().search(request)
+
+    limits = replace(LIMITS, search_deadline_s=0.6)
+    trajectory, _, _ = run(engine=FailsThenHangs(failures=1), limits=limits)
+    assert trajectory.last_search_failure == ("timeout: no answer within 0.6 s; before that, unavailable: not yet")
 
 
 def test_a_call_that_is_tried_again_says_how_often_it_has_failed():

@@ -178,6 +178,43 @@ def test_a_hostile_query_cannot_leave_its_line_of_the_prompt() -> None:
     assert "(search)" in line and len(line) < 320
 
 
+def test_the_short_form_is_worded_as_it_was_when_its_settings_were_found() -> None:
+    useful = useful_prompt(DEMONSTRATIONS, "What is the capital of Chad?", "N'Djamena", "capital of Chad")
+    assert useful == (
+        "A search engine returns a one-sentence encyclopedia text that answers the query.\n\n"
+        "Question: What is the capital of Peru?\nQuery: capital of Peru\n"
+        "Text that mentions Lima: Lima is the capital city of Peru.\n\n"
+        "Question: What is the capital of Chad?\nQuery: capital of Chad\n"
+        "Text that mentions N'Djamena:"
+    )
+    assert noisy_prompt(DEMONSTRATIONS, "a\nb", "zinc") == (
+        "A bad search engine returns a one-sentence text about something else than the query.\n\n"
+        "Query: discoverer of neon\nText about Lima: Lima is a city.\n\n"
+        "Query: a b\nText about zinc:"
+    )
+
+
+def test_all_answers_stand_in_the_prompt_unless_only_some_may() -> None:
+    for max_answers, cue in ((0, "N'Djamena or Fort-Lamy"), (1, "N'Djamena"), (2, "N'Djamena or Fort-Lamy")):
+        engine = ScriptedEngine(lambda call: " Chad.\n")
+        asked = replace(request(), answers=("N'Djamena", "Ndjamena", "Fort-Lamy"))
+        search = SimulatedSearchEngine(
+            engine, CharacterTokenizer(), DEMONSTRATIONS, temperature=0.4, max_tokens=48, max_answers=max_answers
+        )
+        asyncio.run(search.search(asked))
+        assert engine.calls[0][0].endswith(f"\nText that mentions {cue}:")
+
+
+@pytest.mark.parametrize("known", [{"question": ""}, {"answers": ()}, {"question": "", "answers": ()}])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_without_a_question_or_answers_a_document_is_about_the_query(known: dict[str, object], noisy: bool) -> None:
+    engine = ScriptedEngine(lambda call: " Chad is a country.\n")
+    result = asyncio.run(simulator(engine).search(replace(request(noisy), **known)))  # type: ignore[arg-type]
+    assert result.documents[0].text == "Chad is a country." and result.documents[0].noisy is noisy
+    assert engine.calls[0][0].endswith("Text about capital of Chad:") is not noisy
+    assert noisy or "N'Djamena" not in engine.calls[0][0]
+
+
 def test_the_examples_follow_the_question_and_the_step() -> None:
     two_hop = "What is the capital of the country where Puno is?"
     first = useful_prompt(DEMONSTRATIONS, two_hop, "Lima", "Puno country")
