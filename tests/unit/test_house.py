@@ -154,7 +154,7 @@ def test_shellcheck_finds_nothing_in_the_scripts() -> None:
     assert checked.returncode == 0, checked.stdout
 
 
-@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh"])
+@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh", "doctor.sh"])
 def test_help_comes_at_once_and_installs_nothing(script: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "launch", tmp_path / "a clone" / "launch")
     shown = subprocess.run(
