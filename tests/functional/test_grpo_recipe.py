@@ -203,8 +203,8 @@ def test_a_killed_run_resumes_with_the_same_prompts_coins_and_seeds_and_leaves_n
     assert "already done" in again
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_an_interrupt_ends_every_process_and_says_how_to_go_on(tiny_model, tmp_path, monkeypatch, number):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupt_ends_every_process_and_says_how_to_go_on(tiny_model, tmp_path, monkeypatch, number, code):
     run = tmp_path / "stopped"
     monkeypatch.setenv("ZS_NEMO_TEST_RUN", str(run))
     process = start(overrides(tiny_model, tmp_path, "stopped"))
@@ -216,7 +216,7 @@ def test_an_interrupt_ends_every_process_and_says_how_to_go_on(tiny_model, tmp_p
     # A terminal sends Ctrl-C to the whole group, a scheduler ends the process that it started.
     os.killpg(process.pid, number) if number is signal.SIGINT else process.send_signal(number)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Go on from the last checkpoint with" in output
     gone_by = time.monotonic() + 20
     while processes_of(run) and time.monotonic() < gone_by:

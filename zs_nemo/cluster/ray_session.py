@@ -30,6 +30,9 @@ _CLUSTER_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 class RaySession:
     """Ray for the time of one run, with the reaper that ends whatever is left of it."""
 
+    num_machines: int = 1
+    """Machines of the cluster."""
+
     def __init__(self, address: str, num_processes: int, num_gpus: int, logs: Path) -> None:
         """Start Ray on this machine with room for ``num_processes`` actors, or join the cluster at ``address``."""
         self.token = uuid.uuid4().hex
@@ -55,18 +58,19 @@ class RaySession:
         # The variable is for Ray's processes; here it was read at the first import of ray, maybe before this.
         ray_constants.ENABLE_RAY_CLUSTER = bool(address)
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         if address:
             ray.init(address=address, **quiet)
-            return
-        on_sigterm = signal.getsignal(signal.SIGTERM)
-        ray.init(
-            num_cpus=num_processes,
-            num_gpus=num_gpus,
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _temp_dir=str(self._ray_folder),
-            **quiet,
-        )
+            self.num_machines = sum(bool(node["Alive"]) for node in ray.nodes())
+        else:
+            ray.init(
+                num_cpus=num_processes,
+                num_gpus=num_gpus,
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _temp_dir=str(self._ray_folder),
+                **quiet,
+            )
         # Ray puts a handler of its own in place, which ends the process at once, with a stack trace.
         if on_sigterm is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)

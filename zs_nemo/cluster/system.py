@@ -203,7 +203,7 @@ class System:
             return DirectRefit(self.policy, self.generation, address)
         assert self._session is not None
         folder = self._session.shm_folder
-        if self._cfg.trainer.num_nodes > 1:
+        if self._session.num_machines > 1:
             # Shared memory ends at the machine; the run directory is on a file system that all of them see.
             folder = self._logs.parent / "refit"
             folder.mkdir(exist_ok=True)

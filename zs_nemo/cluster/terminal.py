@@ -9,6 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from zs_nemo.cluster.stop_request import PROCESS_STOP, StoppedBySignal
 from zs_nemo.config.registry import Config, to_dataclass
 from zs_nemo.observability.files import write_text
 from zs_nemo.observability.progress import Progress
@@ -16,6 +17,8 @@ from zs_nemo.observability.run_dir import RunDir
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
+EXIT_STOPPED = 75
+"""Stopped as SIGTERM or SIGUSR1 asked, with a checkpoint: ``EX_TEMPFAIL``, try again. launch/slurm requeues on it."""
 EXIT_INTERRUPTED = 130
 
 Train = Callable[[Config, RunDir, Progress], Path]
@@ -24,9 +27,9 @@ Train = Callable[[Config, RunDir, Progress], Path]
 def run_in_terminal(composed: DictConfig, kind: type[Config], train: Train[Config]) -> int:
     """Run ``train`` with a configuration of its kind; return the exit code.
 
-    0 is done, 1 failed on the way, 2 refused input, 130 interrupted. SIGTERM ends a run as Ctrl-C does.
+    0 is done, 1 failed on the way, 2 refused input, 75 stopped by SIGTERM or SIGUSR1, 130 interrupted by Ctrl-C.
     """
-    interrupt_on_sigterm()
+    PROCESS_STOP.listen()
     try:
         cfg = to_dataclass(composed, kind)
         with RunDir(Path(cfg.exp_manager.exp_dir) / cfg.exp_manager.name, cfg) as run_dir:
@@ -35,6 +38,11 @@ def run_in_terminal(composed: DictConfig, kind: type[Config], train: Train[Confi
         # Every check of ours raises it with the setting, the rule and the remedy; a stack trace would bury them.
         sys.stderr.write(f"error: {error}\n")
         return EXIT_BAD_INPUT
+    except KeyboardInterrupt as interrupt:
+        stopped = isinstance(interrupt, StoppedBySignal)
+        how, command = "stopped by a signal" if stopped else "interrupted", shlex.join(["python", *sys.argv])
+        sys.stdout.write(f"\n{how}; all processes are ended. Go on from the last checkpoint with:\n  {command}\n")
+        return EXIT_STOPPED if stopped else EXIT_INTERRUPTED
 
 
 def _train(cfg: Config, run_dir: RunDir, train: Train[Config]) -> int:
@@ -46,10 +54,6 @@ def _train(cfg: Config, run_dir: RunDir, train: Train[Config]) -> int:
     try:
         with Progress(cfg.exp_manager.name) as progress:
             report = train(cfg, run_dir, progress)
-    except KeyboardInterrupt:
-        command = shlex.join(["python", *sys.argv])
-        sys.stdout.write(f"\ninterrupted; all processes are ended. Go on from the last checkpoint with:\n  {command}\n")
-        return EXIT_INTERRUPTED
     except ValueError:
         write_text(run_dir.path / "logs" / "driver_error.log", traceback.format_exc())
         raise
@@ -64,7 +68,7 @@ def _train(cfg: Config, run_dir: RunDir, train: Train[Config]) -> int:
 
 
 def interrupt_on_sigterm() -> None:
-    """Let SIGTERM end the process as Ctrl-C does, with everything cleaned up on the way."""
+    """Let SIGTERM end the process as Ctrl-C does, with everything cleaned up on the way; for commands without a run."""
     signal.signal(signal.SIGTERM, _interrupt)
 
 

@@ -16,6 +16,7 @@ from zs_nemo.cluster.checkpoints import CRITIC, CURRICULUM, POLICY, CheckpointFo
 from zs_nemo.cluster.engine_run import EngineRun
 from zs_nemo.cluster.rank_groups import CriticGroup
 from zs_nemo.cluster.setups import num_updates
+from zs_nemo.cluster.stop_request import PROCESS_STOP, StoppedBySignal
 from zs_nemo.config.algorithm import KlPlace
 from zs_nemo.config.policy import SchedConfig
 from zs_nemo.config.recipe import RecipeConfig
@@ -73,6 +74,7 @@ class TrainingRun(EngineRun):
         self._resumed = bool(self._checkpoints.whole())
         self._next_step = 0
         self._saving: tuple[int, dict[str, Any]] | None = None
+        self._saved_step = 0
         if not self._resumed:
             return
         with self.timer("checkpoint"):
@@ -84,7 +86,7 @@ class TrainingRun(EngineRun):
     def _load_newest(self) -> Path:
         """Load the newest checkpoint whose files are as they were written."""
         folder, state = self._newest_undamaged()
-        self._next_step = int(state["step"])
+        self._next_step = self._saved_step = int(state["step"])
         self.curriculum.restore(state.get(CURRICULUM, {}))
         self.system.policy.load_checkpoint(str(folder / POLICY))
         if self.system.critic is not None:
@@ -243,13 +245,28 @@ class TrainingRun(EngineRun):
         self._progress.begin("training", self._cfg.trainer.max_steps, self._next_step)
 
     def steps(self) -> Iterator[int]:
-        """Yield the steps that are still to be trained; after a return to a checkpoint some of them once more."""
+        """Yield the steps that are still to be trained; after a return to a checkpoint some of them once more.
+
+        Raises ``StoppedBySignal`` after a step in which the process was asked to stop.
+        """
         self._ledger.phase = Phase.rl
         self._progress.begin("training", self._cfg.trainer.max_steps, self._next_step)
         # Start-up and evaluation are no part of the first step.
         self.timer.take()
         while self._next_step < self._cfg.trainer.max_steps:
-            yield self._next_step
+            with PROCESS_STOP.in_step():
+                yield self._next_step
+            if PROCESS_STOP.requested:
+                self._stop()
+
+    def _stop(self) -> None:
+        """Save what has been trained, and end the run; the same command goes on from here."""
+        with PROCESS_STOP.ending():
+            if self._saved_step != self._next_step:
+                self._save(self._next_step)
+            self._commit_checkpoint()
+            self._save_progress()
+        raise StoppedBySignal
 
     def evaluate(self, when: str, *, step: int) -> None:
         """Evaluate the policy after ``step`` steps on the real engine; at the end (``after``) also without it."""
@@ -295,6 +312,7 @@ class TrainingRun(EngineRun):
             if self.system.critic is not None:
                 self.system.critic.save_checkpoint(str(folder / CRITIC), in_background=in_background)
             self._saving = step, {CURRICULUM: self.curriculum.state()}
+            self._saved_step = step
         if not in_background:
             self._commit_checkpoint()
 

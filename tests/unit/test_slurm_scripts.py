@@ -1,0 +1,194 @@
+"""What the scripts of launch/slurm hand on, and what they make of a recipe's end; SLURM and Ray are stand-ins here."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted((ROOT / "launch" / "slurm").iterdir())
+SRUN = """#!/usr/bin/env bash
+echo "srun $*" >>"$CALLS"
+while [[ $1 == --* ]]; do shift; done
+[[ $2 == -c ]] || SLURM_NODEID=0 SLURM_CPUS_ON_NODE=16 exec "$@"
+"""
+SCONTROL = """#!/usr/bin/env bash
+if [[ $1 == show ]]; then printf 'first\\nsecond\\n'; exit; fi
+echo "scontrol $*" >>"$CALLS"
+exit "${SCONTROL_CODE:-0}"
+"""
+GETENT = '#!/usr/bin/env bash\nprintf \'127.0.1.1 STREAM %s\\n10.1.2.3 STREAM %s\\n\' "$2" "$2"\n'
+RAY = """#!/usr/bin/env bash
+echo "ray $*" >>"$CALLS"
+[[ -z ${RAY_FAILS:-} ]] || exit 0
+while [[ $1 != -- ]]; do shift; done
+shift
+exec "$@"
+"""
+PYTHON = """#!/usr/bin/env bash
+printf '<%s>' "$@" >>"$CALLS"
+echo >>"$CALLS"
+exit "${RECIPE_CODE:-0}"
+"""
+SBATCH = """#!/usr/bin/env bash
+echo "sbatch $*" >>"$CALLS"
+echo "$(($(grep -c . "$CALLS") + 40));north"
+"""
+
+
+class Machine:
+    """A project folder and a PATH on which SLURM's commands are stand-ins that write down what they are asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.calls = folder / "a project", folder / "calls"
+        shutil.copytree(ROOT / "launch", self.root / "launch")
+        (self.root / "recipes").mkdir()
+        for recipe in ("grpo", "ppo"):
+            (self.root / "recipes" / f"{recipe}.py").touch()
+        commands = {"srun": SRUN, "scontrol": SCONTROL, "getent": GETENT, "sbatch": SBATCH}
+        for name, text in commands.items():
+            self._install(folder / "bin" / name, text)
+        for name, text in {"ray": RAY, "python": PYTHON}.items():
+            self._install(self.root / ".venv" / "bin" / name, text)
+        self.environment = {
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            "CALLS": str(self.calls),
+            # Of these the folders under /tmp are named.
+            "SLURM_JOB_ID": f"9{os.getpid()}",
+            "SLURM_JOB_NODELIST": "first,second",
+            "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_SUBMIT_DIR": str(self.root),
+        }
+
+    def _install(self, path: Path, text: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def run(self, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        # SLURM runs a copy of the script from elsewhere.
+        copy = self.root.parent / "slurm_script"
+        shutil.copy(ROOT / "launch" / "slurm" / script, copy)
+        environment = {name: value for name, value in (self.environment | variables).items() if value}
+        ended = subprocess.run(
+            ["bash", str(copy), *arguments], cwd=self.root, env=environment, capture_output=True, text=True, timeout=30
+        )
+        shutil.rmtree(Path(f"/tmp/zsn-{self.environment['SLURM_JOB_ID']}-0"), ignore_errors=True)
+        return ended
+
+    def asked(self, command: str) -> list[str]:
+        if not self.calls.exists():
+            return []
+        return [line for line in self.calls.read_text().splitlines() if line.startswith(command)]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_is_short_and_stops_at_the_first_error(script: Path) -> None:
+    lines = script.read_text().splitlines()
+    assert len(lines) <= 60 and "set -euo pipefail" in lines and os.access(script, os.X_OK)
+
+
+@pytest.mark.parametrize("name", ["recipe.sbatch", "train_policy.sbatch"])
+def test_jobs_that_train_requeue_and_are_told_before_their_limit(name: str) -> None:
+    lines = (ROOT / "launch" / "slurm" / name).read_text().splitlines()
+    assert "#SBATCH --requeue" in lines and "#SBATCH --open-mode=append" in lines
+    assert any(line.startswith("#SBATCH --signal=USR1@") for line in lines)
+
+
+def test_overrides_reach_the_recipe_as_typed_and_it_joins_the_job_s_own_ray(machine: Machine) -> None:
+    typed = ["trainer.max_steps=3", "evaluation.temperatures=[0.0, 1.0]", "exp_manager.name='a b'"]
+    assert machine.run("recipe.sbatch", "grpo", *typed).returncode == 0
+    (command,) = machine.asked("<")
+    port = 20000 + int(machine.environment["SLURM_JOB_ID"]) % 10000
+    settings = [f"cluster.ray_address=10.1.2.3:{port}", *typed]
+    assert command == "".join(f"<{word}>" for word in ["recipes/grpo.py", *settings])
+    (ray,) = machine.asked("ray")
+    assert ray.startswith(f"ray symmetric-run --address 10.1.2.3:{port} --min-nodes 2 --num-cpus 16 ")
+
+
+@pytest.mark.parametrize(("code", "requeues"), [("0", False), ("1", False), ("2", False), ("75", True), ("130", False)])
+def test_a_job_is_requeued_when_its_recipe_was_asked_to_stop_and_ends_with_its_code(
+    machine: Machine, code: str, requeues: bool
+) -> None:
+    assert machine.run("recipe.sbatch", "grpo", RECIPE_CODE=code).returncode == int(code)
+    job = machine.environment["SLURM_JOB_ID"]
+    assert machine.asked("scontrol") == ([f"scontrol requeue {job}"] if requeues else [])
+    assert list((machine.root / "runs" / "slurm").iterdir()) == []
+
+
+def test_a_job_is_not_requeued_for_ever(machine: Machine) -> None:
+    variables = {"RECIPE_CODE": "75", "SLURM_RESTART_COUNT": "3", "ZS_NEMO_MAX_REQUEUES": "3"}
+    assert machine.run("recipe.sbatch", "grpo", **variables).returncode == 75
+    assert machine.asked("scontrol") == []
+
+
+def test_where_jobs_may_not_requeue_themselves_the_remedy_is_told(machine: Machine) -> None:
+    ended = machine.run("recipe.sbatch", "grpo", RECIPE_CODE="75", SCONTROL_CODE="1")
+    assert ended.returncode == 75 and "submit the same command again" in ended.stderr
+
+
+def test_a_ray_that_does_not_start_is_no_success(machine: Machine) -> None:
+    ended = machine.run("recipe.sbatch", "grpo", RAY_FAILS="1")
+    assert ended.returncode == 1 and "the recipe did not come to its end" in ended.stderr
+
+
+def test_a_container_gets_the_project_and_the_mounts_that_are_named(machine: Machine) -> None:
+    machine.run("recipe.sbatch", "grpo", ZS_NEMO_CONTAINER="image.sqsh", ZS_NEMO_MOUNTS="/models:/models")
+    assert (
+        f"--container-image=image.sqsh --container-mounts={machine.root}:{machine.root},/models:/models"
+        in (machine.asked("srun")[0])
+    )
+
+
+def test_a_setup_file_is_sourced_first_even_where_it_uses_unset_variables(machine: Machine) -> None:
+    setup = machine.root / "modules.sh"
+    setup.write_text('export PATH="$UNSET$PWD/.venv/bin:$PATH"\nfalse\necho "sourced" >>"$CALLS"\n')
+    assert machine.run("recipe.sbatch", "grpo", ZS_NEMO_SETUP=str(setup)).returncode == 0
+    assert machine.asked("sourced") and machine.asked("<recipes/grpo.py>")
+
+
+def test_what_is_missing_is_named_with_the_remedy(machine: Machine) -> None:
+    missing = machine.run("recipe.sbatch", "grop")
+    assert missing.returncode == 2 and "recipes/grop.py is not there; call sbatch in the project" in missing.stderr
+    for script, variable, remedy in (
+        ("recipe.sbatch", "SLURM_JOB_ID", "start this script with sbatch"),
+        ("train_policy.sbatch", "ZS_NEMO_MODELS", "set it to the folder that holds the models"),
+        ("evaluate.sbatch", "MODEL", "set it to the folder of the policy"),
+    ):
+        ended = machine.run(script, "grpo", **{"ZS_NEMO_MODELS": "m", "MODEL": "m", variable: ""})
+        assert ended.returncode != 0 and f"{variable}: {remedy}" in ended.stderr
+    assert machine.asked("srun") == []
+
+
+def test_training_takes_the_cluster_that_was_allocated_and_the_user_s_settings_last(machine: Machine) -> None:
+    machine.run(
+        "train_policy.sbatch", "trainer.max_steps=7", ZS_NEMO_MODELS="m", ALGORITHM="ppo", GPU="h100", SIZE="3b"
+    )
+    (command,) = machine.asked("<recipes/ppo.py>")
+    assert "<experiment=zerosearch_ppo_3b><cluster=h100_2x8>" in command and command.endswith("<trainer.max_steps=7>")
+
+
+def test_an_examination_trains_nothing(machine: Machine) -> None:
+    machine.run("evaluate.sbatch", "exp_manager.name=e", MODEL="some/policy", SLURM_JOB_NUM_NODES="1")
+    (command,) = machine.asked("<recipes/grpo.py>")
+    for setting in ("policy.model=some/policy", "trainer.max_steps=0", "warm_start.steps=0", "cluster=a100_1x8"):
+        assert f"<{setting}>" in command
+
+
+def test_a_chain_begins_every_job_after_the_one_before_it(machine: Machine) -> None:
+    ended = machine.run("chain.sh", "3", "--nodes=2", "launch/slurm/train_policy.sbatch", "seed=2")
+    command = "--nodes=2 launch/slurm/train_policy.sbatch seed=2"
+    assert machine.asked("sbatch") == [
+        f"sbatch --parsable {command}",
+        f"sbatch --parsable --dependency=afterany:41 {command}",
+        f"sbatch --parsable --dependency=afterany:42 {command}",
+    ]
+    assert ended.stdout.splitlines()[-1] == "job 3 of 3: 43"
+    assert machine.run("chain.sh", "none", "x").returncode == 2
