@@ -30,9 +30,11 @@ export RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-600}
 
 read -ra more <<<"${ZS_NEMO_RAY_OPTIONS:-}"
+# The dashboard takes commands from everybody on the machine. Ray refuses the option on all nodes but the first.
+if ((SLURM_NODEID == 0)); then more+=(--include-dashboard false); fi
 # Ray alone says 0 also where its first node did not start: the recipe's own exit code is written down.
 # shellcheck disable=SC2016
 ray symmetric-run --address "$ZS_NEMO_RAY_ADDRESS" --min-nodes "${SLURM_JOB_NUM_NODES:?}" \
-    --num-cpus "${SLURM_CPUS_ON_NODE:?}" --include-dashboard false "${more[@]}" -- \
+    --num-cpus "${SLURM_CPUS_ON_NODE:?}" "${more[@]}" -- \
     bash -c 'code=0; "$@" || code=$?; echo "$code" >"$ZS_NEMO_OUTCOME"; exit "$code"' recipe \
     python "recipes/$recipe.py" "cluster.ray_address=$ZS_NEMO_RAY_ADDRESS" "$@"

@@ -12,7 +12,7 @@ SCRIPTS = sorted((ROOT / "launch" / "slurm").iterdir())
 SRUN = """#!/usr/bin/env bash
 echo "srun $*" >>"$CALLS"
 while [[ $1 == --* ]]; do shift; done
-[[ $2 == -c ]] || SLURM_NODEID=0 SLURM_CPUS_ON_NODE=16 exec "$@"
+[[ $2 == -c ]] || SLURM_NODEID=${NODE:-0} SLURM_CPUS_ON_NODE=16 exec "$@"
 """
 SCONTROL = """#!/usr/bin/env bash
 if [[ $1 == show ]]; then printf 'first\\nsecond\\n'; exit; fi
@@ -75,7 +75,8 @@ class Machine:
         ended = subprocess.run(
             ["bash", str(copy), *arguments], cwd=self.root, env=environment, capture_output=True, text=True, timeout=30
         )
-        shutil.rmtree(Path(f"/tmp/zsn-{self.environment['SLURM_JOB_ID']}-0"), ignore_errors=True)
+        for node in range(2):
+            shutil.rmtree(Path(f"/tmp/zsn-{self.environment['SLURM_JOB_ID']}-{node}"), ignore_errors=True)
         return ended
 
     def asked(self, command: str) -> list[str]:
@@ -111,6 +112,13 @@ def test_overrides_reach_the_recipe_as_typed_and_it_joins_the_job_s_own_ray(mach
     assert command == "".join(f"<{word}>" for word in ["recipes/grpo.py", *settings])
     (ray,) = machine.asked("ray")
     assert ray.startswith(f"ray symmetric-run --address 10.1.2.3:{port} --min-nodes 2 --num-cpus 16 ")
+
+
+def test_options_that_ray_takes_on_its_first_node_alone_are_not_given_to_the_others(machine: Machine) -> None:
+    for node, given in (("0", True), ("1", False)):
+        machine.run("recipe.sbatch", "grpo", NODE=node, ZS_NEMO_RAY_OPTIONS="--object-store-memory 1000000000")
+        command = machine.asked("ray")[-1]
+        assert ("--include-dashboard" in command) is given and "--object-store-memory 1000000000" in command
 
 
 @pytest.mark.parametrize(("code", "requeues"), [("0", False), ("1", False), ("2", False), ("75", True), ("130", False)])
