@@ -16,6 +16,7 @@ from zs_nemo.cluster.checkpoints import CheckpointFolder
 from zs_nemo.cluster.stop_request import StoppedBySignal, StopRequest
 from zs_nemo.cluster.training_run import TrainingRun
 from zs_nemo.config.recipe import GrpoRecipeConfig
+from zs_nemo.curriculum import NoiseCurriculum
 from zs_nemo.observability.timer import StageTimer
 
 
@@ -60,7 +61,8 @@ def run_of(tmp_path: Path, *, every: int, max_steps: int = 6) -> TrainingRun:
     nothing: Any = SimpleNamespace(
         begin=lambda *_: None, save_progress=lambda *_, **__: None, state=lambda: {}, peak_gib=0.0
     )
-    run.system = SimpleNamespace(policy=Ranks(), critic=None)  # type: ignore[assignment]
+    run.system = SimpleNamespace(policy=Ranks(), critic=None, accounts=lambda **spent: {})  # type: ignore[assignment]
+    run.curriculum = NoiseCurriculum.from_config(cfg.curriculum, max_steps=max_steps)
     run.timer = StageTimer()
     run._cfg, run._progress, run._run_dir, run._ledger, run._memory = cfg, nothing, nothing, nothing, nothing
     run._checkpoints = CheckpointFolder(tmp_path, keep=3)
