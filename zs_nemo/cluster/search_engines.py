@@ -78,6 +78,13 @@ class SearchEngines:
         return SearchSetting(callback=EngineSearch(chosen), num_documents=self._cfg.evaluation.num_documents)
 
     @property
+    def training_name(self) -> str:
+        """Name of the engine that answers during training."""
+        engine = self._simulated or self._training
+        assert engine is not None
+        return engine.name
+
+    @property
     def judge(self) -> str:
         """Name of the real engine on which the policy is evaluated."""
         return self._judge.name

@@ -5,6 +5,7 @@ from typing import TypeVar
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from zs_nemo.config.collect import CollectRecipeConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, RecipeConfig, ReinforcePpRecipeConfig
 from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
 from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
@@ -24,6 +25,7 @@ def register() -> None:
     store.store(group="search", name="retriever_schema", node=RetrieverSearchConfig)
     store.store(group="search", name="web_schema", node=WebSearchConfig)
     store.store(name="serve_search_schema", node=ServeSearchConfig)
+    store.store(name="collect_interactions_schema", node=CollectRecipeConfig)
 
 
 def to_dataclass(cfg: DictConfig, kind: type[Config]) -> Config:

@@ -1,10 +1,27 @@
 """Says of recorded searches whether their documents helped: what a simulator is taught to write on demand."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from zs_nemo.qa.rewards import normalise
+from zs_nemo.search.simulator_prompts import one_line
+from zs_nemo.types.completion import ChatMessage, TextGenerator
+from zs_nemo.types.generation import SamplingParams
 from zs_nemo.types.interaction import Interaction
+from zs_nemo.types.keys import SampleKey
+
+_VERDICT = re.compile(r"\s*verdict\s*:\s*(useful|useless)\s*[.!]?\s*", re.IGNORECASE)
+_MAX_DOCUMENT_CHARACTERS = 2000
+_RUBRIC = """\
+You judge what a search engine has returned. You are told a question, its correct answer, what somebody typed into the \
+search engine to find that answer, and the passages that came back.
+
+The passages are useful if somebody who reads them comes nearer to the answer: they state it, or they state what has \
+to be known before it can be found. They are useless if they are about something else, if they only repeat the \
+question, or if what they state about it is wrong.
+
+Answer with one line and nothing else: "Verdict: useful" or "Verdict: useless"."""
 
 
 class Judge(Protocol):
@@ -33,6 +50,65 @@ class ContainmentJudge:
     async def is_useful(self, interaction: Interaction) -> bool | None:
         """Whether one of the documents contains one of the answers."""
         return any(contains_answer(document.text, interaction.answers) for document in interaction.documents)
+
+
+class EvidenceJudge(ContainmentJudge):
+    """Useful is what the question set names as evidence, so that the first of two steps can be useful too."""
+
+    def __init__(self, evidence: Mapping[str, Sequence[str]]) -> None:
+        """``evidence`` has the identifiers of the documents that support a question's answer, by its own identifier."""
+        self._evidence = evidence
+
+    async def is_useful(self, interaction: Interaction) -> bool | None:
+        """Whether one of the documents is evidence; where none is named, whether one contains an answer."""
+        named = self._evidence.get(interaction.question_id)
+        if not named:
+            return await super().is_useful(interaction)
+        return any(document.id in named for document in interaction.documents)
+
+
+class LlmJudge:
+    """Asks a language model, and takes nothing for a verdict but a verdict."""
+
+    def __init__(self, model: TextGenerator, *, seed: int) -> None:
+        self._model = model
+        self._seed = seed
+        self.num_asked = 0
+        self.num_nonsense = 0
+        """Answers that were no verdict."""
+        self.num_disagreements = 0
+        """Verdicts against what ``ContainmentJudge`` says."""
+
+    async def is_useful(self, interaction: Interaction) -> bool | None:
+        """Return the verdict; None for an answer that holds none. Raises ``SearchFailure`` when nobody answers."""
+        key = SampleKey(run_seed=self._seed, step=0, prompt=int(interaction.id, 16) % 2**31, member=0)
+        sampling = SamplingParams(max_tokens=16, temperature=0.0)
+        completion = await self._model.complete(judge_prompt(interaction), sampling, key.seed("judge"))
+        self.num_asked += 1
+        verdict = _VERDICT.fullmatch(completion.text)
+        if verdict is None:
+            self.num_nonsense += 1
+            return None
+        useful = verdict[1].lower() == "useful"
+        self.num_disagreements += useful != await ContainmentJudge().is_useful(interaction)
+        return useful
+
+    @property
+    def nonsense_share(self) -> float:
+        """Share of the answers that were no verdict."""
+        return self.num_nonsense / self.num_asked if self.num_asked else 0.0
+
+
+def judge_prompt(interaction: Interaction) -> tuple[ChatMessage, ...]:
+    """Return what the model is asked; documents and query stand in fields of one line each."""
+    documents = (one_line(document.text)[:_MAX_DOCUMENT_CHARACTERS] for document in interaction.documents)
+    case = (
+        f"Question: {one_line(interaction.question)}",
+        f"Correct answer: {' or '.join(map(one_line, interaction.answers))}",
+        f"Typed into the search engine: {one_line(interaction.query)}",
+        *(f"Passage {number}: {text}" for number, text in enumerate(documents, start=1)),
+    )
+    return ChatMessage(role="system", content=_RUBRIC), ChatMessage(role="user", content="\n".join(case))
 
 
 def contains_answer(text: str, answers: Sequence[str]) -> bool:

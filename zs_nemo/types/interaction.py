@@ -15,6 +15,9 @@ from typing import Any
 
 from zs_nemo.types.search import Document
 
+TRAIN, HELD_OUT = "train", "held_out"
+"""The parts of a collection."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Interaction:
@@ -25,7 +28,7 @@ class Interaction:
     answers: tuple[str, ...]
     """All gold answers."""
     split: str
-    """``train`` or ``held_out``; all searches for one question are in the same part."""
+    """``TRAIN`` or ``HELD_OUT``; all searches for one question are in the same part."""
     turn: int
     """Which turn of the episode asked, from 0."""
     query: str

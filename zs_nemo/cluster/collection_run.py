@@ -1,0 +1,174 @@
+"""A run that records what a policy asks a real engine, and makes examples for a simulator of it.
+
+Layout of its run directory, besides what every run has::
+
+    interactions/step_0007.jsonl   the searches of one round of questions (types/interaction.py); whole or absent
+    judgements.jsonl               verdicts of a language model, one a search, as they come
+    examples_train.jsonl, examples_held_out.jsonl   the searches to learn from, each with ``useful``
+    report.json                    what was asked, judged and kept
+"""
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from zs_nemo.cluster.engine_run import EngineRun
+from zs_nemo.config.collect import CollectRecipeConfig, JudgeName
+from zs_nemo.observability.files import append_json_line, read_json_lines, write_json, write_json_lines
+from zs_nemo.observability.phase import Phase
+from zs_nemo.observability.progress import Progress
+from zs_nemo.observability.run_dir import RunDir
+from zs_nemo.qa.rewards import token_f1
+from zs_nemo.rollout.collector import Decoding
+from zs_nemo.rollout.interactions import Judged, interactions_of, select
+from zs_nemo.search.endpoints import EndpointPool
+from zs_nemo.search.http_client import secret_from
+from zs_nemo.search.judges import ContainmentJudge, EvidenceJudge, Judge, LlmJudge, OutcomeJudge
+from zs_nemo.search.text_generators import EndpointTextGenerator
+from zs_nemo.types.interaction import HELD_OUT, TRAIN, Interaction
+from zs_nemo.types.question import Question
+
+_JUDGED_AT_ONCE = 256
+
+
+class CollectionRun(EngineRun):
+    """Rolls episodes out, judges their searches, selects. What is done is not done again by a later session."""
+
+    _cfg: CollectRecipeConfig
+
+    def __init__(self, cfg: CollectRecipeConfig, run_dir: RunDir, progress: Progress) -> None:
+        """Check what can be checked, and start the policy's engines."""
+        self._folder = run_dir.path / "interactions"
+        super().__init__(cfg, run_dir, progress)
+
+    def roll_out(self) -> None:
+        """Have the policy answer the questions, and record its searches, round by round."""
+        settings, generation = self._cfg.rollout, self._cfg.generation
+        rounds = self._rounds()
+        todo = [step for step in range(len(rounds)) if not self._path(step).exists()]
+        self._ledger.phase = Phase.rl
+        self._progress.begin("collection", len(rounds), len(rounds) - len(todo))
+        for step in todo:
+            with self.timer("rollout"), self._engines_at_work(simulated=False):
+                groups = self._collector.collect(
+                    rounds[step],
+                    self._engines.training(0.0),
+                    Decoding(temperature=generation.temperature, top_p=generation.top_p),
+                    step=step,
+                    group_size=settings.num_generations_per_prompt,
+                )
+            rows, outcomes = [], []
+            for trajectory in (trajectory for group in groups for trajectory in group.trajectories):
+                outcome = token_f1(trajectory.answer, trajectory.question.answers)
+                outcomes.append(outcome)
+                share = self._cfg.collect.held_out_share
+                rows += [each.to_row() for each in interactions_of(trajectory, outcome=outcome, held_out_share=share)]
+            write_json_lines(self._path(step), rows)
+            self._save_progress()
+            mean = sum(outcomes) / len(outcomes) if outcomes else 0.0
+            self._progress.advance(
+                {"reward/mean": mean, "rollout/searches_per_episode": len(rows) / max(1, len(outcomes))}
+            )
+
+    def _rounds(self) -> list[Sequence[Question]]:
+        questions = self._questions.train[: self._cfg.collect.num_questions or None]
+        size = self._cfg.rollout.num_prompts_per_step
+        return [questions[number * size : (number + 1) * size] for number in range(math.ceil(len(questions) / size))]
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step_{step:04d}.jsonl"
+
+    def judge(self) -> None:
+        """Judge every recorded search, write the examples, and report."""
+        found = [
+            Interaction.from_row(row)
+            for step in range(len(self._rounds()))
+            for row in read_json_lines(self._path(step))
+        ]
+        with self.timer("judge"):
+            self._progress.begin("judgement", len(found))
+            verdicts, told = asyncio.run(self._verdicts(found))
+        judged = [Judged(interaction=i, useful=v) for i, v in zip(found, verdicts, strict=True) if v is not None]
+        kept = select(judged, balance=self._cfg.collect.balance)
+        for split in (TRAIN, HELD_OUT):
+            rows = [
+                each.interaction.to_row() | {"useful": each.useful} for each in kept if each.interaction.split == split
+            ]
+            write_json_lines(self._run_dir.path / f"examples_{split}.jsonl", rows)
+        write_json(self._run_dir.path / "report.json", self._report(found, verdicts, kept) | told)
+
+    async def _verdicts(self, found: Sequence[Interaction]) -> tuple[list[bool | None], dict[str, Any]]:
+        """Return the verdicts, and what the report tells of the judge."""
+        if self._cfg.collect.judge is not JudgeName.llm:
+            judge = self._judge()
+            return [await judge.is_useful(interaction) for interaction in found], {}
+        settings = self._cfg.collect.llm
+        key = secret_from(settings.api_key_variable, "collect.llm.api_key_variable")
+        pool = EndpointPool(settings.endpoints, settings.pool, api_key=key)
+        judge = LlmJudge(
+            EndpointTextGenerator(pool, model=settings.served_model, api=settings.api), seed=self._cfg.seed
+        )
+        try:
+            return await self._ask(judge, found), {
+                "asked": judge.num_asked,
+                "nonsense": judge.num_nonsense,
+                "disagreements_with_containment": judge.num_disagreements,
+            }
+        finally:
+            await pool.close()
+
+    def _judge(self) -> Judge:
+        match self._cfg.collect.judge:
+            case JudgeName.outcome:
+                return OutcomeJudge(threshold=self._cfg.collect.outcome_threshold)
+            case JudgeName.evidence:
+                return EvidenceJudge({question.id: question.evidence for question in self._questions.train})
+            case _:
+                return ContainmentJudge()
+
+    async def _ask(self, judge: LlmJudge, found: Sequence[Interaction]) -> list[bool | None]:
+        """Ask about every search once, many at a time; verdicts of an earlier session are kept."""
+        path, limit = self._run_dir.path / "judgements.jsonl", self._cfg.collect.llm.max_nonsense_share
+        known: dict[str, bool | None] = {row["id"]: row["useful"] for row in read_json_lines(path)}
+        new = list({each.id: each for each in found if each.id not in known}.values())
+        for start in range(0, len(new), _JUDGED_AT_ONCE):
+            part = new[start : start + _JUDGED_AT_ONCE]
+            verdicts = await asyncio.gather(*(judge.is_useful(interaction) for interaction in part))
+            for interaction, verdict in zip(part, verdicts, strict=True):
+                append_json_line(path, {"id": interaction.id, "useful": verdict})
+                known[interaction.id] = verdict
+            if judge.nonsense_share > limit:
+                raise RuntimeError(
+                    f"{judge.num_nonsense} of {judge.num_asked} answers of the judge are no verdict, more than "
+                    f"collect.llm.max_nonsense_share={limit:g} allows; take a model that follows instructions, or "
+                    "raise it"
+                )
+        return [known[interaction.id] for interaction in found]
+
+    def _report(
+        self, found: Sequence[Interaction], verdicts: Sequence[bool | None], kept: Sequence[Judged]
+    ) -> dict[str, Any]:
+        counts = Counter((each.interaction.split, each.useful) for each in kept)
+        return {
+            "recipe": "collect_interactions",
+            "judge": self._cfg.collect.judge.value,
+            "engine": self._engines.training_name,
+            "questions": len({interaction.question_id for interaction in found}),
+            "searches": len(found),
+            "different_searches": len({interaction.id for interaction in found}),
+            "useful": sum(verdict is True for verdict in verdicts),
+            "useless": sum(verdict is False for verdict in verdicts),
+            "undecided": sum(verdict is None for verdict in verdicts),
+            "examples": {
+                split: {"useful": counts[split, True], "useless": counts[split, False]} for split in (TRAIN, HELD_OUT)
+            },
+        }
+
+    def finish(self) -> Path:
+        """Mark the run as done, and return the path of its report."""
+        self._save_progress()
+        self._run_dir.finish()
+        return self._run_dir.path / "report.json"

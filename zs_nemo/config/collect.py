@@ -1,0 +1,94 @@
+"""Settings of the recipe that records what a policy asks a real engine."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import ClassVar
+
+from zs_nemo.config.endpoints import ApiKind, EndpointPoolConfig, check_endpoints, check_variable_name
+from zs_nemo.config.recipe import RecipeConfig
+from zs_nemo.config.search import SimulatedSearchConfig
+
+
+class JudgeName(Enum):
+    """Who says whether the documents of a search are useful."""
+
+    outcome = "outcome"
+    """How the episode ended: all that was shown in one that answered right."""
+    containment = "containment"
+    """Whether a document contains a gold answer."""
+    evidence = "evidence"
+    """Whether a document is one that the question set names as evidence, the first of two steps included; where it
+    names none, as ``containment``."""
+    llm = "llm"
+    """A language model behind an OpenAI-compatible endpoint."""
+
+
+@dataclass(kw_only=True)
+class LlmJudgeConfig:
+    """``collect.llm``: for ``collect.judge=llm``."""
+
+    endpoints: list[str] = field(default_factory=list)
+    """Addresses of OpenAI-compatible servers, such as http://127.0.0.1:8000/v1, that all serve the same model."""
+    served_model: str = ""
+    """Name under which they serve it."""
+    api: ApiKind = ApiKind.chat
+    api_key_variable: str = ""
+    """Name of the environment variable that holds the bearer key; empty for none."""
+    pool: EndpointPoolConfig = field(default_factory=EndpointPoolConfig)
+    max_nonsense_share: float = 0.1
+    """Share of the answers that may be no verdict; above it the recipe stops."""
+
+    def __post_init__(self) -> None:
+        check_endpoints(self.endpoints, "collect.llm.endpoints")
+        if self.api_key_variable:
+            check_variable_name("collect.llm.api_key_variable", self.api_key_variable)
+        if not 0 <= self.max_nonsense_share <= 1:
+            raise ValueError(f"collect.llm.max_nonsense_share={self.max_nonsense_share} must lie in [0, 1]")
+
+
+@dataclass(kw_only=True)
+class CollectConfig:
+    """``collect``: what is recorded, and how it is made into examples."""
+
+    num_questions: int = 0
+    """Training questions that are asked; 0 for all of them."""
+    judge: JudgeName = JudgeName.containment
+    outcome_threshold: float = 0.8
+    """Token F1 from which ``judge=outcome`` takes an answer for right."""
+    held_out_share: float = 0.1
+    """Share of the questions whose searches are kept out of training, to measure the loss on."""
+    balance: bool = True
+    """As many useful as useless examples; surplus ones are left out."""
+    llm: LlmJudgeConfig = field(default_factory=LlmJudgeConfig)
+
+    def __post_init__(self) -> None:
+        if self.num_questions < 0:
+            raise ValueError(f"collect.num_questions={self.num_questions} must be 0 (all) or positive")
+        if not 0 < self.outcome_threshold <= 1:
+            raise ValueError(
+                f"collect.outcome_threshold={self.outcome_threshold} must lie in (0, 1]: it is a token F1, and one of "
+                "0 would call every episode a success"
+            )
+        if not 0 <= self.held_out_share < 1:
+            raise ValueError(f"collect.held_out_share={self.held_out_share} must lie in [0, 1)")
+        if self.judge is JudgeName.llm and not (self.llm.endpoints and self.llm.served_model):
+            raise ValueError(
+                "collect.judge=llm needs collect.llm.endpoints and collect.llm.served_model; set both, or choose "
+                "collect.judge=containment, which asks no model"
+            )
+
+
+@dataclass(kw_only=True)
+class CollectRecipeConfig(RecipeConfig):
+    """Everything that a collection depends on. ``policy`` is who asks, ``search`` the real engine that answers."""
+
+    has_ranks: ClassVar[bool] = False
+
+    collect: CollectConfig = field(default_factory=CollectConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.search, SimulatedSearchConfig):
+            raise ValueError(
+                "search=simulated: a simulator learns from a real engine; choose search=bm25, retriever or web"
+            )

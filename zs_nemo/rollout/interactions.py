@@ -1,0 +1,70 @@
+"""From episodes to examples for a simulator: the searches in them, judged, without repetitions, balanced. Pure."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zs_nemo.types.interaction import HELD_OUT, TRAIN, Interaction
+from zs_nemo.types.trajectory import Trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A search and what the judge says of it."""
+
+    interaction: Interaction
+    useful: bool
+
+
+def interactions_of(trajectory: Trajectory, *, outcome: float, held_out_share: float) -> list[Interaction]:
+    """Return the searches of an episode that brought documents. ``outcome`` is the token F1 of its answer."""
+    question = trajectory.question
+    return [
+        Interaction(
+            question_id=question.id,
+            question=question.text,
+            answers=question.answers,
+            split=split_of(question.id, held_out_share),
+            turn=number,
+            query=turn.query,
+            engine=turn.result.source,
+            documents=turn.result.documents,
+            prediction=trajectory.answer,
+            outcome=outcome,
+        )
+        for number, turn in enumerate(trajectory.turns)
+        if turn.query is not None and turn.result is not None and turn.result.documents
+    ]
+
+
+def split_of(question_id: str, held_out_share: float) -> str:
+    """Return the part that all searches for a question belong to, the same in every collection."""
+    return HELD_OUT if _draw(question_id) < held_out_share else TRAIN
+
+
+def select(judged: Sequence[Judged], *, balance: bool) -> list[Judged]:
+    """Return what is to be learned from, in an order that does not depend on the order of ``judged``.
+
+    Equal searches count once; where the judge was of two minds about them (the outcome of two episodes), all are left
+    out. ``balance`` leaves out the surplus of useful or of useless ones, within each split.
+    """
+    minds: dict[str, set[bool]] = {}
+    for item in judged:
+        minds.setdefault(item.interaction.id, set()).add(item.useful)
+    once = {item.interaction.id: item for item in judged if len(minds[item.interaction.id]) == 1}
+    ordered = sorted(once.values(), key=lambda item: _draw(item.interaction.id))
+    if not balance:
+        return ordered
+    kept = []
+    for split in (TRAIN, HELD_OUT):
+        kinds = [
+            [item for item in ordered if item.interaction.split == split and item.useful is u] for u in (True, False)
+        ]
+        count = min(map(len, kinds))
+        kept += [item for kind in kinds for item in kind[:count]]
+    return sorted(kept, key=lambda item: _draw(item.interaction.id))
+
+
+def _draw(text: str) -> float:
+    """Return a number in [0, 1) that the text alone decides."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big") / 2**56
