@@ -63,7 +63,7 @@ def build_simulator(
     """
     pool: EndpointPool | None = None
     text: TextGenerator | None = None
-    if settings.endpoints:
+    if settings.endpoints and settings.recording.mode is not RecordingMode.replay:
         pool = EndpointPool(settings.endpoints, settings.pool, api_key=read_key(settings.api_key_env))
         text = EndpointTextGenerator(pool, model=settings.served_model, api=settings.api)
     elif settings.needs_engines:
