@@ -12,6 +12,7 @@ import psutil
 from zs_nemo.cluster.gpu_plan import check_gpus, local_gpus
 from zs_nemo.cluster.memory_plan import GIB, engine_weight_bytes, plan_memory
 from zs_nemo.cluster.setups import Layout, critic_settings
+from zs_nemo.config.endpoints import RecordingMode
 from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.rollout import RefitTransport
@@ -19,6 +20,7 @@ from zs_nemo.config.search import SimulatedSearchConfig
 from zs_nemo.search.endpoint_health import check_served
 from zs_nemo.search.http_client import secret_from
 from zs_nemo.search.prompt_template import load_template
+from zs_nemo.search.recording import read_answers
 from zs_nemo.weights.families import read_architecture
 from zs_nemo.weights.hf_folder import HfTensors
 
@@ -53,9 +55,10 @@ def check(cfg: RecipeConfig, layout: Layout) -> None:
 
 
 def check_simulator(search: SimulatedSearchConfig) -> None:
-    """Raise unless the simulator's template can be used, and at least one of its endpoints, if it has any."""
+    """Raise unless the simulator's template and recording can be used, and one of its endpoints, if it has any."""
     load_template(search.template, search.documents_per_completion)
-    if not search.endpoints:
+    read_answers(Path(search.recording.path).expanduser(), search.recording.mode)
+    if not search.endpoints or search.recording.mode is RecordingMode.replay:
         return
     key = secret_from(search.api_key_variable, "search.api_key_variable")
     wrong = check_served(search.endpoints, search.served_model, key)

@@ -31,8 +31,8 @@ class EndpointPoolConfig:
     max_concurrency: int = 64
     """Requests under way at one endpoint; more of them wait here, first come, first served."""
     deadline_s: float = 45.0
-    """Time for one completion with all its retries; less than ``rollout.search_deadline_s``, so that the reason of a
-    failure is told."""
+    """Time for one completion with its wait for a turn and all its retries; less than ``rollout.search_deadline_s``,
+    so that the reason of a failure is told."""
     request_timeout_s: float = 30.0
     """Time for one request to one endpoint."""
     first_pause_s: float = 0.1

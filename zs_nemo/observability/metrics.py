@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from zs_nemo.types.batch import TrainBatch
+from zs_nemo.types.search import SearchResult
 from zs_nemo.types.trajectory import Role, Status, Trajectory, TrajectoryGroup
 
 Metrics = dict[str, float]
@@ -95,11 +96,17 @@ def search_metrics(trajectories: Sequence[Trajectory]) -> Metrics:
         "search/calls": float(len(results)),
         "search/failures": float(sum(item.search_failures for item in trajectories)),
         "search/unread": float(unread),
-        "search/noisy_share": _mean(result.noisy for result in results),
+        "search/noisy_share": _mean(_noisy_share(result) for result in results),
         "search/latency_s": _mean(result.latency_s for result in results),
         "search/latency_s_max": max((result.latency_s for result in results), default=0.0),
         "search/simulator_tokens": float(sum(result.prompt_tokens + result.completion_tokens for result in results)),
     } | {f"search/defect_{kind}": float(count) for kind, count in sorted(defects.items())}
+
+
+def _noisy_share(result: SearchResult) -> float:
+    """Return the share of noisy documents: all or none, unless each has had a coin of its own."""
+    flags = [document.noisy for document in result.documents]
+    return float(np.mean(flags)) if any(flags) else float(result.noisy)
 
 
 def update_metrics(updates: Sequence[Mapping[str, float]], *, prefix: str = "train") -> Metrics:

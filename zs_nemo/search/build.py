@@ -68,7 +68,7 @@ def build_simulator(
     """
     pool: EndpointPool | None = None
     text: TextGenerator | None = None
-    if settings.endpoints:
+    if settings.endpoints and settings.recording.mode is not RecordingMode.replay:
         key = secret_from(settings.api_key_variable, "search.api_key_variable")
         pool = EndpointPool(settings.endpoints, settings.pool, api_key=key)
         text = EndpointTextGenerator(pool, model=settings.served_model, api=settings.api)

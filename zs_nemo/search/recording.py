@@ -18,7 +18,6 @@ from zs_nemo.config.endpoints import RecordingMode
 from zs_nemo.types.search import Document, SearchEngine, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
 
 Key = tuple[str, str, tuple[bool, ...], int]
-_READING = (RecordingMode.replay, RecordingMode.record_missing)
 
 
 class RecordedSearch:
@@ -36,7 +35,7 @@ class RecordedSearch:
         self._engine = engine
         self._mode = mode
         self._path = Path(path).expanduser()
-        self._answers = self._read() if mode in _READING else {}
+        self._answers = read_answers(self._path, mode)
         if mode is not RecordingMode.replay:
             self._end_torn_line()
 
@@ -50,31 +49,6 @@ class RecordedSearch:
         result = await self._engine.search(request)
         self._write(key, result)
         return result
-
-    def _read(self) -> dict[Key, SearchResult]:
-        if not self._path.is_file():
-            if self._mode is RecordingMode.record_missing:
-                return {}
-            raise ValueError(
-                f"search.recording.path={str(self._path)!r} is no file, but search.recording.mode={self._mode.name} "
-                "reads it; record it first with mode=record, or mend the path"
-            )
-        answers = {}
-        lines = self._path.read_text(encoding="utf-8", errors="replace").split("\n")
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                key, result = _from_row(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                if number == len(lines):  # Only a whole line ends with a line break.
-                    break
-                raise ValueError(
-                    f"search.recording.path: {self._path}, line {number}, is no recorded answer ({error!r}); "
-                    "remove the line, or record anew"
-                ) from error
-            answers[key] = result
-        return answers
 
     def _write(self, key: Key, result: SearchResult) -> None:
         if self._mode is RecordingMode.record_missing:
@@ -92,6 +66,38 @@ class RecordedSearch:
                 if file.read(1) != b"\n":
                     whole = self._path.read_bytes().rpartition(b"\n")
                     file.truncate(len(whole[0]) + len(whole[1]))
+
+
+def read_answers(path: Path, mode: RecordingMode) -> dict[Key, SearchResult]:
+    """Return what a mode that reads finds in the file, nothing for one that does not.
+
+    Raises ``ValueError`` for a file that is missing or has a line that is none of ours.
+    """
+    if mode in (RecordingMode.off, RecordingMode.record):
+        return {}
+    if not path.is_file():
+        if mode is RecordingMode.record_missing:
+            return {}
+        raise ValueError(
+            f"search.recording.path={str(path)!r} is no file, but search.recording.mode={mode.name} reads it; record "
+            "it first with mode=record, or mend the path"
+        )
+    answers = {}
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            key, result = _from_row(json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):  # Only a whole line ends with a line break.
+                break
+            raise ValueError(
+                f"search.recording.path: {path}, line {number}, is no recorded answer ({error!r}); remove the line, or "
+                "record anew"
+            ) from error
+        answers[key] = result
+    return answers
 
 
 def recording_key(request: SearchRequest) -> Key:

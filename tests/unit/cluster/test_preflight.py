@@ -16,6 +16,7 @@ from zs_nemo.cluster import preflight
 from zs_nemo.cluster.memory_plan import plan_memory
 from zs_nemo.cluster.setups import Layout, derive_layout, num_updates
 from zs_nemo.config.algorithm import KlPlace
+from zs_nemo.config.endpoints import RecordingConfig, RecordingMode
 from zs_nemo.config.experiment import Accelerator
 from zs_nemo.config.policy import Precision
 from zs_nemo.config.recipe import GrpoRecipeConfig
@@ -237,6 +238,20 @@ def test_a_template_that_cannot_be_used_is_refused_before_anything_starts(
     cfg.search.template = str(template)
     with pytest.raises(ValueError, match=r"mine\.j2 has no slot noisy"):
         preflight.check(cfg, derive_layout(cfg))
+
+
+def test_a_recording_that_is_to_be_replayed_must_be_there_and_asks_no_endpoint(
+    cfg: GrpoRecipeConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "answers.jsonl"
+    recording = RecordingConfig(mode=RecordingMode.replay, path=str(path))
+    cfg.search = SimulatedSearchConfig(
+        endpoints=["http://127.0.0.1:9"], served_model="llama", recording=recording, model="/nowhere"
+    )
+    with pytest.raises(ValueError, match=r"search\.recording\.path='.*answers\.jsonl' is no file"):
+        preflight.check(cfg, derive_layout(cfg))
+    path.touch()
+    preflight.check(cfg, derive_layout(cfg))
 
 
 def test_several_nodes_need_a_cluster(cfg: GrpoRecipeConfig) -> None:

@@ -63,7 +63,8 @@ def test_a_probability_of_zero_or_one_leaves_nothing_to_chance(scope: CoinScope)
 @pytest.mark.parametrize("shared", [False, True])
 def test_every_document_can_have_a_coin_of_its_own(shared: bool) -> None:
     engine = FixedSearch()
-    callback = SimulatedSearch(engine, shared_coins=shared, coin_per_document=True)
+    scope = CoinScope.group if shared else CoinScope.query
+    callback = SimulatedSearch(engine, coin=scope, coin_per_document=True)
     for prompt in range(40):
         for member in range(2):
             key = SampleKey(run_seed=1, step=3, prompt=prompt, member=member)

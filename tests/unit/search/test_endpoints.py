@@ -156,35 +156,42 @@ async def test_a_server_that_dies_in_the_middle_loses_no_search(stack: AsyncExit
 async def test_an_open_circuit_lets_one_request_try_and_closes_when_it_is_answered(stack: AsyncExitStack) -> None:
     (server,) = await servers(stack, "back")
     server.answer = lambda body: failing(500)
-    pool = pool_of(stack, server.url, failures_to_open=2, open_s=2.0, deadline_s=1.5, request_timeout_s=1.5)
-    with pytest.raises(SearchFailure):
-        await ask(pool)
-    assert len(server.bodies) == 2, "open after two failures"
+    pool = pool_of(stack, server.url, failures_to_open=2, open_s=0.5)
     gate = asyncio.Event()
 
     async def wait_at_the_gate(body: dict[str, Any]) -> web.Response:
         await gate.wait()
         return completion("back")
 
+    asked = [asyncio.ensure_future(ask(pool))]
+    assert await until(lambda: pool.statistics[server.url].opened == 1)
+    assert len(server.bodies) == 2, "open after two failures"
     server.answer = wait_at_the_gate
-    pool._settings.deadline_s = pool._settings.request_timeout_s = 20.0
-    answers = asyncio.gather(*(ask(pool, seed) for seed in range(5)))
+    asked += [asyncio.ensure_future(ask(pool, seed)) for seed in range(5)]
     assert await until(lambda: server.in_flight == 1)
     await asyncio.sleep(0.1)
     assert len(server.bodies) == 3, "half open: one request alone"
     gate.set()
-    assert await answers == ["back"] * 5
+    assert await asyncio.gather(*asked) == ["back"] * 6
     assert not pool._endpoints[0].circuit.is_open
 
 
 async def test_a_probe_that_fails_keeps_the_circuit_open(stack: AsyncExitStack) -> None:
     (server,) = await servers(stack, "")
-    server.answer = lambda body: failing(500)
-    pool = pool_of(stack, server.url, failures_to_open=1, open_s=0.5, deadline_s=1.75, request_timeout_s=1.5)
-    with pytest.raises(SearchFailure):
-        await ask(pool)
-    assert 3 <= len(server.bodies) <= 4, "one request and then one probe every 0.5 s"
-    assert pool.statistics[server.url].opened == len(server.bodies)
+    times: list[float] = []
+
+    def broken(body: dict[str, Any]) -> Any:
+        times.append(time.monotonic())
+        return failing(500)
+
+    server.answer = broken
+    pool = pool_of(stack, server.url, failures_to_open=1, open_s=0.2)
+    asked = asyncio.ensure_future(ask(pool))
+    assert await until(lambda: pool.statistics[server.url].opened == 3)
+    assert len(times) == 3, "one request, and then one probe after each pause"
+    assert min(times[1] - times[0], times[2] - times[1]) > 0.15
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
 
 
 async def test_no_endpoint_alive_is_a_failure_within_the_deadline_that_names_each_with_its_error(
@@ -192,11 +199,11 @@ async def test_no_endpoint_alive_is_a_failure_within_the_deadline_that_names_eac
 ) -> None:
     (broken,) = await servers(stack, "")
     broken.answer = lambda body: failing(500, "CUDA out of memory")
-    pool = pool_of(stack, DEAD, broken.url, deadline_s=1.5, request_timeout_s=1.2)
+    pool = pool_of(stack, DEAD, broken.url, deadline_s=1.0, request_timeout_s=1.0)
     began = time.monotonic()
     with pytest.raises(SearchFailure) as failure:
         await ask(pool)
-    assert 1.0 < time.monotonic() - began < 10.0
+    assert 0.9 < time.monotonic() - began < 10.0
     assert failure.value.kind is SearchFailureKind.unavailable
     message = str(failure.value)
     assert f"{DEAD}/v1: ClientConnectorError" in message
@@ -206,9 +213,9 @@ async def test_no_endpoint_alive_is_a_failure_within_the_deadline_that_names_eac
 async def test_an_endpoint_that_hangs_is_left_for_another_one(stack: AsyncExitStack) -> None:
     hangs, answers = await servers(stack, "hangs", "answers")
     hangs.delay_s = 30.0
-    pool = pool_of(stack, hangs.url, answers.url, request_timeout_s=0.1)
+    pool = pool_of(stack, hangs.url, answers.url, request_timeout_s=0.5)
     assert await ask(pool) == " answers is a city."
-    assert pool.statistics[hangs.url].failures == 1
+    assert pool.statistics[hangs.url].failures >= 1
     assert await until(lambda: hangs.given_up == 1), "the request that nobody waits for is ended"
 
 
@@ -267,9 +274,15 @@ async def test_an_answer_that_is_none_is_asked_for_elsewhere(stack: AsyncExitSta
     odd.answer = lambda body: failing(200, answer)
     pool = pool_of(stack, odd.url, sound.url)
     assert await ask(pool) == " sound is a city."
-    only_odd = pool_of(stack, odd.url, deadline_s=1.5, request_timeout_s=1.0)
-    with pytest.raises(SearchFailure, match="the answer cannot be used") as failure:
-        await ask(only_odd)
+    assert pool.statistics[odd.url].failures == 1
+    assert pool._endpoints[0].last_error.startswith("the answer cannot be used")
+
+
+async def test_nothing_but_answers_that_are_none_is_a_failure_of_the_protocol(stack: AsyncExitStack) -> None:
+    (odd,) = await servers(stack, "")
+    odd.answer = lambda body: failing(200, "no json")
+    with pytest.raises(SearchFailure, match="the answer cannot be used: it is no JSON") as failure:
+        await ask(pool_of(stack, odd.url, deadline_s=1.0, request_timeout_s=1.0))
     assert failure.value.kind is SearchFailureKind.invalid
 
 
@@ -286,7 +299,7 @@ async def test_a_redirect_is_not_followed(stack: AsyncExitStack) -> None:
     away, other = await servers(stack, "", "other")
     away.answer = lambda body: failing(307, Location=f"{other.url}/completions")
     with pytest.raises(SearchFailure, match="HTTP 307"):
-        await ask(pool_of(stack, away.url, api_key=KEY, deadline_s=1.5, request_timeout_s=1.0))
+        await ask(pool_of(stack, away.url, api_key=KEY, deadline_s=1.0, request_timeout_s=1.0))
     assert not other.bodies
 
 
@@ -334,7 +347,7 @@ async def test_the_key_stands_in_no_error_even_if_the_server_repeats_it(stack: A
     strict.answer = lambda body: failing(400, f"bad key {KEY}")
     for server in (told, strict):
         with pytest.raises(SearchFailure) as failure:
-            await ask(pool_of(stack, server.url, api_key=KEY, deadline_s=1.5, request_timeout_s=1.0))
+            await ask(pool_of(stack, server.url, api_key=KEY, deadline_s=1.0, request_timeout_s=1.0))
         assert "***" in str(failure.value) and "sk-very" not in str(failure.value)
         assert server.keys[0] == f"Bearer {KEY}"
 
