@@ -38,7 +38,7 @@ def check(cfg: RecipeConfig, layout: Layout) -> None:
         check_engine_layout("generation.tensor_model_parallel_size", path, cfg.generation)
     if layout.simulator_engines:
         check_engine_layout("search.tensor_model_parallel_size", layout.simulator_engines[0].model_path, cfg.search)
-    if isinstance(cfg.search, SimulatedSearchConfig):
+    if isinstance(cfg.search, SimulatedSearchConfig) and cfg.has_engines:
         check_simulator(cfg.search)
     if cfg.cluster.ray_address:
         return

@@ -27,7 +27,7 @@ class Layout:
     """Of the critic alone; 0 without a critic, or with one on the policy's ranks."""
     policy_folder: Path
     policy_engines: tuple[EngineSetup, ...]
-    """None for a recipe that does not sample from the policy."""
+    """None for a recipe that samples from no model."""
     simulator_engines: tuple[EngineSetup, ...]
     use_gpu: bool
     has_reference: bool
@@ -51,10 +51,10 @@ def derive_layout(cfg: RecipeConfig, *, use_gpu: bool | None = None) -> Layout:
         num_ranks=cfg.trainer.num_nodes * cfg.trainer.devices if cfg.has_ranks else 0,
         num_critic_ranks=cfg.critic.num_ranks if isinstance(cfg, PpoRecipeConfig) else 0,
         policy_folder=policy_folder,
-        policy_engines=_policy_engines(cfg, policy_folder, use_gpu) if cfg.has_policy_engines else (),
-        simulator_engines=_simulator_engines(cfg, use_gpu),
+        policy_engines=_policy_engines(cfg, policy_folder, use_gpu) if cfg.has_engines else (),
+        simulator_engines=_simulator_engines(cfg, use_gpu) if cfg.has_engines else (),
         use_gpu=use_gpu,
-        has_reference=cfg.has_ranks and cfg.has_policy_engines and cfg.algorithm.kl.where is not KlPlace.off,
+        has_reference=cfg.has_ranks and cfg.has_engines and cfg.algorithm.kl.where is not KlPlace.off,
         has_critic=isinstance(cfg, PpoRecipeConfig),
     )
 

@@ -27,8 +27,8 @@ class RecipeConfig:
 
     has_ranks: ClassVar[bool] = True
     """Whether the recipe trains a model on megatron-core ranks."""
-    has_policy_engines: ClassVar[bool] = True
-    """Whether the recipe samples from the policy."""
+    has_engines: ClassVar[bool] = True
+    """Whether the recipe samples from models."""
 
     seed: int = 1
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

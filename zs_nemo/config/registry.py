@@ -10,6 +10,7 @@ from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, RecipeConfi
 from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
 from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
 from zs_nemo.config.server import ServeSearchConfig
+from zs_nemo.config.sft_simulator import SftSimulatorRecipeConfig
 
 Config = TypeVar("Config", bound=RecipeConfig)
 
@@ -26,6 +27,7 @@ def register() -> None:
     store.store(group="search", name="web_schema", node=WebSearchConfig)
     store.store(name="serve_search_schema", node=ServeSearchConfig)
     store.store(name="collect_interactions_schema", node=CollectRecipeConfig)
+    store.store(name="sft_simulator_schema", node=SftSimulatorRecipeConfig)
 
 
 def to_dataclass(cfg: DictConfig, kind: type[Config]) -> Config:

@@ -7,6 +7,7 @@ class Phase(Enum):
     """A part of a run, in the order in which they happen."""
 
     warm_start = "warm_start"
+    """Supervised steps; a fine-tuning consists of nothing else."""
     rl = "rl"
     evaluation = "evaluation"
 

@@ -32,6 +32,8 @@ REQUIRED = ("query", "question", "answers", "noisy")
 REQUIRED_FOR_ALL = ("num_documents", "num_words")
 OPTIONAL = ("examples", "topic")
 _OURS = {DocumentsPerCompletion.one: "short.j2", DocumentsPerCompletion.all: "instruction.j2"}
+_BY_NAME = ("tuned",)
+"""For a small model that ``recipes/sft_simulator.py`` has fine-tuned: it needs no examples."""
 _EXTRA = {"short.j2": ("cue",)}
 """Slots that our own short form fills and no other template can count on."""
 _MESSAGE = re.compile(r"^\{#-?[ \t]*(system|user|assistant)[ \t]*-?#\}[ \t]*\n", re.MULTILINE)
@@ -80,9 +82,12 @@ class PromptTemplate:
 
 
 def load_template(path: str, documents: DocumentsPerCompletion) -> PromptTemplate:
-    """Return the template of a file, or ours for an empty path. Raises ``ValueError`` for one that cannot be used."""
-    if not path:
-        return _our_template(documents)
+    """Return the template of a file, ours for an empty path, or one that lies beside ours by its bare name (``tuned``).
+
+    Raises ``ValueError`` for one that cannot be used.
+    """
+    if not path or path in _BY_NAME:
+        return _our_template(documents, path)
     try:
         source = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -94,8 +99,8 @@ def load_template(path: str, documents: DocumentsPerCompletion) -> PromptTemplat
 
 
 @lru_cache
-def _our_template(documents: DocumentsPerCompletion) -> PromptTemplate:
-    name = _OURS[documents]
+def _our_template(documents: DocumentsPerCompletion, chosen: str) -> PromptTemplate:
+    name = f"{chosen}.j2" if chosen else _OURS[documents]
     source = resources.files("zs_nemo.search").joinpath("templates", name).read_text(encoding="utf-8")
     return PromptTemplate(source, documents, name=name, extra_slots=_EXTRA.get(name, ()))
 

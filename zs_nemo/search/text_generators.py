@@ -16,8 +16,8 @@ class EngineTextGenerator:
         self._tokenizer = tokenizer
 
     async def complete(self, prompt: Prompt, sampling: SamplingParams, seed: int) -> TextCompletion:
-        """Sample one completion. A chat is written out by the tokenizer's chat template."""
-        prompt_ids = self._encode(prompt)
+        """Sample one completion."""
+        prompt_ids = encode_prompt(prompt, self._tokenizer)
         completion = await self._engine.generate(prompt_ids, sampling, seed)
         return TextCompletion(
             text=completion.text,
@@ -26,22 +26,28 @@ class EngineTextGenerator:
             completion_tokens=len(completion.token_ids),
         )
 
-    def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            return self._tokenizer.encode(prompt)
-        messages = [{"role": message.role, "content": message.content} for message in prompt]
-        written = self._chat_template()(messages, tokenize=False, add_generation_prompt=True)
-        # The template has put the special tokens in.
-        return self._tokenizer.encode(written, add_special_tokens=False)
 
-    def _chat_template(self) -> Any:
-        apply = getattr(self._tokenizer, "apply_chat_template", None)
-        if apply is None or not getattr(self._tokenizer, "chat_template", None):
-            raise ValueError(
-                "search.api=chat, but the simulator's tokenizer has no chat template; set search.api=completions, or "
-                "take an instruction-tuned model"
-            )
-        return apply
+def encode_prompt(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
+    """Return a prompt's token ids. A chat is written out by the tokenizer's chat template.
+
+    Raises ``ValueError`` for a chat where the tokenizer has no template.
+    """
+    if isinstance(prompt, str):
+        return tokenizer.encode(prompt)
+    messages = [{"role": message.role, "content": message.content} for message in prompt]
+    written = _chat_template(tokenizer)(messages, tokenize=False, add_generation_prompt=True)
+    # The template has put the special tokens in.
+    return tokenizer.encode(written, add_special_tokens=False)
+
+
+def _chat_template(tokenizer: Tokenizer) -> Any:
+    apply = getattr(tokenizer, "apply_chat_template", None)
+    if apply is None or not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            "search.api=chat, but the simulator's tokenizer has no chat template; set search.api=completions, or "
+            "take an instruction-tuned model"
+        )
+    return apply
 
 
 class EndpointTextGenerator:

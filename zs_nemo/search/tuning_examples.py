@@ -1,0 +1,97 @@
+"""Judged searches as token sequences for a simulator to learn from: its own prompt, then the documents to write."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zs_nemo.config.search import DocumentsPerCompletion, SimulatedSearchConfig
+from zs_nemo.search.build import build_prompts
+from zs_nemo.search.demonstrations import Demonstrations
+from zs_nemo.search.simulator_prompts import SimulatorPrompts, one_line
+from zs_nemo.search.text_generators import encode_prompt
+from zs_nemo.types.completion import Prompt
+from zs_nemo.types.generation import Tokenizer
+from zs_nemo.types.interaction import Interaction
+from zs_nemo.types.keys import SampleKey
+from zs_nemo.types.search import Document, SearchRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningExample:
+    """One completion to imitate."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    """The documents, with what ends them."""
+    useful: bool
+
+
+class ExampleWriter:
+    """Writes examples exactly as the simulator will be asked and read afterwards."""
+
+    def __init__(
+        self,
+        search: SimulatedSearchConfig,
+        tokenizer: Tokenizer,
+        end_of_text: int,
+        demonstrations: Demonstrations | None,
+    ) -> None:
+        """``end_of_text`` ends a completion of several documents; a single one ends with its line."""
+        self._prompts: SimulatorPrompts = build_prompts(search, demonstrations)
+        self._tokenizer = tokenizer
+        self._end_of_text = end_of_text
+        self._max_tokens = search.max_sequence_tokens
+        self.num_too_long = 0
+        """Examples that did not fit into ``search.max_sequence_tokens`` and were left out."""
+
+    def write(self, rows: Sequence[Mapping[str, Any]], *, seed: int) -> list[TuningExample]:
+        """Return the examples of judged searches, ``Interaction`` rows with ``useful``."""
+        return [
+            example
+            for number, row in enumerate(rows)
+            for example in self._examples(Interaction.from_row(row), bool(row["useful"]), seed, number)
+        ]
+
+    def _examples(self, interaction: Interaction, useful: bool, seed: int, number: int) -> list[TuningExample]:
+        key = SampleKey(run_seed=seed, step=0, prompt=number, member=0, turn=interaction.turn)
+        request = SearchRequest(
+            query=interaction.query,
+            question=interaction.question,
+            answers=interaction.answers,
+            key=key,
+            num_documents=len(interaction.documents),
+            noisy=not useful,
+        )
+        single = self._prompts.documents is DocumentsPerCompletion.one
+        parts = [(document,) for document in interaction.documents] if single else [interaction.documents]
+        found = []
+        for place, documents in enumerate(parts):
+            prompt = self._prompts.prompt(request, place, noisy=not useful, num_documents=len(documents))
+            example = self._example(prompt, documents, useful, single=single)
+            if len(example.prompt_ids) + len(example.completion_ids) > self._max_tokens:
+                self.num_too_long += 1
+            else:
+                found.append(example)
+        return found
+
+    def _example(self, prompt: Prompt, documents: Sequence[Document], useful: bool, *, single: bool) -> TuningExample:
+        texts = [one_line(document.text) for document in documents]
+        if single:
+            ids = self._tokenizer.encode(f" {texts[0]}\n", add_special_tokens=False)
+        else:
+            written = "\n".join(f"Doc {place}: {text}" for place, text in enumerate(texts, start=1))
+            ids = [*self._tokenizer.encode(written, add_special_tokens=False), self._end_of_text]
+        prompt_ids = encode_prompt(prompt, self._tokenizer)
+        return TuningExample(prompt_ids=tuple(prompt_ids), completion_ids=tuple(ids), useful=useful)
+
+
+def examples_file(folder: str, split: str) -> Path:
+    """Return the file of one part of a collection; raise ``ValueError`` if there is none."""
+    path = Path(folder).expanduser() / f"examples_{split}.jsonl"
+    if not path.is_file():
+        raise ValueError(
+            f"sft.examples={folder!r} holds no {path.name}; name the run directory of a finished "
+            "recipes/collect_interactions.py"
+        )
+    return path
