@@ -108,3 +108,39 @@ def test_the_simulator_learns_what_the_engine_returned(collected: Path, tiny_mod
     resumed = load_file(run / "simulator" / "model.safetensors")
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
     assert "already done" in run_recipe("sft_simulator", *arguments)
+
+
+def test_a_simulator_is_measured_on_held_out_queries_beside_a_baseline(
+    collected: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = [row for path in sorted((collected / "interactions" / "interactions").iterdir()) for row in rows_of(path)]
+    arguments = [
+        f"interactions={tmp_path}",
+        "num_queries=6",
+        f"search.model={tiny_model}",
+        "+search@baseline=simulated",
+        f"baseline.model={tiny_model}",
+        "baseline.template=tuned",
+        f"output={tmp_path}/quality",
+    ]
+    folder = tmp_path / "interactions"
+    folder.mkdir()
+
+    def write(split: str) -> None:
+        lines = (json.dumps({**row, "split": split, "answers": [row["documents"][0]["text"][:20]]}) for row in rows)
+        (folder / "step_0000.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+    write("train")
+    command = [sys.executable, "recipes/evaluate_simulator.py", *arguments]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert refused.returncode == 2 and "collect with collect.split=test" in refused.stderr
+    write("held_out")
+    run_recipe("evaluate_simulator", *arguments)
+    report = json.loads((tmp_path / "quality" / "report.json").read_text())
+    assert report["queries"] == 6
+    for found in report["simulators"].values():
+        assert (found["num_useful"], found["num_noisy"], found["real_support_share"]) == (6, 6, 1.0)
+        assert 0.0 <= found["separation_auc"] <= 1.0 and found["completion_tokens_per_search"] > 0
+    written = rows_of(tmp_path / "quality" / "search.jsonl")
+    assert [row["noisy"] for row in written] == [False, True] * 6
+    assert "<h1>Quality of simulators</h1>" in (tmp_path / "quality" / "report.html").read_text()

@@ -74,9 +74,12 @@ class CollectionRun(EngineRun):
             )
 
     def _rounds(self) -> list[Sequence[Question]]:
-        questions = self._questions.train[: self._cfg.collect.num_questions or None]
+        questions = self._asked()[: self._cfg.collect.num_questions or None]
         size = self._cfg.rollout.num_prompts_per_step
         return [questions[number * size : (number + 1) * size] for number in range(math.ceil(len(questions) / size))]
+
+    def _asked(self) -> Sequence[Question]:
+        return self._questions.split(self._cfg.collect.split)
 
     def _path(self, step: int) -> Path:
         return self._folder / f"step_{step:04d}.jsonl"
@@ -125,7 +128,7 @@ class CollectionRun(EngineRun):
             case JudgeName.outcome:
                 return OutcomeJudge(threshold=self._cfg.collect.outcome_threshold)
             case JudgeName.evidence:
-                return EvidenceJudge({question.id: question.evidence for question in self._questions.train})
+                return EvidenceJudge({question.id: question.evidence for question in self._asked()})
             case _:
                 return ContainmentJudge()
 
@@ -156,6 +159,7 @@ class CollectionRun(EngineRun):
             "recipe": "collect_interactions",
             "judge": self._cfg.collect.judge.value,
             "engine": self._engines.training_name,
+            "split": self._cfg.collect.split,
             "questions": len({interaction.question_id for interaction in found}),
             "searches": len(found),
             "different_searches": len({interaction.id for interaction in found}),

@@ -50,8 +50,11 @@ class LlmJudgeConfig:
 class CollectConfig:
     """``collect``: what is recorded, and how it is made into examples."""
 
+    split: str = "train"
+    """``train`` for examples to learn from; ``validation`` or ``test`` for searches to measure a simulator on, all of
+    which are then held out."""
     num_questions: int = 0
-    """Training questions that are asked; 0 for all of them."""
+    """Questions that are asked; 0 for all of the split."""
     judge: JudgeName = JudgeName.containment
     outcome_threshold: float = 0.8
     """Token F1 from which ``judge=outcome`` takes an answer for right."""
@@ -62,6 +65,10 @@ class CollectConfig:
     llm: LlmJudgeConfig = field(default_factory=LlmJudgeConfig)
 
     def __post_init__(self) -> None:
+        if self.split not in ("train", "validation", "test"):
+            raise ValueError(f"collect.split={self.split!r} must be train, validation or test")
+        if self.split != "train":
+            self.held_out_share = 1.0
         if self.num_questions < 0:
             raise ValueError(f"collect.num_questions={self.num_questions} must be 0 (all) or positive")
         if not 0 < self.outcome_threshold <= 1:
@@ -69,8 +76,8 @@ class CollectConfig:
                 f"collect.outcome_threshold={self.outcome_threshold} must lie in (0, 1]: it is a token F1, and one of "
                 "0 would call every episode a success"
             )
-        if not 0 <= self.held_out_share < 1:
-            raise ValueError(f"collect.held_out_share={self.held_out_share} must lie in [0, 1)")
+        if not 0 <= self.held_out_share <= 1:
+            raise ValueError(f"collect.held_out_share={self.held_out_share} must lie in [0, 1]")
         if self.judge is JudgeName.llm and not (self.llm.endpoints and self.llm.served_model):
             raise ValueError(
                 "collect.judge=llm needs collect.llm.endpoints and collect.llm.served_model; set both, or choose "

@@ -6,6 +6,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from zs_nemo.config.collect import CollectRecipeConfig
+from zs_nemo.config.evaluate_simulator import EvaluateSimulatorConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, RecipeConfig, ReinforcePpRecipeConfig
 from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
 from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
@@ -28,6 +29,7 @@ def register() -> None:
     store.store(name="serve_search_schema", node=ServeSearchConfig)
     store.store(name="collect_interactions_schema", node=CollectRecipeConfig)
     store.store(name="sft_simulator_schema", node=SftSimulatorRecipeConfig)
+    store.store(name="evaluate_simulator_schema", node=EvaluateSimulatorConfig)
 
 
 def to_dataclass(cfg: DictConfig, kind: type[Config]) -> Config:

@@ -1,0 +1,137 @@
+"""Asks a simulator every query twice, for useful and for noisy documents, and measures what it writes."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from zs_nemo.cluster.preflight import check_simulator
+from zs_nemo.cluster.simulator_system import simulator_engines
+from zs_nemo.config.evaluate_simulator import EvaluateSimulatorConfig
+from zs_nemo.config.recipe import RecipeConfig
+from zs_nemo.config.search import SimulatedSearchConfig
+from zs_nemo.evaluation.simulator_page import render_page
+from zs_nemo.evaluation.simulator_quality import SimulatedAnswer, quality
+from zs_nemo.observability.files import read_json_lines, write_json, write_json_lines, write_text
+from zs_nemo.observability.progress import Progress
+from zs_nemo.observability.run_dir import package_versions
+from zs_nemo.qa.facts import load_facts_world
+from zs_nemo.search.build import Simulator, build_simulator
+from zs_nemo.search.demonstrations import build_demonstrations
+from zs_nemo.search.judges import contains_answer
+from zs_nemo.types.interaction import Interaction
+from zs_nemo.types.keys import SampleKey
+from zs_nemo.types.search import SearchEngine, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
+from zs_nemo.weights.pretrained import load_tokenizer, resolve_model
+
+
+def evaluate_simulators(cfg: EvaluateSimulatorConfig, progress: Progress) -> Path:
+    """Measure the simulator, and the baseline if there is one, on the same queries; return the page's path."""
+    output = Path(cfg.output)
+    found = read_queries(cfg)
+    answers: dict[str, list[SimulatedAnswer]] = {}
+    for name in ("search", "baseline"):
+        settings = getattr(cfg, name)
+        if settings is None:
+            continue
+        progress.begin(name, 2 * len(found))
+        with _built(cfg, settings, output / "logs" / name) as simulator:
+            answers[name] = asyncio.run(_ask(cfg, simulator, settings.num_documents, found, progress))
+        write_json_lines(output / f"{name}.jsonl", [asdict(answer) for answer in answers[name]])
+    report = {
+        "recipe": "evaluate_simulator",
+        "seed": cfg.seed,
+        "queries": len(found),
+        "simulators": {name: quality(records) for name, records in answers.items()},
+        "versions": package_versions(),
+    }
+    write_json(output / "report.json", report)
+    write_text(output / "report.html", render_page(report, answers))
+    return output / "report.html"
+
+
+def read_queries(cfg: EvaluateSimulatorConfig) -> list[Interaction]:
+    """Return the different searches whose real documents hold the answer: there a useful document must hold it too.
+
+    Raises ``ValueError`` for a collection that is missing, or was made over training questions.
+    """
+    folder = Path(cfg.interactions).expanduser() / "interactions"
+    if not folder.is_dir():
+        raise ValueError(
+            f"interactions={cfg.interactions!r} is no collection; make one with recipes/collect_interactions.py "
+            "collect.split=test"
+        )
+    rows = [row for path in sorted(folder.glob("step_*.jsonl")) for row in read_json_lines(path)]
+    all_found = {each.id: each for each in map(Interaction.from_row, rows)}.values()
+    if any(each.split != "held_out" for each in all_found):
+        raise ValueError(
+            f"interactions={cfg.interactions!r} was collected over training questions, which the simulator may have "
+            "learned from; collect with collect.split=test"
+        )
+    held = [each for each in all_found if any(contains_answer(doc.text, each.answers) for doc in each.documents)]
+    return held[: cfg.num_queries or None]
+
+
+@contextmanager
+def _built(cfg: EvaluateSimulatorConfig, search: SimulatedSearchConfig, logs: Path) -> Iterator[Simulator]:
+    demonstrations = build_demonstrations(load_facts_world(cfg.data))
+    check_simulator(search)
+    if not search.needs_engines:
+        yield build_simulator(search, demonstrations=demonstrations)
+        return
+    tokenizer = load_tokenizer(resolve_model(search.model, setting="search.model"))
+    run = RecipeConfig(seed=cfg.seed, search=search, cluster=cfg.cluster, trainer=cfg.trainer)
+    with simulator_engines(run, logs) as engines:
+        yield build_simulator(search, engine=engines, tokenizer=tokenizer, demonstrations=demonstrations)
+
+
+async def _ask(
+    cfg: EvaluateSimulatorConfig,
+    simulator: Simulator,
+    num_documents: int,
+    found: Sequence[Interaction],
+    progress: Progress,
+) -> list[SimulatedAnswer]:
+    slots = asyncio.Semaphore(cfg.max_concurrency)
+
+    async def one(number: int, interaction: Interaction, noisy: bool) -> SimulatedAnswer:
+        key = SampleKey(run_seed=cfg.seed, step=0, prompt=number, member=int(noisy), turn=interaction.turn)
+        request = SearchRequest(
+            query=interaction.query,
+            question=interaction.question,
+            answers=interaction.answers,
+            key=key,
+            num_documents=num_documents,
+            noisy=noisy,
+        )
+        async with slots:
+            result = await _answered(simulator.engine, request)
+        progress.tick()
+        return SimulatedAnswer(
+            question_id=interaction.question_id,
+            answers=interaction.answers,
+            query=interaction.query,
+            noisy=noisy,
+            documents=tuple(document.text for document in result.documents),
+            real_documents=tuple(document.text for document in interaction.documents),
+            latency_s=result.latency_s,
+            prompt_tokens=result.prompt_tokens,
+            completion_tokens=result.completion_tokens,
+        )
+
+    try:
+        jobs = [one(number, each, noisy) for number, each in enumerate(found) for noisy in (False, True)]
+        return list(await asyncio.gather(*jobs))
+    finally:
+        await simulator.aclose()
+
+
+async def _answered(engine: SearchEngine, request: SearchRequest) -> SearchResult:
+    """Return the answer; one without a document where the simulator wrote nothing that can be shown."""
+    try:
+        return await engine.search(request)
+    except SearchFailure as failure:
+        if failure.kind is not SearchFailureKind.empty:
+            raise
+        return SearchResult(documents=(), source=engine.name, noisy=request.noisy)
