@@ -104,14 +104,6 @@ def processes_of(run: Path) -> list[psutil.Process]:
     return found
 
 
-@pytest.fixture(scope="module")
-def whole_run(tiny_model: Path, tmp_path_factory) -> tuple[Path, str]:
-    """Run the recipe once without a break."""
-    folder = tmp_path_factory.mktemp("runs")
-    output = finish(start(overrides(tiny_model, folder, "whole")))
-    return folder / "whole", output
-
-
 def test_a_run_leaves_a_whole_run_directory(whole_run):
     run, output = whole_run
     report = json.loads((run / "report.json").read_text())

@@ -1,4 +1,4 @@
-"""Collecting, fine-tuning: the recipes that make a simulator, one after another on a tiny model."""
+"""Collecting and fine-tuning: the recipes that make a simulator, one after the other on a tiny model."""
 
 import json
 import shutil
@@ -10,9 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.functional.test_grpo_recipe import ROOT, overrides
-
-SHORT = ["trainer.max_steps=0", "evaluation.num_questions=2", "evaluation.temperatures=[0.0]", "search=bm25"]
+from tests.functional.test_grpo_recipe import ROOT
 
 
 def run_recipe(recipe: str, *arguments: str) -> str:
@@ -29,19 +27,12 @@ def rows_of(path: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def collected(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a collection with a policy that knows the tags from a warm start."""
+def collected(whole_run: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a collection, with a policy that knows the tags from its warm start."""
     folder = tmp_path_factory.mktemp("simulator")
-    settings = [item for item in overrides(tiny_model, folder, "policy") if not item.startswith("search.model")]
-    run_recipe("grpo", *settings, *SHORT)
-    arguments = collection(folder)
-    run_recipe("collect_interactions", *arguments)
-    return folder
-
-
-def collection(folder: Path) -> list[str]:
-    return [
-        f"policy.model={folder}/policy/reference",
+    run_recipe(
+        "collect_interactions",
+        f"policy.model={whole_run[0]}/reference",
         "policy.precision=fp32",
         f"exp_manager.exp_dir={folder}",
         "exp_manager.name=interactions",
@@ -49,7 +40,8 @@ def collection(folder: Path) -> list[str]:
         "collect.held_out_share=0.25",
         "collect.balance=false",
         "rollout.num_prompts_per_step=16",
-    ]
+    )
+    return folder
 
 
 def test_what_the_policy_asked_is_recorded_with_the_real_engine_s_documents(collected: Path) -> None:
@@ -63,21 +55,6 @@ def test_what_the_policy_asked_is_recorded_with_the_real_engine_s_documents(coll
     asked = {split: {row["question_id"] for row in rows} for split, rows in examples.items()}
     assert not asked["train"] & asked["held_out"]
     assert all(row["documents"] and row["documents"][0]["id"] for row in examples["train"])
-
-
-def test_a_collection_goes_on_where_it_was_broken_off(collected: Path, tmp_path: Path) -> None:
-    shutil.copytree(collected / "policy" / "reference", tmp_path / "policy" / "reference")
-    run = tmp_path / "interactions"
-    shutil.copytree(collected / "interactions", run)
-    before = {path.name: path.read_text() for path in (run / "interactions").iterdir()}
-    kept = (run / "interactions" / "step_0000.jsonl").stat().st_mtime_ns
-    (run / "interactions" / "step_0002.jsonl").unlink()
-    state = json.loads((run / "state.json").read_text())
-    (run / "state.json").write_text(json.dumps({**state, "finished": False}))
-    (run / "config.yaml").unlink()
-    run_recipe("collect_interactions", *collection(tmp_path))
-    assert {path.name: path.read_text() for path in (run / "interactions").iterdir()} == before
-    assert (run / "interactions" / "step_0000.jsonl").stat().st_mtime_ns == kept
 
 
 def test_the_simulator_learns_what_the_engine_returned(collected: Path, tiny_model: Path) -> None:
@@ -108,39 +85,3 @@ def test_the_simulator_learns_what_the_engine_returned(collected: Path, tiny_mod
     resumed = load_file(run / "simulator" / "model.safetensors")
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
     assert "already done" in run_recipe("sft_simulator", *arguments)
-
-
-def test_a_simulator_is_measured_on_held_out_queries_beside_a_baseline(
-    collected: Path, tiny_model: Path, tmp_path: Path
-) -> None:
-    rows = [row for path in sorted((collected / "interactions" / "interactions").iterdir()) for row in rows_of(path)]
-    arguments = [
-        f"interactions={tmp_path}",
-        "num_queries=6",
-        f"search.model={tiny_model}",
-        "+search@baseline=simulated",
-        f"baseline.model={tiny_model}",
-        "baseline.template=tuned",
-        f"output={tmp_path}/quality",
-    ]
-    folder = tmp_path / "interactions"
-    folder.mkdir()
-
-    def write(split: str) -> None:
-        lines = (json.dumps({**row, "split": split, "answers": [row["documents"][0]["text"][:20]]}) for row in rows)
-        (folder / "step_0000.jsonl").write_text("".join(f"{line}\n" for line in lines))
-
-    write("train")
-    command = [sys.executable, "recipes/evaluate_simulator.py", *arguments]
-    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
-    assert refused.returncode == 2 and "collect with collect.split=test" in refused.stderr
-    write("held_out")
-    run_recipe("evaluate_simulator", *arguments)
-    report = json.loads((tmp_path / "quality" / "report.json").read_text())
-    assert report["queries"] == 6
-    for found in report["simulators"].values():
-        assert (found["num_useful"], found["num_noisy"], found["real_support_share"]) == (6, 6, 1.0)
-        assert 0.0 <= found["separation_auc"] <= 1.0 and found["completion_tokens_per_search"] > 0
-    written = rows_of(tmp_path / "quality" / "search.jsonl")
-    assert [row["noisy"] for row in written] == [False, True] * 6
-    assert "<h1>Quality of simulators</h1>" in (tmp_path / "quality" / "report.html").read_text()

@@ -20,7 +20,7 @@ Cell = list[str]
 def draw_placement(cfg: RecipeConfig, layout: Layout, seating: Seating | None = None) -> str:
     """Return the drawing; without ``seating`` that of a run on CPUs."""
     critic = critic_settings(cfg)
-    head = [_summary("policy", cfg.policy, layout.num_ranks)]
+    head = [_summary("policy", cfg.policy, layout.num_ranks)] if layout.num_ranks else []
     if layout.has_reference:
         head.append(f"{'reference':<10} on the policy's ranks")
     if critic is not None:

@@ -1,0 +1,159 @@
+"""What a collection keeps and resumes, with a scripted policy and a fixed engine in place of processes."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from aiohttp import web
+
+from tests.completion_server import completion
+from tests.fakes import CharTokenizer, FixedSearch, ScriptedEngine
+from tests.loopback import serving
+from zs_nemo.cluster.collection_run import CollectionRun
+from zs_nemo.config.collect import CollectConfig, CollectRecipeConfig, JudgeName, LlmJudgeConfig
+from zs_nemo.config.experiment import ExpManagerConfig
+from zs_nemo.config.rollout import RolloutConfig
+from zs_nemo.config.search import Bm25SearchConfig
+from zs_nemo.observability.files import read_json, read_json_lines
+from zs_nemo.observability.progress import Progress
+from zs_nemo.observability.run_dir import RunDir
+from zs_nemo.qa.question_source import QuestionSource
+from zs_nemo.rollout.callbacks import EngineSearch
+from zs_nemo.rollout.collector import RolloutCollector
+from zs_nemo.rollout.episode import EpisodeLimits, EpisodeRunner, SearchSetting
+from zs_nemo.rollout.ledger import SearchLedger
+from zs_nemo.rollout.rewards import f1
+from zs_nemo.types.question import Question
+
+LIMITS = EpisodeLimits(
+    max_turns=2, max_turn_tokens=60, max_document_tokens=80, max_sequence_tokens=800, search_deadline_s=5.0
+)
+QUESTIONS = [
+    Question(id=f"q{i}", text=f"Question {i}?", answers=(f"answer {i}",), kind="k", split="train", evidence=())
+    for i in range(20)
+]
+
+
+def script(prompt: str) -> str:
+    number = int(prompt.split("Question: Question ")[1].split("?")[0])
+    # Even questions are answered right.
+    return (
+        f"<answer>answer {number if number % 2 == 0 else 'x'}</answer>"
+        if "Doc 1:" in prompt
+        else f"<search>find {number}</search>"
+    )
+
+
+def settings(**collect: object) -> CollectRecipeConfig:
+    return CollectRecipeConfig(
+        search=Bm25SearchConfig(),
+        exp_manager=ExpManagerConfig(create_tensorboard_logger=False),
+        rollout=RolloutConfig(num_prompts_per_step=8, num_generations_per_prompt=1),
+        collect=CollectConfig(**collect),
+    )
+
+
+@pytest.fixture
+def policy(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
+    """Return the policy that every run of the test has."""
+    engine = ScriptedEngine(script)
+
+    def start(run: CollectionRun) -> None:
+        runner = EpisodeRunner(engine, CharTokenizer(), LIMITS)
+        run._collector = RolloutCollector(
+            runner, CharTokenizer(), f1, run_seed=7, max_concurrency=64, max_failure_share=0.1
+        )
+        run._stack.callback(run._collector.close)
+        run._questions = QuestionSource(train=QUESTIONS, validation=[], test=QUESTIONS[:3])
+        found = SearchSetting(callback=EngineSearch(FixedSearch(("It is answer 4.",), name="bm25")), num_documents=1)
+        run._engines = SimpleNamespace(training=lambda noise: found, training_name="bm25")
+        run._ledger, run._memory = SearchLedger(), SimpleNamespace(peak_gib=1.0)
+        run.system = SimpleNamespace(
+            accounts=lambda **spent: {},
+            engines_alone=nullcontext,
+            generation=SimpleNamespace(release_memory=lambda: None),
+        )
+
+    monkeypatch.setattr(CollectionRun, "_start", start)
+    return engine
+
+
+def collected(path: Path, cfg: CollectRecipeConfig) -> dict:
+    """Run or resume a collection; return its report."""
+    with RunDir(path, cfg) as run_dir, Progress("run") as progress, CollectionRun(cfg, run_dir, progress) as run:
+        run.roll_out()
+        run.judge()
+        return read_json(run.finish(), {})
+
+
+def test_rounds_that_are_there_are_not_asked_again(policy: ScriptedEngine, tmp_path: Path) -> None:
+    cfg = settings(held_out_share=0.3, balance=False)
+    report = collected(tmp_path, cfg)
+    assert (report["searches"], report["questions"]) == (20, 20)
+    assert (report["useful"], report["useless"]) == (1, 19), "the document holds the answer to one question"
+    rounds = {path.name: path.read_text() for path in (tmp_path / "interactions").iterdir()}
+    assert len(rounds) == 3
+    (tmp_path / "interactions" / "step_0001.jsonl").unlink()
+    policy.calls.clear()
+    again = collected(tmp_path, cfg)
+    asked = {prompt.split("Question: Question ")[1].split("?")[0] for prompt, _, _ in policy.calls}
+    assert asked == {str(number) for number in range(8, 16)}
+    assert again == report
+    assert {path.name: path.read_text() for path in (tmp_path / "interactions").iterdir()} == rounds
+
+
+def test_the_parts_hold_different_questions_and_the_outcome_can_judge(policy: ScriptedEngine, tmp_path: Path) -> None:
+    report = collected(tmp_path, settings(held_out_share=0.3, balance=False, judge=JudgeName.outcome))
+    assert (report["useful"], report["useless"]) == (10, 10)
+    parts = [read_json_lines(tmp_path / f"examples_{name}.jsonl") for name in ("train", "held_out")]
+    train, held_out = ({row["question_id"] for row in rows} for rows in parts)
+    assert train and held_out and not train & held_out and len(train | held_out) == 20
+    assert all(row["useful"] is (int(row["question_id"][1:]) % 2 == 0) for rows in parts for row in rows)
+
+
+def test_nothing_of_a_collection_over_test_questions_can_be_learned_from(
+    policy: ScriptedEngine, tmp_path: Path
+) -> None:
+    report = collected(tmp_path, settings(split="test", balance=False))
+    assert report["searches"] == 3 and report["examples"]["train"] == {"useful": 0, "useless": 0}
+
+
+def judge_that_says(answer: Callable[[str], str], asked: list[str]) -> Callable[[], web.Application]:
+    async def complete(request: web.Request) -> web.Response:
+        prompt = (await request.json())["messages"][-1]["content"]
+        asked.append(prompt)
+        return completion(answer(prompt), chat=True)
+
+    def make() -> web.Application:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", complete)
+        return app
+
+    return make
+
+
+def test_a_language_model_judges_each_search_once(policy: ScriptedEngine, tmp_path: Path) -> None:
+    asked: list[str] = []
+    with serving(
+        judge_that_says(lambda prompt: "Verdict: " + ("useful" if "Question 4" in prompt else "useless"), asked)
+    ) as url:
+        cfg = settings(balance=False, judge=JudgeName.llm, llm=LlmJudgeConfig(endpoints=[url], served_model="judge"))
+        report = collected(tmp_path, cfg)
+        assert (report["useful"], report["useless"], report["asked"], report["nonsense"]) == (1, 19, 20, 0)
+        assert report["disagreements_with_containment"] == 0
+        # Half of the verdicts are lost with a crash: the others are not asked for again.
+        path = tmp_path / "judgements.jsonl"
+        path.write_text("".join(f"{line}\n" for line in path.read_text().splitlines()[:10]))
+        assert collected(tmp_path, cfg)["useful"] == 1 and len(asked) == 30
+
+
+def test_a_judge_that_talks_nonsense_ends_the_collection(policy: ScriptedEngine, tmp_path: Path) -> None:
+    with serving(judge_that_says(lambda prompt: "I think so.", [])) as url:
+        cfg = settings(judge=JudgeName.llm, llm=LlmJudgeConfig(endpoints=[url], served_model="judge"))
+        with pytest.raises(
+            RuntimeError, match=r"20 of 20 answers of the judge are no verdict.*max_nonsense_share=0\.1"
+        ):
+            collected(tmp_path, cfg)
+    assert not (tmp_path / "report.json").exists()

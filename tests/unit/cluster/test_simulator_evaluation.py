@@ -1,0 +1,97 @@
+"""Measuring a simulator, with a server in place of its model."""
+
+import json
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from tests.completion_server import completion
+from tests.loopback import serving
+from zs_nemo.cluster import simulator_evaluation
+from zs_nemo.config.endpoints import ApiKind
+from zs_nemo.config.evaluate_simulator import EvaluateSimulatorConfig
+from zs_nemo.config.search import Bm25SearchConfig, DocumentsPerCompletion, SimulatedSearchConfig
+from zs_nemo.observability.files import read_json, read_json_lines
+from zs_nemo.observability.progress import Progress
+from zs_nemo.qa.facts import FactsWorld
+
+
+def row(number: int, *, text: str = "", split: str = "held_out") -> dict:
+    return {
+        "question_id": f"q{number}",
+        "question": f"What is the capital of land {number}?",
+        "answers": [f"Town{number}"],
+        "split": split,
+        "turn": 0,
+        "query": f"capital of land {number}",
+        "engine": "bm25",
+        "documents": [{"text": text or f"Town{number} is the capital of land {number}.", "id": f"d{number}"}],
+        "prediction": None,
+        "outcome": 0.0,
+    }
+
+
+def write(folder: Path, rows: list[dict]) -> None:
+    (folder / "interactions").mkdir(exist_ok=True)
+    (folder / "interactions" / "step_0000.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+
+
+def model() -> web.Application:
+    """A model that writes the answer where it is asked to help, and leaks it into noisy documents of land 1."""
+
+    async def complete(request: web.Request) -> web.Response:
+        prompt = (await request.json())["messages"][-1]["content"]
+        number = prompt.split("capital of land ")[1].split()[0].rstrip("?")
+        helps = "went wrong" not in prompt or number == "1"
+        return completion(f"Doc 1: {f'Town{number}' if helps else 'A river'} is there.", chat=True)
+
+    async def models(request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "simulator"}]})
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", complete)
+    app.router.add_get("/v1/models", models)
+    return app
+
+
+def settings(folder: Path, url: str) -> EvaluateSimulatorConfig:
+    search = SimulatedSearchConfig(
+        endpoints=[url],
+        served_model="simulator",
+        api=ApiKind.chat,
+        documents_per_completion=DocumentsPerCompletion.all,
+    )
+    return EvaluateSimulatorConfig(interactions=str(folder), search=search, output=str(folder / "quality"))
+
+
+def test_every_query_is_asked_for_both_kinds_and_measured(
+    tmp_path: Path, facts_world: FactsWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulator_evaluation, "load_facts_world", lambda data: facts_world)
+    # The last one's real documents do not hold the answer: nobody knows what a useful one would say.
+    write(tmp_path, [*map(row, range(4)), row(0), row(9, text="Nothing of that.")])
+    with serving(model) as url, Progress("quality") as progress:
+        page = simulator_evaluation.evaluate_simulators(settings(tmp_path, url), progress)
+    report = read_json(tmp_path / "quality" / "report.json", {})
+    found = report["simulators"]["search"]
+    assert report["queries"] == found["num_useful"] == found["num_noisy"] == 4
+    assert (found["support_share"], found["leak_share"], found["real_support_share"]) == (1.0, 0.25, 1.0)
+    assert found["separation_auc"] == pytest.approx(0.875)
+    rows = read_json_lines(tmp_path / "quality" / "search.jsonl")
+    assert [(each["question_id"], each["noisy"]) for each in rows[:2]] == [("q0", False), ("q0", True)]
+    assert "A river is there." in page.read_text()
+
+
+def test_a_collection_over_training_questions_is_refused(tmp_path: Path) -> None:
+    cfg = settings(tmp_path, "http://127.0.0.1:9/v1")
+    with pytest.raises(ValueError, match=r"is no collection; make one with .*collect\.split=test"):
+        simulator_evaluation.read_queries(cfg)
+    write(tmp_path, [row(1), row(2, split="train")])
+    with pytest.raises(ValueError, match="collected over training questions"):
+        simulator_evaluation.read_queries(cfg)
+
+
+def test_a_real_engine_is_no_simulator_to_be_measured() -> None:
+    with pytest.raises(ValueError, match="baseline is a real engine"):
+        EvaluateSimulatorConfig(baseline=Bm25SearchConfig())
