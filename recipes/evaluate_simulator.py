@@ -13,7 +13,7 @@ documents. report.html and report.json in ``output`` have the measures, DIR/sear
 import sys
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from zs_nemo.config.evaluate_simulator import EvaluateSimulatorConfig
 from zs_nemo.config.registry import register
@@ -25,26 +25,15 @@ register()
 def main(composed: DictConfig) -> None:
     """Compose the configuration, then measure; the heavy imports come after ``--help`` has been answered."""
     from zs_nemo.cluster.simulator_evaluation import evaluate_simulators
-    from zs_nemo.cluster.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, interrupt_on_sigterm
+    from zs_nemo.cluster.terminal import run_command
     from zs_nemo.observability.progress import Progress
 
-    interrupt_on_sigterm()
-    try:
-        cfg = OmegaConf.to_object(composed)
-        assert isinstance(cfg, EvaluateSimulatorConfig)
+    def measure(cfg: EvaluateSimulatorConfig) -> None:
         with Progress("simulator quality") as progress:
             page = evaluate_simulators(cfg, progress)
         print(f"done. The report: {page}")
-        code = 0
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = EXIT_BAD_INPUT
-    except (RuntimeError, TimeoutError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = EXIT_FAILED
-    except KeyboardInterrupt:
-        code = EXIT_INTERRUPTED
-    sys.exit(code)
+
+    sys.exit(run_command(composed, EvaluateSimulatorConfig, measure))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ A trainer written for Search-R1 names http://HOST:PORT/retrieve as its retriever
 import sys
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from zs_nemo.config.registry import register
 from zs_nemo.config.server import ServeSearchConfig
@@ -23,8 +23,8 @@ from zs_nemo.config.server import ServeSearchConfig
 register()
 
 
-def serve(cfg: ServeSearchConfig) -> int:
-    """Serve until told to stop; return the exit code."""
+def serve(cfg: ServeSearchConfig) -> None:
+    """Serve until told to stop."""
     import asyncio
     import ipaddress
 
@@ -56,29 +56,15 @@ def serve(cfg: ServeSearchConfig) -> int:
             print("warning: without server.token_variable everybody who reaches this address may search", flush=True)
         asyncio.run(until_stopped())
     print("ended", flush=True)
-    return 0
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="serve_search")
 def main(composed: DictConfig) -> None:
     """Compose the configuration, then serve; the heavy imports come after ``--help`` has been answered."""
-    from zs_nemo.cluster.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, interrupt_on_sigterm
+    from zs_nemo.cluster.terminal import run_command
 
-    interrupt_on_sigterm()
-    try:
-        cfg = OmegaConf.to_object(composed)
-        assert isinstance(cfg, ServeSearchConfig)
-        code = serve(cfg)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = EXIT_BAD_INPUT
-    except (RuntimeError, TimeoutError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = EXIT_FAILED
-    except KeyboardInterrupt:
-        # Before it was ready; once it serves, a signal is no error.
-        code = EXIT_INTERRUPTED
-    sys.exit(code)
+    # An interrupt before it is ready is one; once it serves, a signal is no error.
+    sys.exit(run_command(composed, ServeSearchConfig, serve))
 
 
 if __name__ == "__main__":

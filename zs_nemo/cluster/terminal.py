@@ -6,8 +6,9 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from zs_nemo.cluster.stop_request import PROCESS_STOP, StoppedBySignal
 from zs_nemo.config.registry import Config, to_dataclass
@@ -67,9 +68,25 @@ def _train(cfg: Config, run_dir: RunDir, train: Train[Config]) -> int:
     return 0
 
 
-def interrupt_on_sigterm() -> None:
-    """Let SIGTERM end the process as Ctrl-C does, with everything cleaned up on the way; for commands without a run."""
+def run_command(composed: DictConfig, kind: type[Any], work: Callable[[Any], None]) -> int:
+    """Run a command that has no run directory, with settings of its ``kind``; return the exit code.
+
+    0 is done, 1 failed on the way, 2 refused input, 130 interrupted, also by SIGTERM.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        cfg = OmegaConf.to_object(composed)
+        assert isinstance(cfg, kind)
+        work(cfg)
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_BAD_INPUT
+    except (RuntimeError, TimeoutError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return 0
 
 
 def _interrupt(signum: int, frame: object) -> None:
