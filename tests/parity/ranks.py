@@ -1,5 +1,6 @@
 """Runs a function on several ranks, each a process of its own, and brings back what every rank returned."""
 
+import random
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,18 @@ __all__ = ["TinyLoss", "free_port", "make_setup", "run_cases_on_ranks", "run_on_
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nothing listens on, below those that the system gives to outgoing connections.
+
+    Seconds pass until the ranks listen on it: a port of that range could be taken in the meantime.
+    """
+    while True:
+        port = random.SystemRandom().randrange(15000, 32000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def make_setup(model: Path | str, *, rank: int = 0, ranks: int = 1, port: int = 0, **policy: Any) -> WorkerSetup:
