@@ -9,6 +9,7 @@ usage() {
 usage: launch/test.sh [GROUP ...]
 
 Without a group, all of them run in this order: ${groups[*]}
+One more, long, has to be asked for: tests of any kind that take minutes.
 Environment: as launch/quickstart.sh --help says.
 TEXT
 }
@@ -19,8 +20,8 @@ for group in "$@"; do
         exit
         ;;
     esac
-    if [[ " ${groups[*]} " != *" $group "* ]]; then
-        printf 'error: unknown group %s; the groups are: %s\n' "$group" "${groups[*]}" >&2
+    if [[ " ${groups[*]} long " != *" $group "* ]]; then
+        printf 'error: unknown group %s; the groups are: %s long\n' "$group" "${groups[*]}" >&2
         exit 2
     fi
 done
@@ -33,6 +34,7 @@ run_group() {
         format) "$python" -m ruff format --check . ;;
         mypy) "$python" -m mypy ;;
         imports) "$python" -c 'from importlinter.cli import lint_imports_command; lint_imports_command()' ;;
+        long) "$python" -m pytest -m long tests ;;
         *) "$python" -m pytest "tests/$1" ;;
     esac
 }

@@ -115,6 +115,7 @@ def test_a_port_in_use_a_missing_token_and_a_bad_corpus_are_refused_with_status_
     assert "line 1: must be a JSON object" in refused("server.port=0", f"search.corpus={corpus}")
 
 
+@pytest.mark.long
 def test_a_simulator_of_our_own_is_served_with_noise_and_ends_with_the_server(tiny_model: Path, tmp_path: Path) -> None:
     arguments = ["search=simulated", f"search.model={tiny_model}", "search.dtype=float32", "search.kv_cache_gib=0.25"]
     with started(tmp_path, *arguments, "trainer.accelerator=cpu", timeout_s=300) as (process, url):

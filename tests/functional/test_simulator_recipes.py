@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from tests.functional.test_grpo_recipe import ROOT
 
+pytestmark = pytest.mark.long
+
 
 def run_recipe(recipe: str, *arguments: str) -> str:
     """Run a recipe and return what it printed."""
