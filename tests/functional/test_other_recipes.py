@@ -107,6 +107,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(whole, tiny_mode
             assert steps_of(resumed)[-1][name] == value, name
 
 
+@pytest.mark.long
 def test_a_collapse_returns_to_the_checkpoint_with_other_draws_and_ends_after_the_budget(tiny_model, tmp_path):
     guards = [
         "critic.num_ranks=0",
@@ -123,6 +124,7 @@ def test_a_collapse_returns_to_the_checkpoint_with_other_draws_and_ends_after_th
     assert row["key"]["run_seed"] == 1 + 2**31
 
 
+@pytest.mark.long
 def test_a_warm_start_that_breaks_ends_the_run_with_the_settings_that_help(tiny_model, tmp_path):
     output = run_recipe("reinforce_pp", tiny_model, tmp_path, "broken", "guards.max_grad_norm=1e-6", fails=True)
     assert "warm-start update 0 was not made: its gradient norm is" in output
