@@ -12,6 +12,7 @@ from pathlib import Path
 
 from zs_nemo.cluster.gpu_plan import misfits, propose_layout
 from zs_nemo.cluster.memory_plan import GIB, plan_memory
+from zs_nemo.cluster.native_precision import with_settled_precision
 from zs_nemo.cluster.setups import derive_layout
 from zs_nemo.config.recipe import RecipeConfig
 
@@ -267,7 +268,9 @@ def check_plan(cfg: RecipeConfig, local_gpus: tuple[int, float], available_bytes
     """Judge by the planner whether the run fits: on the GPUs that are configured, else on those or the memory here."""
     planned = cfg.cluster.gpus_per_node * cfg.trainer.num_nodes
     try:
-        layout = derive_layout(cfg, use_gpu=True if planned else None)
+        use_gpu = True if planned else None
+        cfg = with_settled_precision(cfg, use_gpu=use_gpu)
+        layout = derive_layout(cfg, use_gpu=use_gpu)
         if not layout.use_gpu:
             needed = plan_memory(cfg, layout).total
             text = f"{needed / GIB:.1f} GiB are needed and {available_bytes / GIB:.1f} GiB available"

@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from zs_nemo.cluster.accelerator import uses_gpu
+from zs_nemo.cluster.native_precision import native_precision
 from zs_nemo.config.algorithm import KlPlace
-from zs_nemo.config.experiment import Accelerator
 from zs_nemo.config.policy import PolicyConfig, Precision
 from zs_nemo.config.recipe import PpoRecipeConfig, RecipeConfig
 from zs_nemo.config.search import SimulatedSearchConfig
@@ -45,7 +46,7 @@ def derive_layout(cfg: RecipeConfig, *, use_gpu: bool | None = None) -> Layout:
     Raises ``ValueError`` for a missing model or GPU.
     """
     if use_gpu is None:
-        use_gpu = _use_gpu(cfg)
+        use_gpu = uses_gpu(cfg)
     policy_folder = resolve_model(cfg.policy.model, setting="policy.model")
     return Layout(
         num_ranks=cfg.trainer.num_nodes * cfg.trainer.devices if cfg.has_ranks else 0,
@@ -61,26 +62,13 @@ def derive_layout(cfg: RecipeConfig, *, use_gpu: bool | None = None) -> Layout:
 
 def derive_simulator(cfg: RecipeConfig) -> tuple[tuple[EngineSetup, ...], bool]:
     """Return the simulator's engines and whether they run on GPUs. Raises ``ValueError`` as ``derive_layout`` does."""
-    use_gpu = _use_gpu(cfg)
+    use_gpu = uses_gpu(cfg)
     return _simulator_engines(cfg, use_gpu), use_gpu
-
-
-def _use_gpu(cfg: RecipeConfig) -> bool:
-    if cfg.trainer.accelerator is Accelerator.cpu:
-        return False
-    import torch
-
-    # The driver of a cluster may sit on a machine without a GPU; then only accelerator=gpu can ask for them.
-    if cfg.trainer.accelerator is Accelerator.gpu and not cfg.cluster.ray_address and not torch.cuda.is_available():
-        raise ValueError(
-            "trainer.accelerator=gpu, but PyTorch sees no GPU here; set trainer.accelerator=cpu, "
-            "or install the CUDA requirements (requirements/) on a machine with an NVIDIA driver"
-        )
-    return cfg.trainer.accelerator is Accelerator.gpu or torch.cuda.is_available()
 
 
 def _policy_engines(cfg: RecipeConfig, folder: Path, use_gpu: bool) -> tuple[EngineSetup, ...]:
     settings = cfg.generation
+    assert cfg.policy.precision is not Precision.auto, "with_settled_precision comes first"
     dtype = _DTYPE_OF[cfg.policy.precision] if settings.dtype == "auto" else settings.dtype
     return tuple(
         EngineSetup(
@@ -105,11 +93,12 @@ def _simulator_engines(cfg: RecipeConfig, use_gpu: bool) -> tuple[EngineSetup, .
     if not isinstance(settings, SimulatedSearchConfig) or not settings.needs_engines:
         return ()
     folder = resolve_model(settings.model, setting="search.model")
+    dtype = _DTYPE_OF[native_precision(use_gpu)] if settings.dtype == "auto" else settings.dtype
     return tuple(
         EngineSetup(
             name=f"simulator-engine-{index}",
             model_path=str(folder),
-            dtype=settings.dtype,
+            dtype=dtype,
             tensor_model_parallel_size=settings.tensor_model_parallel_size,
             kv_cache_gib=settings.kv_cache_gib,
             gpu_memory_utilization=settings.gpu_memory_utilization,

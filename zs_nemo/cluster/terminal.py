@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from zs_nemo.cluster.native_precision import with_settled_precision
 from zs_nemo.cluster.stop_request import PROCESS_STOP, StoppedBySignal
 from zs_nemo.config.registry import Config, to_dataclass
 from zs_nemo.observability.files import write_text
@@ -32,7 +33,7 @@ def run_in_terminal(composed: DictConfig, kind: type[Config], train: Train[Confi
     """
     PROCESS_STOP.listen()
     try:
-        cfg = to_dataclass(composed, kind)
+        cfg = with_settled_precision(to_dataclass(composed, kind))
         with RunDir(Path(cfg.exp_manager.exp_dir) / cfg.exp_manager.name, cfg) as run_dir:
             return _train(cfg, run_dir, train)
     except ValueError as error:

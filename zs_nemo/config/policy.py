@@ -7,8 +7,16 @@ from enum import Enum
 class Precision(Enum):
     """Numeric format of the forward and backward pass; master weights and optimizer state are float32 in both."""
 
+    auto = "auto"
+    """bf16 on GPUs and on CPUs that compute with it (AVX-512 BF16, AMX, Arm's BF16), float32 on all others."""
     bf16 = "bf16"
     fp32 = "fp32"
+
+
+def check_dtype(setting: str, dtype: str) -> None:
+    """Raise ``ValueError`` unless an engine can be told to compute in ``dtype``."""
+    if dtype not in ("auto", "bfloat16", "float32"):
+        raise ValueError(f"{setting}={dtype!r} must be auto, bfloat16 or float32")
 
 
 class ScheduleName(Enum):

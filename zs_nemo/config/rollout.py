@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
+from zs_nemo.config.policy import check_dtype
+
 
 class RefitTransport(Enum):
     """The way of the policy's weights into its engines after an update."""
@@ -48,8 +50,7 @@ class GenerationConfig:
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"generation.top_p={self.top_p} must lie in (0, 1]")
-        if self.dtype not in ("auto", "bfloat16", "float32"):
-            raise ValueError(f"generation.dtype={self.dtype!r} must be auto, bfloat16 or float32")
+        check_dtype("generation.dtype", self.dtype)
 
 
 @dataclass(kw_only=True)

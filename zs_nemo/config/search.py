@@ -11,6 +11,7 @@ from zs_nemo.config.endpoints import (
     check_endpoints,
     check_variable_name,
 )
+from zs_nemo.config.policy import check_dtype
 
 
 class NoiseUnit(Enum):
@@ -55,7 +56,8 @@ class SimulatedSearchConfig(SearchConfig):
     """A Hugging Face folder, or ``package:NAME``."""
     num_engines: int = 1
     tensor_model_parallel_size: int = 1
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
+    """``auto`` is bfloat16 on GPUs and on CPUs that compute with it, float32 on all others; or bfloat16, float32."""
     kv_cache_gib: float = 0.4
     """Memory for keys and values per engine on CPU, in GiB."""
     max_num_seqs: int = 64
@@ -109,6 +111,7 @@ class SimulatedSearchConfig(SearchConfig):
         for name in ("max_document_tokens", "max_answers", "cache_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"search.{name}={getattr(self, name)} must be 0 or positive")
+        check_dtype("search.dtype", self.dtype)
         check_endpoints(self.endpoints)
         if self.api_key_variable:
             check_variable_name("search.api_key_variable", self.api_key_variable)
