@@ -1,12 +1,14 @@
 """Which numeric format this machine computes fast, for settings that leave the choice to it."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
 from zs_nemo.cluster.accelerator import uses_gpu
 from zs_nemo.config.policy import Precision
 from zs_nemo.config.registry import Config
 
+_LOGGER = logging.getLogger(__name__)
 _NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 """Names under which Linux lists bf16 arithmetic of x86-64 and Arm cores."""
 
@@ -39,4 +41,9 @@ def with_settled_precision(cfg: Config, *, use_gpu: bool | None = None) -> Confi
     if cfg.policy.precision is not Precision.auto:
         return cfg
     precision = native_precision(uses_gpu(cfg) if use_gpu is None else use_gpu)
+    if precision is Precision.fp32:
+        _LOGGER.warning(
+            "policy.precision=auto: this CPU has no bf16 arithmetic, so the run is in float32, some four times as long as "
+            "on one that has; where there are more cores than two, cluster.threads_per_process lets it use them"
+        )
     return dataclasses.replace(cfg, policy=dataclasses.replace(cfg.policy, precision=precision))
