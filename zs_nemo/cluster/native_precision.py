@@ -43,7 +43,7 @@ def with_settled_precision(cfg: Config, *, use_gpu: bool | None = None) -> Confi
     precision = native_precision(uses_gpu(cfg) if use_gpu is None else use_gpu)
     if precision is Precision.fp32:
         _LOGGER.warning(
-            "policy.precision=auto: this CPU has no bf16 arithmetic, so the run is in float32 and takes some four times "
-            "as long as on one that has; where there are more than two cores, cluster.threads_per_process lets it use them"
+            "policy.precision=auto: this CPU has no bf16 arithmetic, so the run is in float32, some four times slower "
+            "than on one that has; with more than two cores, cluster.threads_per_process lets the run use them"
         )
     return dataclasses.replace(cfg, policy=dataclasses.replace(cfg.policy, precision=precision))
