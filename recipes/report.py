@@ -16,6 +16,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="print a Markdown table over the runs; write nothing")
     options = parser.parse_args(arguments)
 
+    from zs_nemo.evaluation.evaluation_report import RECIPE as EVALUATE
+    from zs_nemo.evaluation.evaluation_report import write_evaluation_report
+    from zs_nemo.observability.files import read_json
     from zs_nemo.observability.report import write_report
     from zs_nemo.observability.results_table import results_table
 
@@ -24,7 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(results_table(options.run_dirs), end="")
         else:
             for run_dir in options.run_dirs:
-                write_report(run_dir)
+                is_evaluation = read_json(run_dir / "state.json", {}).get("recipe") == EVALUATE
+                (write_evaluation_report if is_evaluation else write_report)(run_dir)
                 print(run_dir / "report.html")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

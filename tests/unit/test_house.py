@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from zs_nemo.config.evaluate import EvaluateRecipeConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, ReinforcePpRecipeConfig
 from zs_nemo.config.registry import register, to_dataclass
 
@@ -23,7 +24,12 @@ CONFIGS = ROOT / "configs"
 GROUPS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in CONFIGS.iterdir() if folder.is_dir()
 }
-RECIPES = {"grpo": GrpoRecipeConfig, "reinforce_pp": ReinforcePpRecipeConfig, "ppo": PpoRecipeConfig}
+RECIPES = {
+    "grpo": GrpoRecipeConfig,
+    "reinforce_pp": ReinforcePpRecipeConfig,
+    "ppo": PpoRecipeConfig,
+    "evaluate": EvaluateRecipeConfig,
+}
 SKIPPED_FOLDERS = {".git", ".venv", "runs", "outputs", "__pycache__", "build", "dist"}
 TEXT_SUFFIXES = {".py", ".sh", ".md", ".yaml", ".toml", ".txt", ".j2", ".json", ".jsonl", ".sbatch", ""}
 
@@ -98,10 +104,15 @@ def test_the_groups_of_the_configuration_are_found() -> None:
 def test_every_shipped_configuration_composes_and_passes_its_checks(choice: str) -> None:
     GlobalHydra.instance().clear()
     register()
-    recipe = next((name for name in ("reinforce_pp", "ppo") if f"zerosearch_{name}" in choice), "grpo")
+    closed_book = ["evaluate.methods=[direct]"] if choice == "search=none" else []
+    recipe = (
+        "evaluate"
+        if closed_book
+        else next((name for name in ("reinforce_pp", "ppo") if f"zerosearch_{name}" in choice), "grpo")
+    )
     with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
         # The quickstart's two ranks are too few for the larger policies.
-        cfg = to_dataclass(compose(recipe, overrides=[choice, "trainer.devices=4"]), RECIPES[recipe])
+        cfg = to_dataclass(compose(recipe, overrides=[choice, "trainer.devices=4", *closed_book]), RECIPES[recipe])
     assert cfg.search.num_documents >= 1
 
 

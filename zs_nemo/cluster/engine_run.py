@@ -122,5 +122,9 @@ class EngineRun:
             self.timer,
             search=self._ledger.state(),
             peak_memory_gib=self._memory.peak_gib,
-            roles=self.system.accounts(wall_s=self.timer.wall_s, stage_s=self.timer.totals),
+            roles=self._accounts(),
         )
+
+    def _accounts(self) -> dict[str, dict[str, float]]:
+        """Return what each role has held and done."""
+        return self.system.accounts(wall_s=self.timer.wall_s, stage_s=self.timer.totals)

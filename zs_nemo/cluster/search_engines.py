@@ -7,6 +7,7 @@ from pathlib import Path
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
 from zs_nemo.config.search import Bm25SearchConfig, NoiseUnit, SearchConfig, SimulatedSearchConfig
+from zs_nemo.evaluation.evaluator import CLOSED_BOOK
 from zs_nemo.qa.facts import FactsWorld
 from zs_nemo.rollout.callbacks import EngineSearch, RolloutCallback, SimulatedSearch, load_callback
 from zs_nemo.rollout.episode import SearchSetting
@@ -15,6 +16,7 @@ from zs_nemo.search.bm25 import Bm25Search
 from zs_nemo.search.build import Simulator, build_simulator
 from zs_nemo.search.demonstrations import build_demonstrations
 from zs_nemo.search.retriever import RetrieverSearch
+from zs_nemo.search.simulator import TextSimulator
 from zs_nemo.search.web import WebSearch
 from zs_nemo.types.generation import GenerationEngine, Tokenizer
 from zs_nemo.types.search import SearchEngine
@@ -116,6 +118,17 @@ class SearchEngines:
         search = self._cfg.search
         by_document = isinstance(search, SimulatedSearchConfig) and search.noise_unit is NoiseUnit.document
         return SimulatedSearch(engine, coin=self._cfg.curriculum.coin, coin_per_document=by_document)
+
+
+def engine_name(settings: SearchConfig) -> str:
+    """Return the name of the engine that these settings describe, as results and counts have it."""
+    names: dict[type[SearchConfig], str] = {
+        SimulatedSearchConfig: TextSimulator.name,
+        RetrieverSearchConfig: RetrieverSearch.name,
+        WebSearchConfig: WebSearch.name,
+        Bm25SearchConfig: Bm25Search.name,
+    }
+    return names.get(type(settings), CLOSED_BOOK)
 
 
 def build_remote_engine(settings: SearchConfig | None, *, num_searches_before: int = 0) -> RemoteEngine | None:

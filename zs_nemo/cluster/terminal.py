@@ -26,14 +26,14 @@ EXIT_INTERRUPTED = 130
 Train = Callable[[Config, RunDir, Progress], Path]
 
 
-def run_in_terminal(composed: DictConfig, kind: type[Config], train: Train[Config]) -> int:
-    """Run ``train`` with a configuration of its kind; return the exit code.
+def run_in_terminal(composed: DictConfig | Callable[[], DictConfig], kind: type[Config], train: Train[Config]) -> int:
+    """Run ``train`` with a configuration of its kind, or what makes one; return the exit code.
 
     0 is done, 1 failed on the way, 2 refused input, 75 stopped by SIGTERM or SIGUSR1, 130 interrupted by Ctrl-C.
     """
     PROCESS_STOP.listen()
     try:
-        cfg = with_settled_precision(to_dataclass(composed, kind))
+        cfg = with_settled_precision(to_dataclass(composed() if callable(composed) else composed, kind))
         with RunDir(Path(cfg.exp_manager.exp_dir) / cfg.exp_manager.name, cfg) as run_dir:
             return _train(cfg, run_dir, train)
     except ValueError as error:

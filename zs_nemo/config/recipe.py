@@ -18,7 +18,7 @@ from zs_nemo.config.guards import GuardConfig
 from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.reward import RewardConfig
 from zs_nemo.config.rollout import CurriculumConfig, CurriculumName, GenerationConfig, RolloutConfig
-from zs_nemo.config.search import SearchConfig, SimulatedSearchConfig
+from zs_nemo.config.search import NoSearchConfig, SearchConfig, SimulatedSearchConfig
 
 
 @dataclass(kw_only=True)
@@ -29,6 +29,8 @@ class RecipeConfig:
     """Whether the recipe trains a model on megatron-core ranks."""
     has_engines: ClassVar[bool] = True
     """Whether the recipe samples from models."""
+    can_do_without_search: ClassVar[bool] = False
+    """Whether ``search=none`` makes sense."""
 
     seed: int = 1
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -56,6 +58,11 @@ class RecipeConfig:
                 "policy.tensor_model_parallel_size * policy.pipeline_model_parallel_size * "
                 f"policy.context_parallel_size = {model_ranks}; "
                 "change trainer.devices or the parallel sizes"
+            )
+        if isinstance(self.search, NoSearchConfig) and not self.can_do_without_search:
+            raise ValueError(
+                "search=none answers no search, and this recipe needs an engine; choose search=simulated, bm25, "
+                "retriever or web"
             )
         if self.curriculum.name is CurriculumName.adaptive:
             _check_target_can_be_passed(self.curriculum.adaptive.target_reward, self.reward)

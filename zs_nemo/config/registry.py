@@ -6,10 +6,11 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from zs_nemo.config.collect import CollectRecipeConfig
+from zs_nemo.config.evaluate import EvaluateRecipeConfig
 from zs_nemo.config.evaluate_simulator import EvaluateSimulatorConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, RecipeConfig, ReinforcePpRecipeConfig
 from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
-from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
+from zs_nemo.config.search import Bm25SearchConfig, NoSearchConfig, SimulatedSearchConfig
 from zs_nemo.config.server import ServeSearchConfig
 from zs_nemo.config.sft_simulator import SftSimulatorRecipeConfig
 
@@ -26,10 +27,12 @@ def register() -> None:
     store.store(group="search", name="bm25_schema", node=Bm25SearchConfig)
     store.store(group="search", name="retriever_schema", node=RetrieverSearchConfig)
     store.store(group="search", name="web_schema", node=WebSearchConfig)
+    store.store(group="search", name="none_schema", node=NoSearchConfig)
     store.store(name="serve_search_schema", node=ServeSearchConfig)
     store.store(name="collect_interactions_schema", node=CollectRecipeConfig)
     store.store(name="sft_simulator_schema", node=SftSimulatorRecipeConfig)
     store.store(name="evaluate_simulator_schema", node=EvaluateSimulatorConfig)
+    store.store(name="evaluate_schema", node=EvaluateRecipeConfig)
 
 
 def to_dataclass(cfg: DictConfig, kind: type[Config]) -> Config:

@@ -49,6 +49,11 @@ class SearchConfig:
 
 
 @dataclass(kw_only=True)
+class NoSearchConfig(SearchConfig):
+    """``search=none``: closed book. For recipes that ask a policy alone."""
+
+
+@dataclass(kw_only=True)
 class SimulatedSearchConfig(SearchConfig):
     """``search=simulated``: a frozen language model writes the documents, useful or noisy by the curriculum's coin."""
 

@@ -18,10 +18,12 @@ from zs_nemo.evaluation.scores import (
     set_seed,
 )
 from zs_nemo.observability.files import read_json_lines
+from zs_nemo.types.trajectory import Status
 
 MACRO = "macro average"
 SIGNIFICANCE = 0.05
 LABELS = {"em": "EM", "published_em": "EM as published (containment)", "f1": "F1"}
+FAILED = Status.search_failed.name
 _SHOWN_QUESTIONS = 3
 
 
@@ -108,6 +110,18 @@ def check_same_questions(first: Sequence[EvaluationRow], second: Sequence[Evalua
             f"the evaluations have different gold answers for {_listed(other)}; take the questions of both from the "
             "same place"
         )
+
+
+def scored_in_both(
+    first: Sequence[EvaluationRow], second: Sequence[EvaluationRow]
+) -> tuple[list[EvaluationRow], list[EvaluationRow], list[str]]:
+    """Return both without the questions whose search failed in either, and those questions.
+
+    What an engine did not answer says nothing about the policy; as a 0 it would count against it.
+    """
+    failed = {row.question_id: None for rows in (first, second) for row in rows if row.status == FAILED}
+    kept = [[row for row in rows if row.question_id not in failed] for rows in (first, second)]
+    return kept[0], kept[1], list(failed)
 
 
 def read_evaluation(path: Path) -> list[EvaluationRow]:

@@ -63,7 +63,7 @@ class Evaluator:
             questions,
             search,
             Decoding(temperature=name.temperature),
-            evaluation_index=_stable_index(name),
+            evaluation_index=stable_index(name),
             on_done=lambda _: self._progress.tick(),
         )
         rows = [EvaluationRow.of(trajectory) for trajectory in trajectories]
@@ -89,6 +89,6 @@ class Evaluator:
         return None if rows is None else [EvaluationRow.from_json(row) for row in rows]
 
 
-def _stable_index(name: EvaluationName) -> int:
+def stable_index(name: EvaluationName) -> int:
     """Key the sampling by engine and temperature, not by when: before and after share their dice."""
     return zlib.crc32(f"{name.engine}/{name.decoding}".encode())

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from zs_nemo.types.question import Question
 FORMAT = 1
 """Raise it when a field changes its meaning: manifests of different formats are not compared."""
 _ABSENT = "(absent)"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +56,26 @@ class EvaluationManifest:
     """Of all texts around the policy's own."""
     versions: dict[str, str]
     """Package -> version."""
+    method: str = ""
+    """How the questions were answered; empty for an evaluation in a training run, which is the agent's."""
+    sample: str = ""
+    """How the questions were drawn, where they are not all of their sets."""
+    policy_sha256: str = ""
+    """Of the policy's folder (``model_sha256``); empty for an endpoint, which shows no weights."""
+    api: str = ""
+    """``completions`` or ``chat``: how the policy got its prompts; empty for the former in a training run."""
+    engine_model_sha256: str = ""
+    """Of the folder of ``engine_model``; empty where it is no folder on this machine."""
+    engine_settings: dict[str, Any] = field(default_factory=dict)
+    """What the engine's answers depend on besides, by the names of ``search``."""
 
     def write(self, path: Path) -> None:
         """Write the manifest as JSON, whole or not at all."""
-        write_json(path, {"format": FORMAT, **asdict(self)})
+        write_json(path, self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest as a JSON object."""
+        return {"format": FORMAT, **asdict(self)}
 
     @classmethod
     def read(cls, path: Path) -> "EvaluationManifest":
@@ -67,12 +84,20 @@ class EvaluationManifest:
             values = read_json(path, None)
         except ValueError as error:
             raise ValueError(f"{path} is no JSON document ({error}); write the manifest anew") from error
-        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-            raise ValueError(f"{path} is no evaluation manifest of format {FORMAT}; evaluate again to have one")
-        known = {field.name for field in fields(cls)}
-        if values.keys() != known:
+        return cls.from_json(values, str(path))
+
+    @classmethod
+    def from_json(cls, values: Any, where: str) -> "EvaluationManifest":
+        """Read what ``to_json`` returned; raise ``ValueError``, naming ``where`` it stands, for anything else."""
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise ValueError(f"{where} is no evaluation manifest of format {FORMAT}; evaluate again to have one")
+        values = {name: value for name, value in values.items() if name != "format"}
+        known = {each.name for each in fields(cls)}
+        # Fields that came later have defaults: manifests from before lack them.
+        needed = {each.name for each in fields(cls) if each.default is MISSING and each.default_factory is MISSING}
+        if not needed <= values.keys() <= known:
             raise ValueError(
-                f"{path} lacks the fields {sorted(known - values.keys())} and has besides "
+                f"{where} lacks the fields {sorted(needed - values.keys())} and has besides "
                 f"{sorted(values.keys() - known)}; evaluate again to have a whole manifest"
             )
         sets = {name: SetContent(**content) for name, content in values["sets"].items()}
@@ -81,18 +106,26 @@ class EvaluationManifest:
     def differences(self, other: "EvaluationManifest", *, ignore: Sequence[str] = ()) -> list[str]:
         """Name what differs, as ``field: this one's value -> the other's``, without fields that begin with ``ignore``.
 
+        A colon at the end of one stands for the end of the field's name.
         Two policies compared under the same conditions differ in ``policy`` alone.
         """
         mine, theirs = _flat(asdict(self)), _flat(asdict(other))
         return [
             f"{name}: {mine.get(name, _ABSENT)} -> {theirs.get(name, _ABSENT)}"
             for name in sorted(mine.keys() | theirs.keys())
-            if mine.get(name, _ABSENT) != theirs.get(name, _ABSENT) and not name.startswith(tuple(ignore))
+            if mine.get(name, _ABSENT) != theirs.get(name, _ABSENT) and not f"{name}:".startswith(tuple(ignore))
         ]
 
     def check_repeats(self, frozen: "EvaluationManifest") -> None:
-        """Raise ``ValueError``, naming what differs, unless this evaluation repeats ``frozen``; versions may differ."""
-        if changed := frozen.differences(self, ignore=("versions",)):
+        """Raise ``ValueError``, naming what differs, unless this evaluation repeats ``frozen``; versions may differ.
+
+        Where a model lies makes no difference once its content is known to be the same.
+        """
+        ignore = ["versions"]
+        for name in ("policy", "engine_model"):
+            if getattr(frozen, f"{name}_sha256") and getattr(self, f"{name}_sha256"):
+                ignore.append(f"{name}:")
+        if changed := frozen.differences(self, ignore=ignore):
             raise ValueError(
                 f"this evaluation would not repeat the one of the manifest: {'; '.join(changed)}; set these back, or "
                 "evaluate under a name of its own"
@@ -153,7 +186,7 @@ def set_contents(questions: Iterable[Question]) -> dict[str, SetContent]:
     digests: dict[str, Any] = {}
     counts: dict[str, int] = {}
     for question in questions:
-        name = _set_and_split(question)
+        name = set_and_split(question)
         row = [question.id, question.text, question.answers, question.answers_are_patterns]
         digests.setdefault(name, hashlib.sha256()).update(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         counts[name] = counts.get(name, 0) + 1
@@ -169,18 +202,42 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def prompt_sha256() -> str:
-    """Return the SHA-256 of the prompt template, with and without searches, and of the frame around documents."""
+def model_sha256(folder: Path) -> str:
+    """Return the SHA-256 of what decides what a model writes: weights, configuration, tokenizer.
+
+    Not of what says only which library wrote the folder.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.name == "config.json":
+            values = read_json(path, {})
+            values.pop("transformers_version", None)
+            content = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+        elif path.suffix in (".safetensors", ".jinja") or path.name in _TOKENIZER_FILES:
+            content = file_sha256(path)
+        else:
+            continue
+        digest.update(f"{path.name}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def prompt_sha256(*more: str) -> str:
+    """Return the SHA-256 of the prompt template, with and without searches, and of the frame around documents.
+
+    ``more`` are the texts of a method that has its own.
+    """
     texts = (
         prompts.policy_prompt("{question}"),
         prompts.closed_book_prompt("{question}"),
         prompts.information_block(["{first}", "{second}"]),
         prompts.NOTHING_FOUND,
+        *more,
     )
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
-def _set_and_split(question: Question) -> str:
+def set_and_split(question: Question) -> str:
+    """Return the name of the set that a question is of, with its split where it has one: ``nq/test``."""
     head, _, rest = question.id.partition("/")
     # The facts world has the kind of the fact in second place, and its splits are made here.
     return f"{head}/{question.split}" if head == "facts" else f"{head}/{rest.partition('/')[0]}"

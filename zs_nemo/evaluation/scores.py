@@ -84,7 +84,7 @@ class EvaluationName:
     """Which evaluation this is."""
 
     when: str
-    """``before`` (after the warm start) or ``after`` reinforcement learning."""
+    """``before`` (after the warm start) or ``after`` reinforcement learning; of an evaluation by itself the method."""
     engine: str
     """``bm25``, ``simulator`` or ``closed_book``."""
     temperature: float

@@ -75,6 +75,11 @@ _FREE_ON_RESUME = (
     "search.cache_size",
     "search.recording.path",
     "rollout.max_concurrency",
+    "endpoint.addresses",
+    "endpoint.api_key_variable",
+    "endpoint.pool.",
+    "evaluate.max_failed_share",
+    "manifest",
 )
 
 
@@ -114,6 +119,12 @@ def changed_settings(before_yaml: str, after_yaml: str) -> list[str]:
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not key.startswith(_FREE_ON_RESUME)
     ]
+
+
+def settings_that_count(group: str, settings: Any) -> dict[str, Any]:
+    """Return those settings of a dataclass, by their keys within ``group``, that may not change when a run goes on."""
+    values = flat(OmegaConf.to_container(OmegaConf.structured(settings), resolve=True, enum_to_str=True))
+    return {key: value for key, value in values.items() if not f"{group}.{key}".startswith(_FREE_ON_RESUME)}
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -61,6 +61,14 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def drop_torn_line(path: Path) -> None:
+    """Remove what a crash in the middle of an append has left at the end: the next one must not continue it."""
+    if path.exists():
+        text = path.read_bytes()
+        if text and not text.endswith(b"\n"):
+            write_json_lines(path, read_json_lines(path))
+
+
 def read_json(path: Path, default: Any) -> Any:
     """Read one JSON document, or return ``default`` for an absent file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default

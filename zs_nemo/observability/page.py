@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from zs_nemo.observability.charts import (
@@ -29,7 +28,7 @@ from zs_nemo.types.trajectory import Status
 TRAJECTORIES_SHOWN = 3
 """From the first step that has some, and as many from the last."""
 
-_ENGINE_NAMES = {
+ENGINE_NAMES = {
     "bm25": "BM25",
     "closed_book": "No search",
     "simulator": "Simulator",
@@ -44,19 +43,8 @@ Report = Mapping[str, Any]
 
 def render_page(files: RunFiles, report: Report) -> str:
     """Return the page of a run."""
-    # Autoescape is what keeps text of models and corpora from becoming markup.
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "duration": duration,
-        "hours": lambda hours, unit: f"{hours:,.2f} {unit}",
-        "score": _score,
-        "tags": _mark_tags,
-        "usd": _usd,
-        "words": _words,
-    }
     settings = _settings(report)
-    template = package_files("zs_nemo.observability").joinpath("report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return page_template("zs_nemo.observability", "report.html.j2").render(
         report=report,
         recipe_name=recipe_name(report["recipe"]),
         headline=_headline(report),
@@ -68,12 +56,30 @@ def render_page(files: RunFiles, report: Report) -> str:
         kinds=_breakdowns(report, "by_kind"),
         hops=_breakdowns(report, "by_hops"),
         stages=_stages(report),
-        engine_names=_ENGINE_NAMES,
+        engine_names=ENGINE_NAMES,
         trajectories=_trajectories(files.path),
         config_yaml=files.config_yaml,
         placement=files.placement,
         has_timeline=files.has_timeline,
     )
+
+
+def page_template(package: str, name: str) -> Template:
+    """Return a page's template out of a package; it may include the style that all pages share."""
+    loader = ChoiceLoader([PackageLoader(each, "") for each in dict.fromkeys((package, "zs_nemo.observability"))])
+    # Autoescape is what keeps text of models and corpora from becoming markup.
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "duration": duration,
+        "hours": lambda hours, unit: f"{hours:,.2f} {unit}",
+        "score": _score,
+        "tags": _mark_tags,
+        "usd": _usd,
+        "words": _words,
+    }
+    return environment.get_template(name)
 
 
 def _headline(report: Report) -> list[dict[str, Any]]:
@@ -85,7 +91,7 @@ def _headline(report: Report) -> list[dict[str, Any]]:
             find_evaluation(report, when, engine, decoding) if engine else None for when in ("before", "after")
         )
         if before or after:
-            engine_name = _ENGINE_NAMES.get(engine or "", engine)
+            engine_name = ENGINE_NAMES.get(engine or "", engine)
             figures.append({"label": f"F1 on {engine_name}, {label}", "before": before, "after": after})
     return figures
 
@@ -184,7 +190,7 @@ def _settings(report: Report) -> list[Setting]:
     keys = {(entry["engine"], entry["decoding"]) for entry in report["evaluation"].values()}
     return [
         (
-            f"{_ENGINE_NAMES.get(engine, engine)}, {_decoding(decoding)}",
+            f"{ENGINE_NAMES.get(engine, engine)}, {_decoding(decoding)}",
             find_evaluation(report, "before", engine, decoding),
             find_evaluation(report, "after", engine, decoding),
         )

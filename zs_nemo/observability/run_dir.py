@@ -31,6 +31,7 @@ from typing import IO, Any
 from zs_nemo.observability.config_file import changed_settings, to_yaml
 from zs_nemo.observability.files import (
     append_json_line,
+    drop_torn_line,
     read_json,
     read_json_lines,
     write_json,
@@ -74,7 +75,7 @@ class RunDir:
         try:
             _write_config(self.path, cfg)
             self._state = read_json(self.path / "state.json", {"finished": False, "sessions": []})
-            _drop_torn_line(self.path / "metrics.jsonl")
+            drop_torn_line(self.path / "metrics.jsonl")
         except BaseException:
             self._lock.close()
             raise
@@ -262,14 +263,6 @@ def _write_config(path: Path, cfg: Any) -> None:
                 "must keep them. Set them back, or give this run a name of its own with exp_manager.name=..."
             )
     write_text(file, text)
-
-
-def _drop_torn_line(path: Path) -> None:
-    # A crash in the middle of an append leaves half a line; the next append must not continue it.
-    if path.exists():
-        text = path.read_bytes()
-        if text and not text.endswith(b"\n"):
-            write_json_lines(path, read_json_lines(path))
 
 
 def _new_session() -> dict[str, Any]:

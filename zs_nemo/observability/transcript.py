@@ -10,13 +10,6 @@ from zs_nemo.types.trajectory import Trajectory, TrajectoryGroup, Turn
 
 def transcript(trajectory: Trajectory, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return a trajectory as one JSON object; its segments are decoded run by run of one role."""
-    segments = []
-    position = 0
-    for role, run in groupby(trajectory.roles):
-        length = len(list(run))
-        ids = trajectory.token_ids[position : position + length]
-        segments.append({"role": role.name, "tokens": length, "text": tokenizer.decode(ids)})
-        position += length
     key = trajectory.key
     return {
         "key": {"run_seed": key.run_seed, "step": key.step, "prompt": key.prompt, "member": key.member},
@@ -28,9 +21,21 @@ def transcript(trajectory: Trajectory, tokenizer: Tokenizer) -> dict[str, Any]:
         "reward": trajectory.reward,
         "status": trajectory.status.name,
         "search_failures": trajectory.search_failures,
-        "segments": segments,
+        "segments": segments(trajectory, tokenizer),
         "turns": [_turn(turn) for turn in trajectory.turns],
     }
+
+
+def segments(trajectory: Trajectory, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Return the text of a trajectory, run by run of one role."""
+    found = []
+    position = 0
+    for role, run in groupby(trajectory.roles):
+        length = len(list(run))
+        ids = trajectory.token_ids[position : position + length]
+        found.append({"role": role.name, "tokens": length, "text": tokenizer.decode(ids)})
+        position += length
+    return found
 
 
 def sample_trajectories(groups: Sequence[TrajectoryGroup], count: int) -> list[Trajectory]:

@@ -49,3 +49,30 @@ def information_block(documents: list[str]) -> str:
     """Return the whole block as text, for scripted episodes; an episode that runs builds the same from token ids."""
     lines = "".join(document_line(number, text) for number, text in enumerate(documents, start=1))
     return INFORMATION_HEADER + lines + INFORMATION_FOOTER
+
+
+# Baselines. Every prompt ends in a tag that is already open, which an untrained model only has to close; its example
+# shows how. A chat server's model opens the tag itself.
+_EXAMPLE_QUESTION = "Question: How many legs does a spider have?\n"
+_EXAMPLE_ANSWER = f"{ANSWER_OPEN}eight{ANSWER_CLOSE}\n"
+
+DIRECT_PROMPT = (
+    f"Answer the question with a short answer inside {ANSWER_OPEN}{ANSWER_CLOSE}.\n"
+    f"{_EXAMPLE_QUESTION}{_EXAMPLE_ANSWER}"
+    "Question: {question}\n"
+)
+CHAIN_OF_THOUGHT_PROMPT = (
+    f"Answer the question. Reason step by step inside {THINK_OPEN}{THINK_CLOSE}, then give a short answer inside "
+    f"{ANSWER_OPEN}{ANSWER_CLOSE}.\n"
+    f"{_EXAMPLE_QUESTION}{THINK_OPEN}A spider is an arachnid, and arachnids have eight legs.{THINK_CLOSE}\n"
+    f"{_EXAMPLE_ANSWER}"
+    "Question: {question}\n"
+)
+RETRIEVED_PROMPT = (
+    f"Answer the question with the help of the search results inside {INFORMATION_OPEN}{INFORMATION_CLOSE}. Give a "
+    f"short answer inside {ANSWER_OPEN}{ANSWER_CLOSE}.\n"
+    f"{_EXAMPLE_QUESTION}"
+    f"{INFORMATION_OPEN}\nDoc 1: Spiders are arachnids with eight legs.\n{INFORMATION_CLOSE}\n{_EXAMPLE_ANSWER}"
+    "Question: {question}"
+)
+"""The block of search results follows at once; it begins with a line break."""

@@ -43,13 +43,8 @@ def load_questions(data: DataConfig, world: FactsWorld, say: Callable[[str], Non
 
     def load(texts: Sequence[str], role: str) -> list[list[Question]]:
         for text in texts:
-            reference = parse_reference(text)
-            if text in known:
-                continue
-            if reference.place is Place.facts:
-                known[text] = world.split(reference.split)
-            else:
-                known[text] = load_set(reference, budget, default_split=role, say=say)
+            if text not in known:
+                known[text] = _load(text, role, world, budget, say)
         return [known[text] for text in texts]
 
     train, validation, test = load(data.train, "train"), load(data.validation, "validation"), load(data.test, "test")
@@ -65,6 +60,27 @@ def load_questions(data: DataConfig, world: FactsWorld, say: Callable[[str], Non
     )
     _check_held_out(source)
     return source
+
+
+def load_test_questions(
+    data: DataConfig, world: FactsWorld, say: Callable[[str], None] = lambda _: None, *, limit: int = 0
+) -> list[Question]:
+    """Return the questions of ``data.test`` by turns, at most ``limit`` of each set unless that is 0.
+
+    A sample is drawn as ``data.test_counts`` draws one. Raises ``ValueError`` as ``load_questions`` does.
+    """
+    budget = SkipBudget(data.max_skipped_rows)
+    sets = [_load(text, "test", world, budget, say) for text in data.test]
+    _check_unique("data.test", sets)
+    counts = [min(limit, len(questions)) for questions in sets] if limit else data.test_counts
+    return interleave(_drawn(sets, data.test, counts, data))
+
+
+def _load(text: str, role: str, world: FactsWorld, budget: SkipBudget, say: Callable[[str], None]) -> list[Question]:
+    reference = parse_reference(text)
+    if reference.place is Place.facts:
+        return world.split(reference.split)
+    return load_set(reference, budget, default_split=role, say=say)
 
 
 def _drawn(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zs_nemo.observability.phase import Phase
-from zs_nemo.qa.prompts import CLOSED_BOOK_SUFFIX, closed_book_prompt, policy_prompt
+from zs_nemo.qa.prompts import CLOSED_BOOK_SUFFIX, POLICY_PROMPT, closed_book_prompt, policy_prompt
 from zs_nemo.qa.tags import ANSWER_OPEN
 from zs_nemo.rollout.documents import smallest_information_block
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodePlan, EpisodeRunner, SearchSetting
@@ -172,24 +172,37 @@ def questions_of_step(
     return [questions[int(order(epoch)[offset])] for epoch, offset in places]
 
 
-def check_prompts_fit(questions: Sequence[Question], tokenizer: Tokenizer, limits: EpisodeLimits) -> None:
-    """Refuse limits under which a question would be cut or no document could be shown; nothing is ever cut silently."""
+def check_prompts_fit(
+    questions: Sequence[Question],
+    tokenizer: Tokenizer,
+    limits: EpisodeLimits,
+    *,
+    prompt: str = POLICY_PROMPT,
+    document_tokens: int = 0,
+) -> None:
+    """Refuse limits under which a question would be cut or no document could be shown; nothing is ever cut silently.
+
+    ``prompt`` is the text around ``{question}``; ``document_tokens`` are shown with it, before the first turn.
+    """
     smallest = smallest_information_block(tokenizer)
     if limits.max_document_tokens <= smallest:
         raise ValueError(
             f"rollout.max_document_tokens={limits.max_document_tokens} must be more than {smallest}, the tokens of an "
             "empty <information> block"
         )
+    room = limits.max_sequence_tokens - limits.max_turn_tokens - document_tokens
     for question in questions:
-        prompt = policy_prompt(question.text)
+        text = prompt.format(question=question.text)
         # A token is at least a byte, so that the many short questions of a large set need not be encoded.
-        if len(prompt.encode()) + _TOKENS_WITHOUT_BYTES + limits.max_turn_tokens <= limits.max_sequence_tokens:
+        if len(text.encode()) + _TOKENS_WITHOUT_BYTES <= room:
             continue
-        size = len(tokenizer.encode(prompt, add_special_tokens=False))
-        if size + limits.max_turn_tokens > limits.max_sequence_tokens:
+        size = len(tokenizer.encode(text, add_special_tokens=False))
+        if size > room:
+            documents = f", its documents (rollout.max_document_tokens={document_tokens})" if document_tokens else ""
             raise ValueError(
                 f"rollout.max_sequence_tokens={limits.max_sequence_tokens} cannot hold the prompt of question "
-                f"{question.id!r} ({size} tokens) and one turn (rollout.max_turn_tokens={limits.max_turn_tokens}); "
+                f"{question.id!r} ({size} tokens){documents} and one turn "
+                f"(rollout.max_turn_tokens={limits.max_turn_tokens}); "
                 "raise it or shorten the question"
             )
 

@@ -42,8 +42,10 @@ async def check_health(session: aiohttp.ClientSession, url: str, timeout_s: floa
     return ""
 
 
-def check_served(addresses: Sequence[str], model: str, api_key: str = "") -> dict[str, str]:
-    """Return what is wrong with each endpoint that cannot be used, {} if all can be.
+def check_served(
+    addresses: Sequence[str], model: str, api_key: str = "", *, setting: str = "search.endpoints"
+) -> dict[str, str]:
+    """Return what is wrong with each endpoint that cannot be used, {} if all can be. ``setting`` is where they stand.
 
     Raises ``ValueError`` naming all of them with their errors if none can be used. Not for a running event loop.
     """
@@ -52,8 +54,8 @@ def check_served(addresses: Sequence[str], model: str, api_key: str = "") -> dic
     if len(wrong) == len(errors):
         listed = "; ".join(f"{url}: {error}" for url, error in wrong.items())
         raise ValueError(
-            f"search.endpoints: none of {len(errors)} can be used ({listed}); start the servers, or mend "
-            "search.endpoints and search.served_model"
+            f"{setting}: none of {len(errors)} can be used ({listed}); start the servers, or mend "
+            f"{setting} and {setting.rpartition('.')[0]}.served_model"
         )
     return wrong
 

@@ -1,0 +1,249 @@
+"""A run that evaluates a policy by one or several methods over the same questions.
+
+Layout of its run directory, besides what every run has::
+
+    manifest.json                       what it is made of; with it anyone repeats the run
+    answers/NAME/nq_test.jsonl          every answer of one evaluation and set as it came, whole episodes
+    evaluations/NAME.json, NAME.jsonl   summary and rows of an evaluation that has ended
+    report.json, report.html
+
+What is answered is not asked again by a later session; questions whose search failed are.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from zs_nemo.cluster.answering import answering
+from zs_nemo.cluster.engine_run import EngineRun
+from zs_nemo.cluster.search_engines import corpus_of, engine_name
+from zs_nemo.config.evaluate import EvaluateRecipeConfig, Method
+from zs_nemo.config.search import Bm25SearchConfig, NoSearchConfig, SimulatedSearchConfig
+from zs_nemo.evaluation.answer_log import AnswerLog
+from zs_nemo.evaluation.answer_run import FailureBudget, answer_all
+from zs_nemo.evaluation.answer_summary import summarise_answers
+from zs_nemo.evaluation.answerer import OPENED, PROMPTS, Answerer, limits_of, question_key
+from zs_nemo.evaluation.evaluation_report import write_evaluation_report
+from zs_nemo.evaluation.evaluator import CLOSED_BOOK, stable_index
+from zs_nemo.evaluation.frozen_run import FrozenRun
+from zs_nemo.evaluation.manifest import (
+    EvaluationManifest,
+    file_sha256,
+    manifest_file,
+    model_sha256,
+    prompt_sha256,
+    set_contents,
+)
+from zs_nemo.evaluation.scores import EvaluationName
+from zs_nemo.observability.config_file import settings_that_count
+from zs_nemo.observability.files import read_json
+from zs_nemo.observability.memory import MemoryWatch
+from zs_nemo.observability.phase import Phase
+from zs_nemo.observability.run_dir import package_versions
+from zs_nemo.qa.facts import FactsWorld, load_facts_world
+from zs_nemo.qa.question_source import load_test_questions
+from zs_nemo.rollout.build import episode_limits
+from zs_nemo.rollout.collector import Decoding, check_prompts_fit
+from zs_nemo.rollout.ledger import SearchLedger
+from zs_nemo.types.generation import Tokenizer
+from zs_nemo.types.question import Question
+from zs_nemo.weights.pretrained import resolve_model
+
+_IN_FIELDS_OF_THEIR_OWN = ("num_documents", "model", "corpus")
+"""Settings of an engine that a manifest has by other names."""
+
+
+class EvaluationRun(EngineRun):
+    """Answers questions, keeps the answers, and scores them."""
+
+    _cfg: EvaluateRecipeConfig
+
+    def _start(self) -> None:
+        cfg = self._cfg
+        world = load_facts_world(cfg.data)
+        self._test_questions = load_test_questions(cfg.data, world, self._progress.say, limit=cfg.evaluate.limit)
+        self._manifests = self._freeze(world)
+        self._check_and_keep_manifest()
+        self._ledger = SearchLedger(read_json(self._run_dir.path / "search.json", {}))
+        self._ledger.phase = Phase.evaluation
+        self._memory = self._stack.enter_context(MemoryWatch())
+        needs_search = any(method.searches for method in cfg.evaluate.methods)
+        asked = cfg if needs_search else replace(cfg, search=NoSearchConfig())
+        self._parts = self._stack.enter_context(
+            answering(asked, world, self._ledger, self._run_dir.path, self._show_placement)
+        )
+        self._loop = self._stack.enter_context(asyncio.Runner())
+        self._stack.callback(lambda: self._loop.run(self._parts.aclose()))
+        self._check_prompts(self._parts.policy.tokenizer)
+
+    def evaluate(self, method: Method) -> None:
+        """Answer all questions by one method and keep the outcome, unless an earlier session has done so."""
+        cfg, settings, name = self._cfg, self._cfg.evaluate, self._name(method)
+        if self._run_dir.finished_evaluation(str(name), step=0) is not None:
+            return
+        questions = self._asked(method)
+        log = AnswerLog(self._run_dir.path / "answers" / str(name), questions)
+        known = log.read()
+        todo = [each for each in questions if each.id not in known or not known[each.id].has_answer]
+        self._progress.begin(f"evaluation {name}", len(questions), len(questions) - len(todo))
+        policy = self._parts.policy
+        answerer = Answerer(
+            method, policy.engine, policy.tokenizer, episode_limits(cfg), policy.form, self._parts.search
+        )
+        alone = policy.system.engines_alone if policy.system and policy.simulator is None else nullcontext
+        try:
+            with self.timer("evaluation"), alone():
+                self._loop.run(
+                    answer_all(
+                        answerer,
+                        todo,
+                        log,
+                        FailureBudget(len(questions), settings.max_failed_share),
+                        decoding=Decoding(temperature=settings.temperature, top_p=settings.top_p),
+                        key_of=partial(question_key, run_seed=cfg.seed, step=-1 - stable_index(name)),
+                        max_concurrency=cfg.rollout.max_concurrency,
+                        on_done=self._progress.tick,
+                    )
+                )
+        finally:
+            self._save_progress()
+        self._keep(method, log, questions)
+
+    def finish(self) -> Path:
+        """Mark the run as done, write its report, and return the path of that."""
+        self._save_progress()
+        self._run_dir.finish()
+        write_evaluation_report(self._run_dir.path)
+        return self._run_dir.path / "report.html"
+
+    def _accounts(self) -> dict[str, dict[str, float]]:
+        """Return what our own engines have held and done, and what an endpoint says that it has read and written."""
+        policy = self._parts.policy
+        if policy.system is not None:
+            return policy.system.accounts(wall_s=self.timer.wall_s, stage_s=self.timer.totals)
+        asked = policy.endpoint
+        if asked is None:
+            return {}
+        return {
+            "endpoint": {
+                "requests": asked.num_requests,
+                "prompt_tokens": asked.prompt_tokens,
+                "completion_tokens": asked.completion_tokens,
+            }
+        }
+
+    def _keep(self, method: Method, log: AnswerLog, questions: Sequence[Question]) -> None:
+        name, known = self._name(method), log.read()
+        records = [known[question.id] for question in questions]
+        summary = summarise_answers(
+            records,
+            name,
+            self._manifests[method],
+            bootstrap_samples=self._cfg.evaluate.bootstrap_samples,
+            left_out=len(self._test_questions) - len(questions),
+        )
+        # Before the summary: where that exists, the evaluation is whole.
+        self._manifests[method].write(manifest_file(self._run_dir.path / "evaluations" / f"{name}.jsonl"))
+        self._run_dir.write_evaluation(str(name), summary, [each.row.to_json() for each in records], step=0)
+        self._progress.evaluated(str(name), summary)
+        if failed := summary["unscored"]["num_questions"]:
+            self._progress.say(
+                f"evaluation {name}: {failed} of {len(records)} questions have no score, because their search failed; "
+                f"answers/{name} has them"
+            )
+
+    def _name(self, method: Method) -> EvaluationName:
+        engine = engine_name(self._cfg.search) if method.searches else CLOSED_BOOK
+        return EvaluationName(when=method.name, engine=engine, temperature=self._cfg.evaluate.temperature)
+
+    def _asked(self, method: Method) -> list[Question]:
+        """Return the questions of a method: a simulator, which is told answers, cannot do with patterns for them."""
+        if not (method.searches and isinstance(self._cfg.search, SimulatedSearchConfig)):
+            return self._test_questions
+        asked = [question for question in self._test_questions if not question.answers_are_patterns]
+        if not asked:
+            raise ValueError(
+                f"data.test={self._cfg.data.test} holds questions alone whose gold answers are regular expressions, "
+                "and search=simulated can write no document for those; choose search=bm25, retriever or web"
+            )
+        return asked
+
+    def _freeze(self, world: FactsWorld) -> dict[Method, EvaluationManifest]:
+        """Return what each evaluation is made of, as it is found now."""
+        cfg, search = self._cfg, self._cfg.search
+        by_endpoint = bool(cfg.endpoint.addresses)
+        policy_folder = None if by_endpoint else resolve_model(cfg.policy.model, setting="policy.model")
+        common = {
+            "policy": cfg.endpoint.served_model if by_endpoint else cfg.policy.model,
+            "policy_sha256": model_sha256(policy_folder) if policy_folder else "",
+            "api": cfg.api.name,
+            "temperature": cfg.evaluate.temperature,
+            "top_p": cfg.evaluate.top_p,
+            "seed": cfg.seed,
+            "sample": self._sample(),
+            "versions": package_versions(),
+        }
+        engine = {
+            "engine_model": "",
+            "engine_settings": {
+                name: value
+                for name, value in settings_that_count("search", search).items()
+                if name not in _IN_FIELDS_OF_THEIR_OWN
+            },
+            "num_documents": search.num_documents,
+        }
+        if isinstance(search, SimulatedSearchConfig):
+            engine["engine_model"] = search.model if search.needs_engines else search.served_model
+            if search.needs_engines:
+                engine["engine_model_sha256"] = model_sha256(resolve_model(search.model, setting="search.model"))
+        elif isinstance(search, Bm25SearchConfig):
+            engine["corpus_sha256"] = file_sha256(corpus_of(search, world))
+        return {method: self._manifest(method, common, engine) for method in cfg.evaluate.methods}
+
+    def _manifest(self, method: Method, common: dict[str, object], engine: dict[str, object]) -> EvaluationManifest:
+        limits = limits_of(method, episode_limits(self._cfg))
+        own = () if method is Method.agent else (PROMPTS[method],)
+        return EvaluationManifest(
+            **common,  # type: ignore[arg-type]
+            **(engine if method.searches else {"num_documents": 0}),
+            sets=set_contents(self._asked(method)),
+            method=method.name,
+            engine=self._name(method).engine,
+            max_turns=limits.max_turns,
+            max_turn_tokens=limits.max_turn_tokens,
+            max_document_tokens=limits.max_document_tokens,
+            max_sequence_tokens=limits.max_sequence_tokens,
+            prompt_sha256=prompt_sha256(*own),
+        )
+
+    def _sample(self) -> str:
+        data, limit = self._cfg.data, self._cfg.evaluate.limit
+        counts = [limit] * len(data.test) if limit else data.test_counts
+        drawn = [f"{count} of {text}" for text, count in zip(data.test, counts, strict=False) if count]
+        return f"at most {', '.join(drawn)}, drawn by data.seed={data.seed}" if drawn else ""
+
+    def _check_and_keep_manifest(self) -> None:
+        """Refuse to go on with, or to repeat, an evaluation of something else."""
+        evaluations = {str(self._name(method)): manifest for method, manifest in self._manifests.items()}
+        kept = self._run_dir.path / "manifest.json"
+        for path in (kept, Path(self._cfg.manifest).expanduser()):
+            if (path == kept and not path.exists()) or path == Path():
+                continue
+            for line in FrozenRun.read(path).check_repeated_by(evaluations):
+                self._progress.say(f"unlike in {path}: {line}")
+        if not kept.exists():
+            FrozenRun.of(self._cfg, evaluations).write(kept)
+
+    def _check_prompts(self, tokenizer: Tokenizer) -> None:
+        for method in self._cfg.evaluate.methods:
+            limits = episode_limits(self._cfg)
+            check_prompts_fit(
+                self._asked(method),
+                tokenizer,
+                limits,
+                prompt=PROMPTS[method] + OPENED[method],
+                document_tokens=limits.max_document_tokens if method is Method.retrieve_then_read else 0,
+            )

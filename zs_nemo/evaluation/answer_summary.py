@@ -1,0 +1,66 @@
+"""What an evaluation by itself comes to: scores of what was answered, what it took, and what has no answer."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from zs_nemo.evaluation.answer_log import AnswerRecord
+from zs_nemo.evaluation.manifest import EvaluationManifest
+from zs_nemo.evaluation.scores import EvaluationName, summarise
+
+_NAMED = 20
+"""Questions without an answer that a summary names; the rows have all of them."""
+
+
+def summarise_answers(
+    records: Sequence[AnswerRecord],
+    name: EvaluationName,
+    manifest: EvaluationManifest,
+    *,
+    bootstrap_samples: int,
+    left_out: int = 0,
+) -> dict[str, Any]:
+    """Return the entry of one evaluation in ``report.json``.
+
+    Questions whose search failed have no score: they are counted and named in ``unscored``. ``left_out`` is the number
+    of questions that were not asked, because their gold answers are patterns that the engine could not be told.
+    """
+    scored = [record for record in records if record.has_answer]
+    failed = [record for record in records if not record.has_answer]
+    if not scored:
+        raise RuntimeError(
+            f"evaluation {name}: the searches of all {len(failed)} questions have failed, and there is nothing to "
+            f"score; look at the engine. The last failure: {failed[-1].failure}"
+        )
+    summary: dict[str, Any] = {"method": manifest.method}
+    summary |= summarise([record.row for record in scored], name, bootstrap_samples=bootstrap_samples)
+    summary |= {
+        "policy_tokens_per_question": _mean([record.policy_tokens for record in scored]),
+        "read_tokens_per_question": _mean([record.read_tokens for record in scored]),
+        "latency_s": _mean([record.latency_s for record in scored]),
+        "latency_s_p95": float(np.percentile([record.latency_s for record in scored], 95)),
+        "questions_by_set": {each: content.num_questions for each, content in manifest.sets.items()},
+        "unscored": {
+            "num_questions": len(failed),
+            "share": len(failed) / len(records),
+            "question_ids": [record.row.question_id for record in failed[:_NAMED]],
+            "failures": dict(Counter(record.failure.partition(":")[0] for record in failed)),
+        },
+        "failed_search_calls": sum(record.failed_calls for record in records),
+        "empty_searches_share": _share(
+            sum(record.empty_searches for record in scored), sum(record.row.searches for record in scored)
+        ),
+        "left_out": left_out,
+        "sample": manifest.sample,
+    }
+    return summary
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
