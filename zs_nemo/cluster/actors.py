@@ -6,10 +6,10 @@ Imports nothing heavy: an actor sets the environment of its role first, and only
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
-from zs_nemo.types.generation import Completion, SamplingParams
+from zs_nemo.types.generation import Completion, CompletionPart, SamplingParams
 
 if TYPE_CHECKING:
     from zs_nemo.weights.transfer import TransferAddress
@@ -63,6 +63,11 @@ class EngineActor(_RoleProcess):
         """Sample one completion."""
         completion: Completion = await self._engine.generate(prompt_ids, sampling, seed)
         return completion
+
+    async def stream(self, prompt_ids: list[int], sampling: SamplingParams, seed: int) -> AsyncIterator[CompletionPart]:
+        """Sample one completion part by part."""
+        async for part in self._engine.stream(prompt_ids, sampling, seed):
+            yield part
 
     async def load_weights(self, path: str, version: int) -> None:
         """Replace the weights."""

@@ -72,10 +72,16 @@ class Answering:
 
 @contextmanager
 def answering(
-    cfg: AnsweringConfig, world: FactsWorld, ledger: SearchLedger, run_path: Path, on_placed: OnPlaced | None = None
+    cfg: AnsweringConfig,
+    world: FactsWorld,
+    ledger: SearchLedger,
+    run_path: Path,
+    on_placed: OnPlaced | None = None,
+    check: Callable[[Tokenizer], None] = lambda _: None,
 ) -> Iterator[Answering]:
     """Start what the settings name, and end it with the block. Every search is counted by ``ledger``.
 
+    ``check`` is given the policy's tokenizer before anything is started, and may raise.
     Raises ``ValueError`` before anything is started for what can be known, an endpoint that serves another model
     included; otherwise what ``System.start`` raises.
     """
@@ -84,7 +90,7 @@ def answering(
         with ThreadPoolExecutor(1) as pool:
             # The index needs seconds of one core while the engines mostly wait for imports.
             local = pool.submit(_local_engine, cfg, world)
-            policy = stack.enter_context(_asked_policy(cfg, run_path, on_placed))
+            policy = stack.enter_context(_asked_policy(cfg, run_path, on_placed, check))
             engine: SearchEngine | None = remote or local.result()
         simulator = None
         if isinstance(cfg.search, SimulatedSearchConfig):
@@ -112,12 +118,17 @@ def _simulator_tokenizer(search: SimulatedSearchConfig, policys: Tokenizer) -> T
 
 
 @contextmanager
-def _asked_policy(cfg: AnsweringConfig, run_path: Path, on_placed: OnPlaced | None) -> Iterator[AskedPolicy]:
+def _asked_policy(
+    cfg: AnsweringConfig, run_path: Path, on_placed: OnPlaced | None, check: Callable[[Tokenizer], None]
+) -> Iterator[AskedPolicy]:
     if cfg.endpoint.addresses:
-        with _policy_of_servers(cfg, run_path) as policy:
+        pieces = PieceTokenizer()
+        check(pieces)
+        with _policy_of_servers(cfg, pieces, run_path) as policy:
             yield policy
         return
     tokenizer = load_tokenizer(resolve_model(cfg.policy.model, setting="policy.model"))
+    check(tokenizer)
     form = PromptForm(api=cfg.api, may_open=True)
     with System.start(cfg, run_path, on_placed) as system:
         yield AskedPolicy(
@@ -126,12 +137,11 @@ def _asked_policy(cfg: AnsweringConfig, run_path: Path, on_placed: OnPlaced | No
 
 
 @contextmanager
-def _policy_of_servers(cfg: AnsweringConfig, run_path: Path) -> Iterator[AskedPolicy]:
+def _policy_of_servers(cfg: AnsweringConfig, tokenizer: PieceTokenizer, run_path: Path) -> Iterator[AskedPolicy]:
     settings = cfg.endpoint
     key = secret_from(settings.api_key_variable, "endpoint.api_key_variable")
     check_served(settings.addresses, settings.served_model, key, setting="endpoint.addresses")
     pool = EndpointPool(settings.addresses, settings.pool, api_key=key)
-    tokenizer = PieceTokenizer()
     engine = EndpointEngine(EndpointTextGenerator(pool, model=settings.served_model, api=cfg.api), tokenizer)
     form = PromptForm(api=cfg.api, may_open=cfg.api is ApiKind.completions)
     with ExitStack() as stack:

@@ -2,12 +2,12 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from zs_nemo.cluster.roles import Role, gather
-from zs_nemo.types.generation import Completion, SamplingParams
+from zs_nemo.types.generation import Completion, CompletionPart, SamplingParams
 from zs_nemo.weights.transfer import TransferAddress
 
 
@@ -51,16 +51,32 @@ class EnginePool:
 
     async def generate(self, prompt_ids: list[int], sampling: SamplingParams, seed: int) -> Completion:
         """Sample one completion on the engine with the fewest requests under way. Raises ``RoleError``."""
+        with self._least_loaded() as engine:
+            completion: Completion = await engine.role.call("generate", prompt_ids, sampling, seed)
+        self._count(prompt_ids, completion)
+        return completion
+
+    async def stream(self, prompt_ids: list[int], sampling: SamplingParams, seed: int) -> AsyncIterator[CompletionPart]:
+        """Sample one completion as ``generate`` does, part by part. Implements ``StreamingEngine``."""
+        with self._least_loaded() as engine:
+            async for part in engine.role.stream("stream", prompt_ids, sampling, seed):
+                if part.completion is not None:
+                    self._count(prompt_ids, part.completion)
+                yield part
+
+    @contextlib.contextmanager
+    def _least_loaded(self) -> Iterator[_Engine]:
         engine = min(self._engines, key=lambda engine: engine.num_running)
         engine.begin()
         try:
-            completion: Completion = await engine.role.call("generate", prompt_ids, sampling, seed)
+            yield engine
         finally:
             self.usage.busy_s += engine.end()
+
+    def _count(self, prompt_ids: list[int], completion: Completion) -> None:
         self.usage.num_requests += 1
         self.usage.prompt_tokens += len(prompt_ids)
         self.usage.completion_tokens += len(completion.token_ids)
-        return completion
 
     def load_weights(self, path: str, version: int) -> None:
         """Load a weight file into all engines at once and wait for all of them."""

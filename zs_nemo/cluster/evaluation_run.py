@@ -73,11 +73,10 @@ class EvaluationRun(EngineRun):
         needs_search = any(method.searches for method in cfg.evaluate.methods)
         asked = cfg if needs_search else replace(cfg, search=NoSearchConfig())
         self._parts = self._stack.enter_context(
-            answering(asked, world, self._ledger, self._run_dir.path, self._show_placement)
+            answering(asked, world, self._ledger, self._run_dir.path, self._show_placement, self._check_prompts)
         )
         self._loop = self._stack.enter_context(asyncio.Runner())
         self._stack.callback(lambda: self._loop.run(self._parts.aclose()))
-        self._check_prompts(self._parts.policy.tokenizer)
 
     def evaluate(self, method: Method) -> None:
         """Answer all questions by one method and keep the outcome, unless an earlier session has done so."""
@@ -115,25 +114,19 @@ class EvaluationRun(EngineRun):
     def finish(self) -> Path:
         """Mark the run as done, write its report, and return the path of that."""
         self._save_progress()
+        if (asked := self._parts.policy.endpoint) is not None:
+            self._progress.say(
+                f"the endpoints were asked {asked.num_requests:,} times, and read {asked.prompt_tokens:,} and wrote "
+                f"{asked.completion_tokens:,} tokens by their own count"
+            )
         self._run_dir.finish()
         write_evaluation_report(self._run_dir.path)
         return self._run_dir.path / "report.html"
 
     def _accounts(self) -> dict[str, dict[str, float]]:
-        """Return what our own engines have held and done, and what an endpoint says that it has read and written."""
-        policy = self._parts.policy
-        if policy.system is not None:
-            return policy.system.accounts(wall_s=self.timer.wall_s, stage_s=self.timer.totals)
-        asked = policy.endpoint
-        if asked is None:
-            return {}
-        return {
-            "endpoint": {
-                "requests": asked.num_requests,
-                "prompt_tokens": asked.prompt_tokens,
-                "completion_tokens": asked.completion_tokens,
-            }
-        }
+        """Return what our own engines have held and done; nothing is known of what an endpoint costs."""
+        system = self._parts.policy.system
+        return {} if system is None else system.accounts(wall_s=self.timer.wall_s, stage_s=self.timer.totals)
 
     def _keep(self, method: Method, log: AnswerLog, questions: Sequence[Question]) -> None:
         name, known = self._name(method), log.read()

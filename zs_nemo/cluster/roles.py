@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,23 @@ class Role:
             raise
         except ray.exceptions.RayError as error:
             raise self.failure(method, error) from error
+
+    async def stream(self, method: str, *arguments: Any) -> AsyncIterator[Any]:
+        """Yield what a generator method yields. Whoever stops to listen cancels the call in the actor too."""
+        import ray
+
+        references = getattr(self._actor, method).options(num_returns="streaming").remote(*arguments)
+        ended = False
+        try:
+            async for reference in references:
+                yield await reference
+            ended = True
+        except ray.exceptions.RayError as error:
+            ended = True
+            raise self.failure(method, error) from error
+        finally:
+            if not ended:
+                ray.cancel(references)
 
     def failure(self, method: str, error: Exception) -> RoleError:
         """Turn what Ray raised into a message for a person."""

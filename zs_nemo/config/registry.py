@@ -5,6 +5,7 @@ from typing import TypeVar
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from zs_nemo.config.ask import AskRecipeConfig
 from zs_nemo.config.collect import CollectRecipeConfig
 from zs_nemo.config.evaluate import EvaluateRecipeConfig
 from zs_nemo.config.evaluate_simulator import EvaluateSimulatorConfig
@@ -33,6 +34,7 @@ def register() -> None:
     store.store(name="sft_simulator_schema", node=SftSimulatorRecipeConfig)
     store.store(name="evaluate_simulator_schema", node=EvaluateSimulatorConfig)
     store.store(name="evaluate_schema", node=EvaluateRecipeConfig)
+    store.store(name="ask_schema", node=AskRecipeConfig)
 
 
 def to_dataclass(cfg: DictConfig, kind: type[Config]) -> Config:

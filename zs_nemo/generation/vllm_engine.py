@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zs_nemo.generation.checkpoint_names import check_same_tensors, folder_shapes, tensor_shapes
 from zs_nemo.generation.engine_setup import EngineSetup, engine_environment
 from zs_nemo.generation.weight_gate import WeightGate
-from zs_nemo.types.generation import Completion, SamplingParams, StopReason
+from zs_nemo.types.generation import Completion, CompletionPart, SamplingParams, StopReason
 
 if TYPE_CHECKING:
     # It imports torch, before which an engine's environment has to be set.
@@ -61,6 +62,17 @@ class VllmEngine:
         async with self._gate.request() as version:
             output = await self._run(prompt_ids, sampling, seed)
         return _completion(output, version)
+
+    async def stream(self, prompt_ids: list[int], sampling: SamplingParams, seed: int) -> AsyncIterator[CompletionPart]:
+        """Sample the completion that ``generate`` would return, and yield its text as it comes."""
+        self._check_length(prompt_ids, sampling)
+        async with self._gate.request() as version:
+            told = 0
+            async for output in self._outputs(prompt_ids, sampling, seed, whole_only=False):
+                completion = _completion(output.outputs[0], version) if output.finished else None
+                text = output.outputs[0].text
+                yield CompletionPart(text=text[told:], completion=completion)
+                told = len(text)
 
     async def load_weights(self, path: str, version: int) -> None:
         """Replace all weights by those of one safetensors file with Hugging Face names.
@@ -121,14 +133,20 @@ class VllmEngine:
             )
 
     async def _run(self, prompt_ids: list[int], sampling: SamplingParams, seed: int) -> Any:
-        request_id = f"{self.setup.name}-{next(self._request_numbers)}"
+        outputs = [output async for output in self._outputs(prompt_ids, sampling, seed, whole_only=True)]
+        assert outputs and outputs[-1].finished, f"{self.setup.name}: a request ended without an output"
+        return outputs[-1].outputs[0]
+
+    def _outputs(
+        self, prompt_ids: list[int], sampling: SamplingParams, seed: int, *, whole_only: bool
+    ) -> AsyncIterator[Any]:
+        """Return vLLM's outputs of one request: the last one alone, or every one with all that came before it."""
         from vllm.inputs import tokens_input
 
-        params = _vllm_sampling(sampling, seed)
-        prompt = tokens_input(list(prompt_ids))
-        outputs = [output async for output in self._llm.generate(prompt, params, request_id)]
-        assert outputs and outputs[-1].finished, f"{request_id} ended without an output"
-        return outputs[-1].outputs[0]
+        request_id = f"{self.setup.name}-{next(self._request_numbers)}"
+        params = _vllm_sampling(sampling, seed, whole_only=whole_only)
+        outputs: AsyncIterator[Any] = self._llm.generate(tokens_input(list(prompt_ids)), params, request_id)
+        return outputs
 
 
 def _engine_args(setup: EngineSetup) -> Any:
@@ -162,7 +180,7 @@ def _engine_args(setup: EngineSetup) -> Any:
     )
 
 
-def _vllm_sampling(sampling: SamplingParams, seed: int) -> Any:
+def _vllm_sampling(sampling: SamplingParams, seed: int, *, whole_only: bool) -> Any:
     from vllm import SamplingParams as VllmSamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -176,7 +194,7 @@ def _vllm_sampling(sampling: SamplingParams, seed: int) -> Any:
         spaces_between_special_tokens=False,
         seed=seed,
         logprobs=0,
-        output_kind=RequestOutputKind.FINAL_ONLY,
+        output_kind=RequestOutputKind.FINAL_ONLY if whole_only else RequestOutputKind.CUMULATIVE,
     )
 
 

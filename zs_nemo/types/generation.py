@@ -1,5 +1,6 @@
 """Token ids in, token ids and logprobs out."""
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -39,11 +40,28 @@ class Completion:
     """The refit version under which every one of these tokens was sampled."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompletionPart:
+    """What an engine has written since the part before it."""
+
+    text: str
+    completion: Completion | None = None
+    """The whole completion, with the last part alone; its text is that of all parts."""
+
+
 class GenerationEngine(Protocol):
     """A language model that completes token ids."""
 
     async def generate(self, prompt_ids: list[int], sampling: SamplingParams, seed: int) -> Completion:
         """Sample one completion. ``seed`` makes it repeatable whatever else is in the batch."""
+        ...
+
+
+class StreamingEngine(GenerationEngine, Protocol):
+    """An engine that can also tell what it writes while it writes it."""
+
+    def stream(self, prompt_ids: list[int], sampling: SamplingParams, seed: int) -> AsyncIterator[CompletionPart]:
+        """Sample the completion that ``generate`` would return, part by part."""
         ...
 
 

@@ -69,7 +69,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(tmp_path)
 
     @contextmanager
-    def answering(cfg: EvaluateRecipeConfig, world: object, ledger: SearchLedger, *more: object) -> Iterator[Answering]:
+    def answering(cfg: EvaluateRecipeConfig, world: object, ledger: SearchLedger, *more) -> Iterator[Answering]:
+        more[-1](CharTokenizer())
         form = PromptForm(api=ApiKind.completions, may_open=True)
         policy = AskedPolicy(engine=made.policy, tokenizer=CharTokenizer(), form=form)
         setting = SearchSetting(callback=EngineSearch(ledger.watch(made.search)), num_documents=1)
