@@ -13,6 +13,7 @@ policy to its memory. Settings are KEY=VALUE as in recipes/evaluate.py; temperat
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,11 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _is_setting(word: str) -> bool:
-    """Return whether a word is an override: ``a.b=c``, with no space in front of the sign, as a question would have."""
-    name, sign, _ = word.partition("=")
-    return (
-        bool(sign) and name.lstrip("+~").replace(".", "").replace("_", "").replace("@", "").replace("/", "").isalnum()
-    )
+    """Return whether a word is an override: ``a.b=c``, with nothing in front of the sign that no setting has."""
+    return re.match(r"(\+\+?|~)?[A-Za-z_][\w./@]*=", word) is not None
 
 
 def _typed(read: Callable[[str], str]) -> Iterator[str]:

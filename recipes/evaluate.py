@@ -1,8 +1,8 @@
 """Evaluate a policy: any folder or endpoint, any question sets, any search engine or none, with baselines.
 
     python recipes/evaluate.py policy.model=runs/quickstart/policy                 # the facts world's test set, BM25
-    python recipes/evaluate.py policy.model=runs/quickstart/policy search=simulated evaluate.limit=500 \\
-        'data.test=[pyserini/nq:test,pyserini/triviaqa:test]' \\
+    python recipes/evaluate.py policy.model=runs/quickstart/policy search=simulated search.template=open \\
+        evaluate.limit=500 'data.test=[pyserini/nq:test,pyserini/triviaqa:test]' \\
         'evaluate.methods=[agent,retrieve_then_read,chain_of_thought,direct]' exp_manager.name=nq_triviaqa
     python recipes/evaluate.py search=none 'evaluate.methods=[direct]' exp_manager.name=closed_book
     python recipes/evaluate.py 'endpoint.addresses=[http://127.0.0.1:8000/v1]' endpoint.served_model=NAME \\

@@ -106,6 +106,17 @@ async def test_a_seed_repeats_its_tokens_alone_and_among_others(engine: VllmEngi
     assert other_seed.token_ids != alone.token_ids
 
 
+async def test_a_stream_tells_the_completion_part_by_part(engine: VllmEngine, models: dict[str, Path]) -> None:
+    await engine.load_weights(weights(models["untied-0"]), 0)
+    sampling = SamplingParams(max_tokens=24)
+    whole = await engine.generate(PROMPT, sampling, seed=5)
+    parts = [part async for part in engine.stream(PROMPT, sampling, seed=5)]
+    assert [part.completion is None for part in parts] == [True] * (len(parts) - 1) + [False]
+    assert parts[-1].completion.token_ids == whole.token_ids
+    assert "".join(part.text for part in parts) == whole.text
+    assert sum(bool(part.text) for part in parts) > 8
+
+
 def write_chain_model(folder: Path, model: Path, chain: list[int]) -> str:
     """Write weights under which every token of the chain is followed by the next one, almost surely."""
     tensors = load_file(model / "model.safetensors")

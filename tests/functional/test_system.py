@@ -19,7 +19,7 @@ from zs_nemo.config.policy import OptimConfig, Precision
 from zs_nemo.config.recipe import GrpoRecipeConfig
 from zs_nemo.config.search import SimulatedSearchConfig
 from zs_nemo.types.batch import TrainBatch
-from zs_nemo.types.generation import Completion, GenerationEngine, SamplingParams
+from zs_nemo.types.generation import Completion, CompletionPart, GenerationEngine, SamplingParams
 
 PROMPTS = [list(range(100 + 50 * i, 120 + 60 * i)) for i in range(6)]
 
@@ -100,6 +100,24 @@ def test_tokens_are_counted_by_role(system: System) -> None:
     assert system.simulator
     sample(system.simulator, max_tokens=5)
     assert system.usage()["simulator"].completion_tokens - before == 5 * len(PROMPTS)
+
+
+def test_what_an_engine_writes_can_be_read_as_it_comes_and_left_in_the_middle(system: System) -> None:
+    engine, sampling = system.generation, SamplingParams(max_tokens=12)
+
+    async def read(limit: int) -> list[CompletionPart]:
+        parts = []
+        async for part in engine.stream(PROMPTS[0], sampling, 0):
+            parts.append(part)
+            if len(parts) == limit:
+                break
+        return parts
+
+    assert len(asyncio.run(read(1))) == 1
+    parts = asyncio.run(read(-1))
+    whole = asyncio.run(engine.generate(PROMPTS[0], sampling, 0))
+    assert parts[-1].completion is not None and parts[-1].completion.token_ids == whole.token_ids
+    assert "".join(part.text for part in parts) == whole.text and len(parts) > 2
 
 
 def test_an_error_in_a_rank_names_the_rank_and_its_log(system: System) -> None:

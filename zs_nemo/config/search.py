@@ -83,7 +83,8 @@ class SimulatedSearchConfig(SearchConfig):
     max_answers: int = 0
     """Gold answers that the prompt names, in their order; 0 for all that fit."""
     template: str = ""
-    """A file with the wording of the prompt; empty for ours, ``tuned`` for that of a small fine-tuned model.
+    """A file with the wording of the prompt; empty for ours, ``tuned`` for that of a small fine-tuned model,
+    ``open`` for a small prompted one and questions from beyond the facts world.
     ``search/prompt_template.py`` says what it needs."""
     stop: list[str] = field(default_factory=list)
     """Strings that end a completion; empty for a line break with one document a completion, otherwise for none."""

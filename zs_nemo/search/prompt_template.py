@@ -32,8 +32,10 @@ REQUIRED = ("query", "question", "answers", "noisy")
 REQUIRED_FOR_ALL = ("num_documents", "num_words")
 OPTIONAL = ("examples", "topic")
 _OURS = {DocumentsPerCompletion.one: "short.j2", DocumentsPerCompletion.all: "instruction.j2"}
-_BY_NAME = ("tuned",)
-"""For a small model that ``recipes/sft_simulator.py`` has fine-tuned: it needs no examples."""
+_BY_NAME = ("tuned", "open")
+"""``tuned`` for a small model that ``recipes/sft_simulator.py`` has fine-tuned: it needs no examples. ``open`` for a
+small prompted model and questions of any set: our short form names an answer only where the query asks for it, and can
+tell that for the facts world's questions alone."""
 _EXTRA = {"short.j2": ("cue",)}
 """Slots that our own short form fills and no other template can count on."""
 _MESSAGE = re.compile(r"^\{#-?[ \t]*(system|user|assistant)[ \t]*-?#\}[ \t]*\n", re.MULTILINE)
@@ -82,7 +84,8 @@ class PromptTemplate:
 
 
 def load_template(path: str, documents: DocumentsPerCompletion) -> PromptTemplate:
-    """Return the template of a file, ours for an empty path, or one that lies beside ours by its bare name (``tuned``).
+    """Return the template of a file, ours for an empty path, or one that lies beside ours by its bare name (``tuned``,
+    ``open``).
 
     Raises ``ValueError`` for one that cannot be used.
     """

@@ -1,10 +1,11 @@
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from zs_nemo.cluster.engine_pool import EnginePool
-from zs_nemo.types.generation import Completion, SamplingParams, StopReason
+from zs_nemo.types.generation import Completion, CompletionPart, SamplingParams, StopReason
 
 SAMPLING = SamplingParams(max_tokens=4)
 
@@ -46,6 +47,29 @@ async def test_the_least_loaded_engine_is_asked() -> None:
     assert (len(first.calls), len(second.calls)) == (2, 4)
     for task in tasks:
         task.cancel()
+
+
+class StreamingRole(FakeRole):
+    """Tells its completion in two parts."""
+
+    async def stream(self, method: str, *arguments: Any) -> AsyncIterator[CompletionPart]:
+        assert (method, arguments) == ("stream", ([1, 2, 3], SAMPLING, 7))
+        yield CompletionPart(text="a")
+        whole = Completion(
+            token_ids=(1, 2), logprobs=(-1.0, -1.0), text="ab", stop_reason=StopReason.length, weight_version=0
+        )
+        yield CompletionPart(text="b", completion=whole)
+
+
+async def test_a_stream_is_counted_once_it_is_whole_and_its_engine_is_free_again_when_it_is_left() -> None:
+    pool = pool_of(StreamingRole("a"))
+    left = pool.stream([1, 2, 3], SAMPLING, 7)
+    assert (await anext(left)).text == "a"
+    await left.aclose()
+    assert (pool.usage.num_requests, pool._engines[0].num_running) == (0, 0)
+    assert [part.text async for part in pool.stream([1, 2, 3], SAMPLING, 7)] == ["a", "b"]
+    usage = pool.usage
+    assert (usage.num_requests, usage.prompt_tokens, usage.completion_tokens) == (1, 3, 2)
 
 
 async def test_tokens_and_busy_time_are_counted() -> None:

@@ -8,7 +8,6 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from zs_nemo.config.evaluate import EvaluateRecipeConfig
 from zs_nemo.config.policy import Recompute, RecomputeMethod
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, ReinforcePpRecipeConfig
 from zs_nemo.config.registry import register, to_dataclass
@@ -18,12 +17,7 @@ from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
 CONFIGS = str(Path(__file__).parents[3] / "configs")
 
 
-KINDS = {
-    "grpo": GrpoRecipeConfig,
-    "reinforce_pp": ReinforcePpRecipeConfig,
-    "ppo": PpoRecipeConfig,
-    "evaluate": EvaluateRecipeConfig,
-}
+KINDS = {"grpo": GrpoRecipeConfig, "reinforce_pp": ReinforcePpRecipeConfig, "ppo": PpoRecipeConfig}
 
 
 def load(*overrides: str, recipe: str = "grpo"):
@@ -236,27 +230,3 @@ def test_what_is_recomputed_or_kept_in_the_host_s_memory_is_set_by_nemo_s_names(
     assert load(offload).policy.optim.optimizer_cpu_offload
     with pytest.raises(ValueError, match=r"optimizer_cpu_offload=true needs policy\.precision=bf16"):
         load(offload, "policy.precision=fp32", "policy.stochastic_rounding=false")
-
-
-@pytest.mark.parametrize(
-    ("overrides", "why"),
-    [
-        (["search=none"], r"search=none answers no search, but evaluate\.methods holds agent; take"),
-        (["evaluate.methods=[]"], r"evaluate\.methods=\[\] must name at least one method"),
-        (["evaluate.methods=[direct,direct]"], r"each once"),
-        (["evaluate.limit=5", "data.test_counts=[3]"], r"evaluate\.limit=5 and data\.test_counts=\[3\] both say"),
-        (["evaluate.temperature=-1"], r"evaluate\.temperature=-1\.0 must not be negative"),
-        (["evaluate.max_failed_share=2"], r"evaluate\.max_failed_share=2\.0 must lie in \[0, 1\]"),
-        (["endpoint.served_model=x"], r"endpoint\.addresses=\[\] and endpoint\.served_model='x' belong together"),
-        (["endpoint.addresses=[nowhere]", "endpoint.served_model=x"], r"endpoint\.addresses: 'nowhere' must be"),
-    ],
-)
-def test_an_evaluation_s_bad_settings_are_refused(overrides: list[str], why: str) -> None:
-    with pytest.raises(Exception, match=why):
-        load(*overrides, recipe="evaluate")
-
-
-def test_a_training_run_cannot_do_without_an_engine() -> None:
-    with pytest.raises(Exception, match="search=none answers no search, and this recipe needs an engine"):
-        load("search=none")
-    assert load("search=none", "evaluate.methods=[direct]", recipe="evaluate").search.num_documents == 1

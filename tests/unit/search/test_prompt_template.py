@@ -133,3 +133,13 @@ def test_hundreds_of_answers_do_not_fill_the_prompt_but_the_first_is_always_whol
     many = answers_text([f"name{number}" for number in range(1000)])
     assert many.startswith("name0 or name1 or ") and len(many) < 600
     assert answers_text(["x" * 1000, "y"]) == "x" * 1000 + " or y"
+
+
+@pytest.mark.parametrize(("answers", "end"), [(("Lima", "City of Kings"), "mentions Lima:"), ((), "Text:")])
+def test_the_open_form_names_the_answer_whatever_the_query_asks(answers: tuple[str, ...], end: str) -> None:
+    prompts = build_prompts(SimulatedSearchConfig(template="open", max_answers=1), None)
+    prompt = prompts.prompt(request("who is it", answers, "Who wrote it?"), 0, noisy=False)
+    assert isinstance(prompt, str) and prompt.endswith(end)
+    assert "Question: Who wrote it?\nQuery: who is it\n" in prompt
+    noisy = prompts.prompt(request("who is it", answers, "Who wrote it?"), 0, noisy=True)
+    assert isinstance(noisy, str) and "Lima" not in noisy
