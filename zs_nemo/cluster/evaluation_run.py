@@ -24,7 +24,7 @@ from zs_nemo.config.evaluate import EvaluateRecipeConfig, Method
 from zs_nemo.config.search import Bm25SearchConfig, NoSearchConfig, SimulatedSearchConfig
 from zs_nemo.evaluation.answer_log import AnswerLog
 from zs_nemo.evaluation.answer_run import FailureBudget, answer_all
-from zs_nemo.evaluation.answer_summary import summarise_answers
+from zs_nemo.evaluation.answer_summary import check_empty_searches, summarise_answers
 from zs_nemo.evaluation.answerer import OPENED, PROMPTS, Answerer, limits_of, question_key
 from zs_nemo.evaluation.evaluation_report import write_evaluation_report
 from zs_nemo.evaluation.evaluator import CLOSED_BOOK, stable_index
@@ -138,6 +138,7 @@ class EvaluationRun(EngineRun):
             bootstrap_samples=self._cfg.evaluate.bootstrap_samples,
             left_out=len(self._test_questions) - len(questions),
         )
+        check_empty_searches(summary, self._cfg.evaluate.max_empty_share)
         # Before the summary: where that exists, the evaluation is whole.
         self._manifests[method].write(manifest_file(self._run_dir.path / "evaluations" / f"{name}.jsonl"))
         self._run_dir.write_evaluation(str(name), summary, [each.row.to_json() for each in records], step=0)

@@ -40,6 +40,9 @@ class EvaluateConfig:
     max_failed_share: float = 0.02
     """Share of an evaluation's questions that may stay without an answer because their search failed. They are named
     and have no score. With more of them the run stops; the same command asks them again."""
+    max_empty_share: float = 0.5
+    """Share of the searches that the engine may answer without a document; with more of them there is no score, for the
+    engine is likely to be at fault."""
 
     def __post_init__(self) -> None:
         if not self.methods or len(set(self.methods)) < len(self.methods):
@@ -56,8 +59,9 @@ class EvaluateConfig:
             )
         if self.bootstrap_samples < 1:
             raise ValueError(f"evaluate.bootstrap_samples={self.bootstrap_samples} must be at least 1; 2000 is usual")
-        if not 0 <= self.max_failed_share <= 1:
-            raise ValueError(f"evaluate.max_failed_share={self.max_failed_share} must lie in [0, 1]")
+        for name in ("max_failed_share", "max_empty_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"evaluate.{name}={getattr(self, name)} must lie in [0, 1]")
 
 
 @dataclass(kw_only=True)

@@ -1,7 +1,7 @@
 """What an evaluation by itself comes to: scores of what was answered, what it took, and what has no answer."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from zs_nemo.evaluation.answer_log import AnswerRecord
 from zs_nemo.evaluation.manifest import EvaluationManifest
 from zs_nemo.evaluation.scores import EvaluationName, summarise
+from zs_nemo.rollout.collector import SearchBudgetExceeded
 
 _NAMED = 20
 """Questions without an answer that a summary names; the rows have all of them."""
@@ -24,7 +25,8 @@ def summarise_answers(
 ) -> dict[str, Any]:
     """Return the entry of one evaluation in ``report.json``.
 
-    Questions whose search failed have no score: they are counted and named in ``unscored``. ``left_out`` is the number
+    Questions whose search failed have no score: they are counted and named in ``unscored``. Searches that an engine
+    answered without a document are in ``empty_searches``; the policy was told so. ``left_out`` is the number
     of questions that were not asked, because their gold answers are patterns that the engine could not be told.
     """
     scored = [record for record in records if record.has_answer]
@@ -49,13 +51,29 @@ def summarise_answers(
             "failures": dict(Counter(record.failure.partition(":")[0] for record in failed)),
         },
         "failed_search_calls": sum(record.failed_calls for record in records),
-        "empty_searches_share": _share(
-            sum(record.empty_searches for record in scored), sum(record.row.searches for record in scored)
-        ),
+        "empty_searches": {
+            "num_searches": sum(record.empty_searches for record in scored),
+            "share": _share(
+                sum(record.empty_searches for record in scored), sum(record.row.searches for record in scored)
+            ),
+            "question_ids": [record.row.question_id for record in scored if record.empty_searches][:_NAMED],
+        },
         "left_out": left_out,
         "sample": manifest.sample,
     }
     return summary
+
+
+def check_empty_searches(summary: Mapping[str, Any], max_share: float) -> None:
+    """Raise ``SearchBudgetExceeded`` when so many searches brought no document that scores would say little."""
+    empty = summary["empty_searches"]
+    if empty["share"] > max_share:
+        raise SearchBudgetExceeded(
+            f"{empty['num_searches']} searches, {100 * empty['share']:.0f} % of all, were answered without a document, "
+            f"more than evaluate.max_empty_share={max_share:g} allows, such as those of "
+            f"{', '.join(empty['question_ids'][:3])}; look at the engine and its corpus, or raise it: the answers are "
+            "kept, and those questions are asked again under another exp_manager.name"
+        )
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -79,6 +79,7 @@ _FREE_ON_RESUME = (
     "endpoint.api_key_variable",
     "endpoint.pool.",
     "evaluate.max_failed_share",
+    "evaluate.max_empty_share",
     "manifest",
 )
 

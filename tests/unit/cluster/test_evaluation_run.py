@@ -153,6 +153,19 @@ def test_above_the_budget_the_run_stops_and_goes_on_later(world: World, tmp_path
     assert entry["n"] == 10 and entry["unscored"]["num_questions"] == 0
 
 
+def test_an_engine_that_finds_nothing_gives_no_score(world: World, tmp_path: Path) -> None:
+    world.search.texts = ()
+    with pytest.raises(
+        SearchBudgetExceeded, match=r"10 searches, 100 % of all, .*max_empty_share=0\.5 .* nq/test/0000"
+    ):
+        run(tmp_path, world.settings(methods=[Method.retrieve_then_read]))
+    assert not list((tmp_path / "run" / "evaluations").glob("*.json*"))
+    entry = read_json(
+        run(tmp_path, world.settings(methods=[Method.retrieve_then_read], max_empty_share=1.0)) / "report.json", None
+    )["evaluation"][NAMES[1]]
+    assert entry["empty_searches"]["share"] == 1.0 and entry["em"] == 0.0
+
+
 def test_patterns_are_not_asked_of_a_simulator_and_that_is_said(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
