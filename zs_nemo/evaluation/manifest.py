@@ -123,7 +123,7 @@ class EvaluationManifest:
         """
         ignore = ["versions"]
         for name in ("policy", "engine_model"):
-            if getattr(frozen, f"{name}_sha256") and getattr(self, f"{name}_sha256"):
+            if getattr(frozen, f"{name}_sha256") == getattr(self, f"{name}_sha256") != "":
                 ignore.append(f"{name}:")
         if changed := frozen.differences(self, ignore=ignore):
             raise ValueError(
