@@ -173,6 +173,7 @@ class EvaluationRun(EngineRun):
         common = {
             "policy": cfg.endpoint.served_model if by_endpoint else cfg.policy.model,
             "policy_sha256": model_sha256(policy_folder) if policy_folder else "",
+            "precision": "" if by_endpoint else _precision(cfg),
             "api": cfg.api.name,
             "temperature": cfg.evaluate.temperature,
             "top_p": cfg.evaluate.top_p,
@@ -241,3 +242,7 @@ class EvaluationRun(EngineRun):
                 prompt=PROMPTS[method] + OPENED[method],
                 document_tokens=limits.max_document_tokens if method is Method.retrieve_then_read else 0,
             )
+
+
+def _precision(cfg: EvaluateRecipeConfig) -> str:
+    return cfg.policy.precision.name if cfg.generation.dtype == "auto" else cfg.generation.dtype

@@ -62,6 +62,8 @@ class EvaluationManifest:
     """How the questions were drawn, where they are not all of their sets."""
     policy_sha256: str = ""
     """Of the policy's folder (``model_sha256``); empty for an endpoint, which shows no weights."""
+    precision: str = ""
+    """Numeric format that the policy computed in, with which greedy answers differ; empty where nobody says."""
     api: str = ""
     """``completions`` or ``chat``: how the policy got its prompts; empty for the former in a training run."""
     engine_model_sha256: str = ""
