@@ -46,7 +46,7 @@ def train(cfg: PpoRecipeConfig, run_dir: "RunDir", progress: "Progress") -> Path
         run.warm_start()
         run.evaluate("before", step=0)
         for step in run.steps():
-            noise = run.curriculum.noise_at(step)
+            noise = run.noise_at(step)
             with timer("refit"):
                 run.refit(version=step)
             with timer("rollout"):

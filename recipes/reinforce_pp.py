@@ -43,7 +43,7 @@ def train(cfg: ReinforcePpRecipeConfig, run_dir: "RunDir", progress: "Progress")
         run.warm_start()
         run.evaluate("before", step=0)
         for step in run.steps():
-            noise = run.curriculum.noise_at(step)
+            noise = run.noise_at(step)
             with timer("refit"):
                 run.refit(version=step)
             with timer("rollout"):

@@ -14,6 +14,8 @@ POLICY, CRITIC = "policy", "critic"
 """Folders of a checkpoint."""
 CURRICULUM = "curriculum"
 """Key of the curriculum's state in a checkpoint's state."""
+EPISODES = "episodes"
+"""Key of what belongs to the episodes that were under way; there only with ``rollout.max_staleness``."""
 STATE_FILE = "driver_state.json"
 """Written last: a checkpoint without it was torn by a crash."""
 

@@ -6,13 +6,13 @@ loss are the recipe's.
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from zs_nemo.algorithms.supervised_loss import SupervisedLoss
-from zs_nemo.cluster.checkpoints import CRITIC, CURRICULUM, POLICY, CheckpointFolder
+from zs_nemo.cluster.checkpoints import CRITIC, CURRICULUM, EPISODES, POLICY, CheckpointFolder
 from zs_nemo.cluster.engine_run import EngineRun
 from zs_nemo.cluster.rank_groups import CriticGroup
 from zs_nemo.cluster.setups import num_updates
@@ -24,14 +24,16 @@ from zs_nemo.curriculum import NoiseCurriculum
 from zs_nemo.evaluation.evaluator import CLOSED_BOOK
 from zs_nemo.evaluation.scores import EvaluationName
 from zs_nemo.observability.guards import Guards, Verdict, gravest
-from zs_nemo.observability.metrics import step_metrics, update_metrics
+from zs_nemo.observability.metrics import staleness_metrics, step_metrics, update_metrics
 from zs_nemo.observability.phase import Phase
 from zs_nemo.observability.progress import Progress
 from zs_nemo.observability.report import write_report
 from zs_nemo.observability.run_dir import RunDir
 from zs_nemo.qa.prompts import policy_prompt
 from zs_nemo.qa.warm_start import scripted_episode
+from zs_nemo.rollout import saved_episodes
 from zs_nemo.rollout.collector import Decoding, questions_of_step
+from zs_nemo.rollout.overlap import StepDraw, StepsAhead
 from zs_nemo.rollout.packing import pack_scripted
 from zs_nemo.search.simulator import SimulatedSearchEngine
 from zs_nemo.types.batch import TrainBatch
@@ -44,6 +46,9 @@ class TrainingRun(EngineRun):
 
     curriculum: NoiseCurriculum
     """Its state is part of every checkpoint, and goes back with it."""
+
+    _ahead: StepsAhead | None = None
+    """Collects while a step trains; None where ``rollout.max_staleness`` is 0."""
 
     def __init__(self, cfg: RecipeConfig, run_dir: RunDir, progress: Progress) -> None:
         """Check what can be checked, start the system, and load the newest checkpoint if there is one."""
@@ -58,6 +63,17 @@ class TrainingRun(EngineRun):
         except BaseException:
             self._stack.close()
             raise
+
+    def _start(self) -> None:
+        super()._start()
+        if max_staleness := self._cfg.rollout.max_staleness:
+            self._ahead = StepsAhead(
+                self._collector,
+                lambda step: self._draw(step, noise=self.noise_at(step)),
+                max_staleness=max_staleness,
+                num_steps=self._cfg.trainer.max_steps,
+            )
+            self._stack.callback(self._ahead.drop)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -88,6 +104,9 @@ class TrainingRun(EngineRun):
         folder, state = self._newest_undamaged()
         self._next_step = self._saved_step = int(state["step"])
         self.curriculum.restore(state.get(CURRICULUM, {}))
+        if self._ahead is not None:
+            rows = saved_episodes.read_episodes(folder)
+            self._ahead.restore(state[EPISODES], rows, attempt=len(self._run_dir.rollbacks))
         self.system.policy.load_checkpoint(str(folder / POLICY))
         if self.system.critic is not None:
             self.system.critic.load_checkpoint(str(folder / CRITIC))
@@ -98,6 +117,8 @@ class TrainingRun(EngineRun):
             damage = self.system.policy.checkpoint_damage(str(folder / POLICY))
             if self.system.critic is not None:
                 damage += self.system.critic.checkpoint_damage(str(folder / CRITIC))
+            if self._ahead is not None:
+                damage += saved_episodes.damage(folder, state[EPISODES]["file"])
             if not damage:
                 return folder, state
             self._progress.say(f"passed over the damaged checkpoint {folder}: {damage[0]}")
@@ -159,27 +180,51 @@ class TrainingRun(EngineRun):
             self.system.refit(version)
             self._served_version = version
 
+    def noise_at(self, step: int) -> float:
+        """Return P(noisy) of a step: the curriculum's, at the time when the step's prompts were or are drawn."""
+        drawn = None if self._ahead is None else self._ahead.noise_of(step)
+        return self.curriculum.noise_at(step) if drawn is None else drawn
+
     def collect(
         self, step: int, round_number: int = 0, num_prompts: int | None = None, *, noise: float
     ) -> list[TrajectoryGroup]:
-        """Run the episodes of one step; in a round after the first, of ``num_prompts`` other questions."""
+        """Return the episodes of one step; in a round after the first, of ``num_prompts`` other questions.
+
+        With ``rollout.max_staleness`` they may have been under way for some time, and those of later steps begin.
+        """
+        draw = self._draw(step, round_number, num_prompts, noise=noise)
+        if self._ahead is not None:
+            groups = self._ahead.collect(draw)
+            self.system.generation.release_memory()
+        else:
+            with self._engines_at_work(simulated=self.system.simulator is not None):
+                groups = self._collector.collect(
+                    draw.questions,
+                    draw.search,
+                    draw.decoding,
+                    step=step,
+                    group_size=draw.group_size,
+                    first_prompt=draw.first_prompt,
+                    attempt=draw.attempt,
+                )
+        # The ranks had nothing else to do meanwhile: what they were writing is written.
+        self._commit_checkpoint()
+        return groups
+
+    def _draw(self, step: int, round_number: int = 0, num_prompts: int | None = None, *, noise: float) -> StepDraw:
         settings, attempt = self._cfg.rollout, len(self._run_dir.rollbacks)
         per_step, seed = settings.num_prompts_per_step, seed_of_attempt(self._cfg.seed, attempt)
         stream = f"{Phase.rl.value}, round {round_number}" if round_number else Phase.rl.value
         questions = questions_of_step(self._questions.train, step, per_step, seed, stream=stream)[:num_prompts]
-        with self._engines_at_work(simulated=self.system.simulator is not None):
-            groups = self._collector.collect(
-                questions,
-                self._engines.training(noise),
-                Decoding(temperature=self._cfg.generation.temperature, top_p=self._cfg.generation.top_p),
-                step=step,
-                group_size=settings.num_generations_per_prompt,
-                first_prompt=round_number * per_step,
-                attempt=attempt,
-            )
-        # The ranks had nothing else to do meanwhile: what they were writing is written.
-        self._commit_checkpoint()
-        return groups
+        return StepDraw(
+            step=step,
+            questions=questions,
+            search=self._engines.training(noise),
+            decoding=Decoding(temperature=self._cfg.generation.temperature, top_p=self._cfg.generation.top_p),
+            group_size=settings.num_generations_per_prompt,
+            first_prompt=round_number * per_step,
+            attempt=attempt,
+        )
 
     def with_logprobs(self, batch: TrainBatch) -> TrainBatch:
         """Add the reference's logprobs if there is a KL term, and the policy's own if more than one look needs them."""
@@ -206,8 +251,10 @@ class TrainingRun(EngineRun):
 
         ``groups`` are all that were rolled out, ``batch`` what was trained on, ``metrics`` the algorithm's own.
         """
+        stage_s = self.timer.take()
         row = (
-            step_metrics(groups, updates, batch=batch, noise=noise, stage_s=self.timer.take())
+            step_metrics(groups, updates, batch=batch, noise=noise, stage_s=stage_s)
+            | self._overlap_metrics(step, groups, step_s=sum(stage_s.values()))
             | update_metrics(critic_updates, prefix="critic")
             | self._engines.metrics()
             | dict(metrics or {})
@@ -230,6 +277,14 @@ class TrainingRun(EngineRun):
         self._save_progress()
         self._progress.advance(row)
 
+    def _overlap_metrics(self, step: int, groups: Sequence[TrajectoryGroup], *, step_s: float) -> dict[str, float]:
+        if self._ahead is None:
+            return {}
+        tokens = sum(item.num_policy_tokens for group in groups for item in group.trajectories)
+        # The rollout stage is only what training waited for: the engines work all through the step.
+        speed = {"rollout/policy_tokens_per_s": tokens / step_s} if step_s else {}
+        return staleness_metrics(groups, weight_version=step) | self._ahead.metrics() | speed
+
     def _leave_step(self, step: int, verdict: Verdict, reasons: list[str]) -> None:
         """Return to the newest checkpoint, which holds nothing of this step, or end the run."""
         self._commit_checkpoint()
@@ -241,6 +296,9 @@ class TrainingRun(EngineRun):
         with self.timer("checkpoint"):
             folder = self._load_newest()
         self._run_dir.record_rollback(step=step, to_step=self._next_step, reasons=reasons)
+        if self._ahead is not None:
+            # What the checkpoint kept is of the draws that failed.
+            self._ahead.drop()
         self._progress.say(f"returned to {folder}; going on at step {self._next_step} with other draws")
         self._progress.begin("training", self._cfg.trainer.max_steps, self._next_step)
 
@@ -278,8 +336,8 @@ class TrainingRun(EngineRun):
                 names.append(EvaluationName(when=when, engine=SimulatedSearchEngine.name, temperature=0.0))
         # An evaluation may be long: what was trained before it is safe from a crash in it.
         self._commit_checkpoint()
-        self._ledger.phase = Phase.evaluation
-        with self.timer("evaluation"):
+        with self.timer("evaluation"), self._ahead.paused() if self._ahead is not None else nullcontext():
+            self._ledger.phase = Phase.evaluation
             for name in names:
                 if self._run_dir.finished_evaluation(str(name), step=step) is None:
                     self.refit(step)
@@ -311,10 +369,17 @@ class TrainingRun(EngineRun):
             self.system.policy.save_checkpoint(str(folder / POLICY), in_background=in_background)
             if self.system.critic is not None:
                 self.system.critic.save_checkpoint(str(folder / CRITIC), in_background=in_background)
-            self._saving = step, {CURRICULUM: self.curriculum.state()}
+            self._saving = step, {CURRICULUM: self.curriculum.state()} | self._save_episodes(folder)
             self._saved_step = step
         if not in_background:
             self._commit_checkpoint()
+
+    def _save_episodes(self, folder: Path) -> dict[str, Any]:
+        """Write the episodes under way into a checkpoint, and return what belongs to them in its state."""
+        if self._ahead is None:
+            return {}
+        facts, rows = self._ahead.state()
+        return {EPISODES: facts | {"file": saved_episodes.write_episodes(folder, rows)}}
 
     def _commit_checkpoint(self) -> None:
         """Wait for the checkpoint that is being written, if any, and make it the newest."""

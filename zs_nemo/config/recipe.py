@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from zs_nemo.config.algorithm import AlgorithmConfig, GrpoConfig, PpoConfig, ReinforcePpConfig
+from zs_nemo.config.algorithm import AlgorithmConfig, GrpoConfig, ImportanceLevel, PpoConfig, ReinforcePpConfig
 from zs_nemo.config.cost import CostConfig
 from zs_nemo.config.critic import CriticConfig
 from zs_nemo.config.experiment import (
@@ -64,6 +64,10 @@ class RecipeConfig:
                 "search=none answers no search, and this recipe needs an engine; choose search=simulated, bm25, "
                 "retriever or web"
             )
+        if self.rollout.max_staleness:
+            _check_overlap(
+                self.rollout.max_staleness, self.algorithm, trains_policy=self.has_ranks and self.has_engines
+            )
         if self.curriculum.name is CurriculumName.adaptive:
             _check_target_can_be_passed(self.curriculum.adaptive.target_reward, self.reward)
         if isinstance(self.search, SimulatedSearchConfig) and self.search.endpoints:
@@ -104,6 +108,20 @@ class PpoRecipeConfig(RecipeConfig):
 
     algorithm: PpoConfig = field(default_factory=PpoConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
+
+
+def _check_overlap(max_staleness: int, algorithm: AlgorithmConfig, *, trains_policy: bool) -> None:
+    if not trains_policy:
+        raise ValueError(
+            f"rollout.max_staleness={max_staleness} overlaps collecting with training, and this recipe does not do "
+            "both; set it to 0"
+        )
+    if algorithm.importance.level is ImportanceLevel.off:
+        raise ValueError(
+            f"rollout.max_staleness={max_staleness} trains on tokens that older weights have sampled, which "
+            "algorithm.importance.level=off does not correct for; set algorithm.importance.level=token (or sequence), "
+            "or rollout.max_staleness=0"
+        )
 
 
 def _check_target_can_be_passed(target: float, reward: RewardConfig) -> None:

@@ -70,6 +70,10 @@ class RolloutConfig:
     """Tokens of a whole trajectory, the prompt included."""
     max_concurrency: int = 256
     """Trajectories under way at once."""
+    max_staleness: int = 0
+    """Versions by which the weights that sample a step's tokens may be older than those that the step trains. 0 to
+    collect and train in turn; with more, as many later steps are collected while one trains, and
+    ``algorithm.importance`` corrects for the difference."""
     search_deadline_s: float = 60.0
     """Time for one search call with all its retries."""
     search_max_failure_share: float = 0.1
@@ -89,6 +93,10 @@ class RolloutConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"rollout.{name}={getattr(self, name)} must be at least 1")
+        if self.max_staleness < 0:
+            raise ValueError(
+                f"rollout.max_staleness={self.max_staleness} must be 0 (collect and train in turn) or positive"
+            )
         if self.max_turn_tokens >= self.max_sequence_tokens:
             raise ValueError(
                 f"rollout.max_turn_tokens={self.max_turn_tokens} must be smaller than "

@@ -81,6 +81,25 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> Metrics:
     } | {f"rollout/status_{status.name}": endings[status] / len(trajectories) for status in Status}
 
 
+def staleness_metrics(groups: Sequence[TrajectoryGroup], *, weight_version: int) -> Metrics:
+    """Return how much older than ``weight_version``, the trained one, the weights are that sampled the episodes.
+
+    The mean is over policy tokens. ``carried_over_share`` is the share of episodes that went on under new weights.
+    """
+    episodes = [item for group in groups for item in group.trajectories if item.turns]
+    turns = [turn for item in episodes for turn in item.turns]
+    ages = np.array([weight_version - turn.weight_version for turn in turns], dtype=np.float64)
+    tokens = np.array([turn.end - turn.start for turn in turns], dtype=np.float64)
+    spans = [len({turn.weight_version for turn in item.turns}) for item in episodes]
+    return {
+        "rollout/staleness_mean": float((ages * tokens).sum() / tokens.sum()) if tokens.sum() else 0.0,
+        "rollout/staleness_max": float(ages.max(initial=0.0)),
+        "rollout/versions_per_trajectory": _mean(spans),
+        "rollout/versions_per_trajectory_max": float(max(spans, default=0)),
+        "rollout/carried_over_share": _mean(span > 1 for span in spans),
+    }
+
+
 def search_metrics(trajectories: Sequence[Trajectory]) -> Metrics:
     """Return what came back from searches.
 

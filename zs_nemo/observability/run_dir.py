@@ -55,7 +55,14 @@ _LOCK_TRIES = 5
 _LOCK_PAUSE_S = 0.05
 _EVALUATED = ("f1", "em", "searches_per_question")
 # What the timeline draws as curves.
-_CURVES = ("reward/mean", "curriculum/noise", "rollout/searches_per_episode", "train/kl", "train/entropy")
+_CURVES = (
+    "reward/mean",
+    "curriculum/noise",
+    "rollout/searches_per_episode",
+    "rollout/staleness_mean",
+    "train/kl",
+    "train/entropy",
+)
 
 
 class RunDir:

@@ -3,6 +3,7 @@
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.rollout.collector import RolloutCollector
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodeRunner
+from zs_nemo.rollout.loop_thread import LoopThread
 from zs_nemo.rollout.rewards import build_reward
 from zs_nemo.types.generation import GenerationEngine, Tokenizer
 
@@ -27,4 +28,5 @@ def build_collector(cfg: RecipeConfig, engine: GenerationEngine, tokenizer: Toke
         run_seed=cfg.seed,
         max_concurrency=cfg.rollout.max_concurrency,
         max_failure_share=cfg.rollout.search_max_failure_share,
+        loop=LoopThread() if cfg.rollout.max_staleness else None,
     )

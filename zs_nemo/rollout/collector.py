@@ -1,7 +1,7 @@
 """Many episodes at once: the groups of a training step, or the questions of an evaluation."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,6 +14,7 @@ from zs_nemo.qa.prompts import CLOSED_BOOK_SUFFIX, POLICY_PROMPT, closed_book_pr
 from zs_nemo.qa.tags import ANSWER_OPEN
 from zs_nemo.rollout.documents import smallest_information_block
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodePlan, EpisodeRunner, SearchSetting
+from zs_nemo.rollout.loop_thread import EpisodeLoop
 from zs_nemo.rollout.rewards import Reward
 from zs_nemo.types.generation import Tokenizer
 from zs_nemo.types.keys import SampleKey, seed_of_attempt
@@ -49,23 +50,26 @@ class RolloutCollector:
         run_seed: int,
         max_concurrency: int,
         max_failure_share: float,
+        loop: EpisodeLoop | None = None,
     ) -> None:
+        """``loop`` is where episodes run, by default one of the calling thread's."""
         self._runner = runner
         self._tokenizer = tokenizer
         self._reward = reward
         self._run_seed = run_seed
-        self._max_concurrency = max_concurrency
+        self.max_concurrency = max_concurrency
+        """Trajectories under way at once."""
         self._max_failure_share = max_failure_share
         # One loop for the life of the collector: engine clients keep connections that belong to a loop.
-        self._loop = asyncio.Runner()
+        self.loop: EpisodeLoop = loop or asyncio.Runner()
 
     def close(self, close_engines: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
         """End the event loop; episodes under way are cancelled. ``close_engines`` runs in it before."""
         try:
             if close_engines is not None:
-                self._loop.run(close_engines())
+                self.loop.run(close_engines())
         finally:
-            self._loop.close()
+            self.loop.close()
 
     def collect(
         self,
@@ -86,13 +90,25 @@ class RolloutCollector:
         A trajectory whose search failed says nothing about the policy: its group goes on without it. Raises
         ``SearchBudgetExceeded`` when too many searches found no answer within their deadline.
         """
+        plans = self.plan_step(questions, step=step, group_size=group_size, first_prompt=first_prompt, attempt=attempt)
+        trajectories = self.loop.run(self._run_all(plans, search, decoding, on_done))
+        return self.grouped(questions, trajectories, first_prompt=first_prompt)
+
+    def plan_step(
+        self, questions: Sequence[Question], *, step: int, group_size: int, first_prompt: int = 0, attempt: int = 0
+    ) -> list[EpisodePlan]:
+        """Return what the episodes of a step begin from, group by group; the arguments are those of ``collect``."""
         run_seed = seed_of_attempt(self._run_seed, attempt)
-        plans = [
+        return [
             self._plan(question, SampleKey(run_seed=run_seed, step=step, prompt=prompt, member=member))
             for prompt, question in enumerate(questions, start=first_prompt)
             for member in range(group_size)
         ]
-        trajectories = self._loop.run(self._run_all(plans, search, decoding, on_done))
+
+    def grouped(
+        self, questions: Sequence[Question], trajectories: Sequence[Trajectory], *, first_prompt: int = 0
+    ) -> list[TrajectoryGroup]:
+        """Return the groups of ended episodes. Raises ``SearchBudgetExceeded`` when too many searches failed."""
         _check_failure_budget(trajectories, self._max_failure_share)
         groups = [TrajectoryGroup(question=question, trajectories=[]) for question in questions]
         for trajectory in trajectories:
@@ -121,7 +137,7 @@ class RolloutCollector:
             )
             for prompt, question in enumerate(questions)
         ]
-        trajectories = self._loop.run(self._run_all(plans, search, decoding, on_done))
+        trajectories = self.loop.run(self._run_all(plans, search, decoding, on_done))
         _check_failure_budget(trajectories, self._max_failure_share)
         return trajectories
 
@@ -130,6 +146,31 @@ class RolloutCollector:
         prompt_ids = self._tokenizer.encode(text, add_special_tokens=False)
         return EpisodePlan(question=question, key=key, prompt_ids=prompt_ids, opened=ANSWER_OPEN if closed_book else "")
 
+    async def run_episode(
+        self,
+        plan: EpisodePlan,
+        search: SearchSetting | None,
+        decoding: Decoding,
+        *,
+        trajectory: Trajectory | None = None,
+        before_turn: Callable[[], Awaitable[None]] | None = None,
+    ) -> Trajectory:
+        """Run one episode to its end and grade it; ``trajectory`` and ``before_turn`` are ``EpisodeRunner.run``'s."""
+        ended = await self._runner.run(
+            plan,
+            search,
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            trajectory=trajectory,
+            before_turn=before_turn,
+        )
+        ended.reward = self._reward(ended)
+        return ended
+
+    def begin_episode(self, plan: EpisodePlan) -> Trajectory:
+        """Return the trajectory of an episode that has its prompt and nothing else."""
+        return self._runner.begin(plan)
+
     async def _run_all(
         self,
         plans: list[EpisodePlan],
@@ -137,14 +178,11 @@ class RolloutCollector:
         decoding: Decoding,
         on_done: Callable[[Trajectory], None] | None,
     ) -> list[Trajectory]:
-        slots = asyncio.Semaphore(self._max_concurrency)
+        slots = asyncio.Semaphore(self.max_concurrency)
 
         async def run_one(plan: EpisodePlan) -> Trajectory:
             async with slots:
-                trajectory = await self._runner.run(
-                    plan, search, temperature=decoding.temperature, top_p=decoding.top_p
-                )
-            trajectory.reward = self._reward(trajectory)
+                trajectory = await self.run_episode(plan, search, decoding)
             if on_done:
                 on_done(trajectory)
             return trajectory
@@ -207,7 +245,7 @@ def check_prompts_fit(
             )
 
 
-def _check_failure_budget(trajectories: list[Trajectory], max_share: float) -> None:
+def _check_failure_budget(trajectories: Sequence[Trajectory], max_share: float) -> None:
     failed = sum(trajectory.status is Status.search_failed for trajectory in trajectories)
     calls = failed + sum(trajectory.num_searches for trajectory in trajectories)
     if failed > max_share * calls:

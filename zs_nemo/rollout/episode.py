@@ -1,6 +1,7 @@
 """One episode: the policy thinks, searches, reads and answers, until it is done or a limit is reached."""
 
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from zs_nemo.qa.actions import AnswerAction, SearchAction, parse_action
@@ -55,21 +56,28 @@ class EpisodeRunner:
         self._limits = limits
 
     async def run(
-        self, plan: EpisodePlan, search: SearchSetting | None, *, temperature: float, top_p: float
+        self,
+        plan: EpisodePlan,
+        search: SearchSetting | None,
+        *,
+        temperature: float,
+        top_p: float,
+        trajectory: Trajectory | None = None,
+        before_turn: Callable[[], Awaitable[None]] | None = None,
     ) -> Trajectory:
-        """Run one episode to its end. Without ``search`` the policy has one turn and nothing to look up."""
-        started = time.monotonic()
-        size = len(plan.prompt_ids)
-        trajectory = Trajectory(
-            key=plan.key,
-            question=plan.question,
-            token_ids=list(plan.prompt_ids),
-            roles=[Role.prompt] * size,
-            generation_logprobs=[0.0] * size,
-            began_s=started,
-        )
+        """Run one episode to its end. Without ``search`` the policy has one turn and nothing to look up.
+
+        ``trajectory`` is one that ``begin`` made of the plan, perhaps broken off while it generated or searched: it
+        goes on from there, with the draws that it would have had. ``before_turn`` is awaited before every generation,
+        by which a caller can hold the episode back.
+        """
+        trajectory = trajectory or self.begin(plan)
         max_turns = self._limits.max_turns if search else 1
-        for turn in range(max_turns):
+        status = await self._catch_up(trajectory, plan, search)
+        while status is None and len(trajectory.turns) < max_turns:
+            if before_turn is not None:
+                await before_turn()
+            turn = len(trajectory.turns)
             status = await self._run_turn(
                 trajectory,
                 plan,
@@ -83,11 +91,31 @@ class EpisodeRunner:
                 ),
                 is_last=turn == max_turns - 1,
             )
-            if status is not None:
-                trajectory.status = status
-                break
-        trajectory.elapsed_s = time.monotonic() - started
+        trajectory.status = status or trajectory.status
+        trajectory.elapsed_s = time.monotonic() - trajectory.began_s
         return trajectory
+
+    def begin(self, plan: EpisodePlan) -> Trajectory:
+        """Return the trajectory of an episode that has its prompt and nothing else."""
+        size = len(plan.prompt_ids)
+        return Trajectory(
+            key=plan.key,
+            question=plan.question,
+            token_ids=list(plan.prompt_ids),
+            roles=[Role.prompt] * size,
+            generation_logprobs=[0.0] * size,
+            began_s=time.monotonic(),
+        )
+
+    async def _catch_up(self, trajectory: Trajectory, plan: EpisodePlan, search: SearchSetting | None) -> Status | None:
+        """Ask again for the documents that an episode waited for when it was broken off."""
+        if not trajectory.turns or trajectory.turns[-1].end < len(trajectory.token_ids):
+            return None
+        turn = len(trajectory.turns) - 1
+        action = parse_action((plan.opened if turn == 0 else "") + trajectory.turns[turn].text)
+        # Whatever else a turn can end in ends the episode with it.
+        assert search is not None and isinstance(action, SearchAction), "only a search can have been under way"
+        return await self._look_up(trajectory, search, action, replace(plan.key, turn=turn))
 
     def _room(self, trajectory: Trajectory) -> int:
         return self._limits.max_sequence_tokens - len(trajectory.token_ids)
@@ -122,6 +150,12 @@ class EpisodeRunner:
             return Status.turn_limit
         if self._room(trajectory) <= self._limits.max_document_tokens:
             return Status.sequence_limit
+        return await self._look_up(trajectory, search, action, key)
+
+    async def _look_up(
+        self, trajectory: Trajectory, search: SearchSetting, action: SearchAction, key: SampleKey
+    ) -> Status | None:
+        """Append the documents of a search, and return None to go on."""
         asked = time.monotonic()
         result = await self._search(trajectory, search, action, key)
         trajectory.turns[-1] = replace(
