@@ -28,10 +28,10 @@ SECOND_TURN, NO_PROMPT = "Doc 1:", "in no prompt"
 
 @dataclass
 class Policy(ScriptedEngine):
-    """A scripted engine that serves ``version`` and, like one that is refitted, keeps prompts with ``held`` waiting."""
+    """A scripted engine that serves ``version``; prompts with all of ``held`` wait, as for a refit."""
 
     version: int = 0
-    held: str = NO_PROMPT
+    held: tuple[str, ...] = ()
     failing: str = NO_PROMPT
     asked: int = 0
     completed: int = 0
@@ -39,7 +39,7 @@ class Policy(ScriptedEngine):
     async def generate(self, prompt_ids: list[int], sampling: SamplingParams, seed: int) -> Completion:
         self.asked += 1
         prompt = "".join(map(chr, prompt_ids))
-        while self.held in prompt:
+        while self.held and all(text in prompt for text in self.held):
             await asyncio.sleep(0.001)
         if self.failing in prompt:
             raise ConnectionError("the engine is gone")
@@ -108,8 +108,8 @@ def started(*, max_staleness: int = 1, concurrency: int = 64, attempt: int = 0) 
         collector.close()
 
 
-def begin_next(run: Run, *, step: int = 0, held: str = NO_PROMPT) -> None:
-    """Begin the episodes of the step after ``step``, which itself has none; turns with ``held`` are kept waiting."""
+def begin_next(run: Run, *, step: int = 0, held: tuple[str, ...] = ()) -> None:
+    """Begin the episodes of the step after ``step``, which itself has none."""
     run.policy.held = held
     assert run.ahead.collect(replace(draw_of(run, step), questions=[])) == []
 
@@ -144,9 +144,9 @@ def test_the_next_step_is_collected_while_nobody_waits_for_it():
 
 def test_an_episode_that_is_under_way_at_a_refit_goes_on_under_the_new_weights():
     with started() as run:
-        begin_next(run, held=SECOND_TURN)
+        begin_next(run, held=(SECOND_TURN,))
         wait_for(lambda: run.policy.asked == 2 * EPISODES)
-        run.policy.version, run.policy.held = 1, NO_PROMPT
+        run.policy.version, run.policy.held = 1, ()
         assert {tuple(versions(each)) for each in run.collect(1)} == {(0, 1)}
 
 
@@ -201,9 +201,9 @@ def test_the_noise_of_a_step_is_that_of_the_moment_at_which_its_prompts_were_dra
 
 def test_while_paused_no_episode_moves_and_what_was_under_way_goes_on_afterwards():
     with started(concurrency=2) as run:
-        begin_next(run, held=SECOND_TURN)
+        begin_next(run, held=(SECOND_TURN,))
         wait_for(lambda: run.policy.asked == 4)
-        threading.Timer(0.05, setattr, (run.policy, "held", NO_PROMPT)).start()
+        threading.Timer(0.05, setattr, (run.policy, "held", ())).start()
         with run.ahead.paused():
             # The two that were under way have ended, and no other has begun.
             assert run.policy.completed == run.policy.asked == 4
@@ -223,7 +223,7 @@ def test_a_further_round_of_a_step_leaves_the_episodes_of_the_next_alone():
 def test_what_was_under_way_is_taken_up_from_a_checkpoint_and_what_had_ended_is_not_run_again():
     with started() as run:
         run.noise = {1: 0.0}
-        begin_next(run, held=SECOND_TURN)
+        begin_next(run, held=(SECOND_TURN,))
         wait_for(lambda: run.policy.asked == 2 * EPISODES)
         facts, rows = json.loads(json.dumps(run.ahead.state()))
     assert [row["ended"] for row in rows] == [False] * 6 and all(len(row["turns"]) == 1 for row in rows)
@@ -287,10 +287,10 @@ def test_what_an_episode_of_a_later_step_raises_comes_out_of_the_next_collecting
 
 def test_dropped_episodes_are_cancelled_in_the_engine():
     with started() as run:
-        begin_next(run, held=SECOND_TURN)
+        begin_next(run, held=(SECOND_TURN,))
         wait_for(lambda: run.policy.asked == 2 * EPISODES)
         run.ahead.drop()
         assert run.ahead.metrics() == {"rollout/ahead_begun": 0, "rollout/ahead_ended": 0}
-        run.policy.held = NO_PROMPT
+        run.policy.held = ()
         time.sleep(0.01)
         assert run.policy.completed == EPISODES, "only the first turns came to their end"
