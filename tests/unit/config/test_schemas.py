@@ -8,10 +8,11 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
+from zs_nemo.config.collect import CollectRecipeConfig
 from zs_nemo.config.policy import Recompute, RecomputeMethod
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, ReinforcePpRecipeConfig
 from zs_nemo.config.registry import register, to_dataclass
-from zs_nemo.config.rollout import CoinScope, CurriculumConfig, CurriculumName
+from zs_nemo.config.rollout import CoinScope, CurriculumConfig, CurriculumName, RolloutConfig
 from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
 
 CONFIGS = str(Path(__file__).parents[3] / "configs")
@@ -84,6 +85,11 @@ def test_an_unknown_key_is_refused_with_its_name(override):
         ("policy.tensor_model_parallel_size=3", r"must be a multiple of .*= 3; change trainer\.devices"),
         ("algorithm.kl.coef=-1", r"algorithm\.kl\.coef=-1"),
         ("rollout.max_turn_tokens=900", r"rollout\.max_sequence_tokens=768"),
+        ("rollout.max_staleness=-1", r"rollout\.max_staleness=-1 must be 0"),
+        (
+            "rollout.max_staleness=1",
+            r"max_staleness=1 trains on tokens that older .*importance\.level=off .*; set algorithm\.importance",
+        ),
         ("search.num_documents=0", r"search\.num_documents=0"),
         ("exp_manager.name=''", r"exp_manager\.name is empty"),
         ("evaluation.split=train", r"evaluation\.split='train'"),
@@ -96,6 +102,19 @@ def test_an_unknown_key_is_refused_with_its_name(override):
 def test_a_bad_value_is_refused_with_its_rule(override, message):
     with pytest.raises(ValueError, match=message):
         load(override)
+
+
+@pytest.mark.parametrize("recipe", sorted(KINDS))
+def test_overlap_is_taken_with_the_correction_for_it(recipe):
+    cfg = load("rollout.max_staleness=2", "algorithm.importance.level=sequence", recipe=recipe)
+    assert cfg.rollout.max_staleness == 2
+
+
+def test_overlap_is_refused_where_nothing_is_collected_beside_training():
+    with pytest.raises(
+        ValueError, match=r"rollout\.max_staleness=1 overlaps .* this recipe does not do both; set it to 0"
+    ):
+        CollectRecipeConfig(search=Bm25SearchConfig(), rollout=RolloutConfig(max_staleness=1))
 
 
 def test_a_curriculum_is_chosen_by_its_group_and_keeps_the_experiments_end():

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from tests.unit.observability.runs import group, result, searching, trajectory
-from zs_nemo.observability.metrics import step_metrics, token_in_token_out_share, update_metrics
+from tests.unit.observability.runs import group, question, result, searching, trajectory
+from zs_nemo.observability.metrics import staleness_metrics, step_metrics, token_in_token_out_share, update_metrics
 from zs_nemo.types.batch import TrainBatch
 from zs_nemo.types.trajectory import Role, Status, TrajectoryGroup
 
@@ -57,6 +59,26 @@ def test_a_group_that_lost_all_its_members_is_passed_over() -> None:
     assert step_metrics([empty, group(searching(reward=1.0))], [])["reward/mean"] == 1.0
     with pytest.raises(ValueError, match="without a single trajectory"):
         step_metrics([empty], [])
+
+
+def test_staleness_is_by_token_and_spans_are_by_episode() -> None:
+    carried, fresh = searching(key=(3, 0, 0)), searching(key=(3, 0, 1))
+    # "<search>" has eight tokens and came from weights two versions old, "answer" has six.
+    carried.turns[0] = replace(carried.turns[0], weight_version=1)
+    assert [turn.end - turn.start for turn in carried.turns] == [8, 6]
+    assert staleness_metrics([group(carried, fresh)], weight_version=3) == {
+        "rollout/staleness_mean": pytest.approx(2 * 8 / 28),
+        "rollout/staleness_max": 2.0,
+        "rollout/versions_per_trajectory": 1.5,
+        "rollout/versions_per_trajectory_max": 2.0,
+        "rollout/carried_over_share": 0.5,
+    }
+
+
+def test_a_step_without_an_episode_has_a_staleness_of_zero() -> None:
+    assert set(
+        staleness_metrics([TrajectoryGroup(question=question(), trajectories=[])], weight_version=3).values()
+    ) == {0.0}
 
 
 def test_a_step_without_searches_has_shares_of_zero() -> None:
