@@ -207,7 +207,7 @@ class TrainingRun(EngineRun):
                     first_prompt=draw.first_prompt,
                     attempt=draw.attempt,
                 )
-        # The ranks had nothing else to do meanwhile: what they were writing is written.
+        # Without overlap the ranks had nothing else to do meanwhile: what they were writing is written.
         self._commit_checkpoint()
         return groups
 
@@ -337,7 +337,7 @@ class TrainingRun(EngineRun):
         # An evaluation may be long: what was trained before it is safe from a crash in it.
         self._commit_checkpoint()
         with self.timer("evaluation"), self._ahead.paused() if self._ahead is not None else nullcontext():
-            self._ledger.phase = Phase.evaluation
+            phase, self._ledger.phase = self._ledger.phase, Phase.evaluation
             for name in names:
                 if self._run_dir.finished_evaluation(str(name), step=step) is None:
                     self.refit(step)
@@ -349,6 +349,7 @@ class TrainingRun(EngineRun):
                             name, search, step=step, num_questions=count, engine_is_told_answers=simulated
                         )
                     self._save_progress()
+            self._ledger.phase = phase
 
     def finish(self) -> Path:
         """Export the policy, mark the run as done, and return the path of its report."""
