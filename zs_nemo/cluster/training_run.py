@@ -66,12 +66,16 @@ class TrainingRun(EngineRun):
 
     def _start(self) -> None:
         super()._start()
-        if max_staleness := self._cfg.rollout.max_staleness:
+        settings = self._cfg.rollout
+        if max_staleness := settings.max_staleness:
+            episodes_per_step = settings.num_prompts_per_step * settings.num_generations_per_prompt
             self._ahead = StepsAhead(
                 self._collector,
                 lambda step: self._draw(step, noise=self.noise_at(step)),
                 max_staleness=max_staleness,
                 num_steps=self._cfg.trainer.max_steps,
+                # With more, those of later steps would slow down what the next update waits for.
+                max_concurrency=min(settings.max_concurrency, max_staleness * episodes_per_step),
             )
             self._stack.callback(self._ahead.drop)
 

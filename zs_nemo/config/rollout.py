@@ -69,7 +69,7 @@ class RolloutConfig:
     max_sequence_tokens: int = 768
     """Tokens of a whole trajectory, the prompt included."""
     max_concurrency: int = 256
-    """Trajectories under way at once."""
+    """Trajectories under way at once; with ``max_staleness`` also at most as many as so many steps have."""
     max_staleness: int = 0
     """Versions by which the weights that sample a step's tokens may be older than those that the step trains. 0 to
     collect and train in turn; with more, as many later steps are collected while one trains, and

@@ -57,8 +57,7 @@ class RolloutCollector:
         self._tokenizer = tokenizer
         self._reward = reward
         self._run_seed = run_seed
-        self.max_concurrency = max_concurrency
-        """Trajectories under way at once."""
+        self._max_concurrency = max_concurrency
         self._max_failure_share = max_failure_share
         # One loop for the life of the collector: engine clients keep connections that belong to a loop.
         self.loop: EpisodeLoop = loop or asyncio.Runner()
@@ -178,7 +177,7 @@ class RolloutCollector:
         decoding: Decoding,
         on_done: Callable[[Trajectory], None] | None,
     ) -> list[Trajectory]:
-        slots = asyncio.Semaphore(self.max_concurrency)
+        slots = asyncio.Semaphore(self._max_concurrency)
 
         async def run_one(plan: EpisodePlan) -> Trajectory:
             async with slots:

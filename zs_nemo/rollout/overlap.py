@@ -70,8 +70,12 @@ class StepsAhead:
         *,
         max_staleness: int,
         num_steps: int,
+        max_concurrency: int,
     ) -> None:
-        """``draw`` is asked for a later step when its episodes may begin; ``num_steps`` are those of the whole run."""
+        """``draw`` is asked for a later step when its episodes may begin; ``num_steps`` are those of the whole run.
+
+        Of all steps together ``max_concurrency`` episodes are under way at once.
+        """
         self._collector = collector
         self._loop = collector.loop
         self._draw = draw
@@ -79,7 +83,7 @@ class StepsAhead:
         self._num_steps = num_steps
         self._rounds: dict[tuple[int, int], _Round] = {}
         """By step and first prompt."""
-        self._slots = PrioritySlots(collector.max_concurrency)
+        self._slots = PrioritySlots(max_concurrency)
         self._gate = TurnGate()
         self._attempt = 0
         self._saved: dict[SampleKey, Row] = {}

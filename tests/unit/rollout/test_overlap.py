@@ -90,7 +90,7 @@ def started(*, max_staleness: int = 1, concurrency: int = 64, attempt: int = 0) 
         CharTokenizer(),
         f1,
         run_seed=7,
-        max_concurrency=concurrency,
+        max_concurrency=1000,
         max_failure_share=0.1,
         loop=LoopThread(),
     )
@@ -99,6 +99,7 @@ def started(*, max_staleness: int = 1, concurrency: int = 64, attempt: int = 0) 
         lambda step: draw_of(run, step, attempt=attempt),
         max_staleness=max_staleness,
         num_steps=NUM_STEPS,
+        max_concurrency=concurrency,
     )
     run = Run(policy, ahead, collector, FixedSearch(), {})
     try:
