@@ -104,6 +104,21 @@ def processes_of(run: Path) -> list[psutil.Process]:
     return found
 
 
+def kill_after_three_steps(process: subprocess.Popen, run: Path, timeout_s: float = 300) -> None:
+    """Let a run train three steps, kill it, and see that nothing of it is left."""
+    deadline = time.monotonic() + timeout_s
+    while not (run / "metrics.jsonl").exists() or len(steps_of(run)) < 3:
+        assert process.poll() is None, process.communicate()[0][-6000:]
+        assert time.monotonic() < deadline, "the run did not reach its third step"
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    gone_by = time.monotonic() + 20
+    while processes_of(run) and time.monotonic() < gone_by:
+        time.sleep(0.2)
+    assert processes_of(run) == []
+
+
 def test_a_run_leaves_a_whole_run_directory(whole_run):
     run, output = whole_run
     report = json.loads((run / "report.json").read_text())
@@ -170,18 +185,7 @@ def test_a_killed_run_resumes_with_the_same_prompts_coins_and_seeds_and_leaves_n
     run = tmp_path / "killed"
     monkeypatch.setenv("ZS_NEMO_TEST_RUN", str(run))
     arguments = overrides(tiny_model, tmp_path, "killed")
-    process = start(arguments)
-    deadline = time.monotonic() + 300
-    while not (run / "metrics.jsonl").exists() or len(steps_of(run)) < 3:
-        assert process.poll() is None, process.communicate()[0][-6000:]
-        assert time.monotonic() < deadline, "the run did not reach its third step"
-        time.sleep(0.2)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    gone_by = time.monotonic() + 20
-    while processes_of(run) and time.monotonic() < gone_by:
-        time.sleep(0.2)
-    assert processes_of(run) == []
+    kill_after_three_steps(start(arguments), run)
 
     output = finish(start(arguments))
     assert "resumed from" in output

@@ -1,13 +1,11 @@
 """The real recipe with rollout.max_staleness=1: collecting beside training, refits in between, a kill and a resume."""
 
 import json
-import signal
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.functional.test_grpo_recipe import finish, overrides, processes_of, start, steps_of
+from tests.functional.test_grpo_recipe import finish, kill_after_three_steps, overrides, start, steps_of
 from zs_nemo.observability.timeline import read_timeline
 
 pytestmark = pytest.mark.long
@@ -51,19 +49,8 @@ def test_a_killed_run_takes_up_the_episodes_that_its_checkpoint_holds(tiny_model
         "rollout.max_staleness=1",
         "algorithm.importance.level=token",
     ]
-    process = start(arguments)
-    deadline = time.monotonic() + 400
-    while not (run / "metrics.jsonl").exists() or len(steps_of(run)) < 3:
-        assert process.poll() is None, process.communicate()[0][-6000:]
-        assert time.monotonic() < deadline, "the run did not reach its third step"
-        time.sleep(0.2)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_after_three_steps(start(arguments), run, timeout_s=400)
     kept = (run / "checkpoints" / "step_000002" / "episodes.jsonl").read_text().splitlines()
-    gone_by = time.monotonic() + 20
-    while processes_of(run) and time.monotonic() < gone_by:
-        time.sleep(0.2)
-    assert processes_of(run) == []
 
     output = finish(start(arguments))
     assert "resumed from" in output and "at step 2" in output
