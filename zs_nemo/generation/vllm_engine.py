@@ -1,16 +1,17 @@
 """One vLLM engine behind the project's ``GenerationEngine`` protocol. The only place where vLLM's API is used."""
 
+import asyncio
 import itertools
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from zs_nemo.generation.checkpoint_names import check_same_tensors, folder_shapes, tensor_shapes
 from zs_nemo.generation.engine_setup import EngineSetup, engine_environment
 from zs_nemo.generation.weight_gate import WeightGate
-from zs_nemo.types.generation import Completion, CompletionPart, SamplingParams, StopReason
+from zs_nemo.types.generation import Completion, CompletionPart, EngineDied, SamplingParams, StopReason
 
 if TYPE_CHECKING:
     # It imports torch, before which an engine's environment has to be set.
@@ -23,6 +24,9 @@ _PREFILL_TOKENS = 1024
 # the smallest that its CPU kernels are made for.
 _CPU_BLOCK_TOKENS = 32
 _SHUTDOWN_S = 2.0
+_DEATH_POLL_S = 0.5
+
+T = TypeVar("T")
 
 
 class VllmEngine:
@@ -57,10 +61,13 @@ class VllmEngine:
         return self._gate.version
 
     async def generate(self, prompt_ids: list[int], sampling: SamplingParams, seed: int) -> Completion:
-        """Sample one completion; concurrent calls are batched. Waits while weights are being loaded."""
+        """Sample one completion; concurrent calls are batched. Waits while weights are being loaded.
+
+        This and all that follow raise ``EngineDied`` when vLLM's processes have ended.
+        """
         self._check_length(prompt_ids, sampling)
         async with self._gate.request() as version:
-            output = await self._run(prompt_ids, sampling, seed)
+            output = await self._while_alive(self._run(prompt_ids, sampling, seed))
         return _completion(output, version)
 
     async def stream(self, prompt_ids: list[int], sampling: SamplingParams, seed: int) -> AsyncIterator[CompletionPart]:
@@ -82,13 +89,13 @@ class VllmEngine:
         """
         check_same_tensors(self._tensors, tensor_shapes(Path(path)), source=path, optional=self._optional_tensors)
         async with self._gate.update(version):
-            await self._llm.collective_rpc("refit_from_file", args=(path,))
+            await self._rpc("refit_from_file", args=(path,))
             await self._drop_prefix_cache()
 
     async def join_refit(self, address: "TransferAddress", first_number: int) -> None:
         """Make every rank of this engine a member of the group at ``address``, counting from ``first_number``."""
         # vLLM sends plain values alone to its workers.
-        await self._llm.collective_rpc("join_refit", args=(asdict(address), first_number))
+        await self._rpc("join_refit", args=(asdict(address), first_number))
 
     async def receive_weights(self, version: int) -> None:
         """Replace all weights by those that the sender of the joined group sends; otherwise as ``load_weights``.
@@ -96,13 +103,13 @@ class VllmEngine:
         Raises ``ValueError`` when other tensors came than the model's; the engine then serves nothing.
         """
         async with self._gate.update(version):
-            for given in await self._llm.collective_rpc("refit_from_group"):
+            for given in await self._rpc("refit_from_group"):
                 shapes = {name: tuple(shape) for name, shape in given}
                 check_same_tensors(self._tensors, shapes, source="the refit", optional=self._optional_tensors)
             await self._drop_prefix_cache()
 
     async def _drop_prefix_cache(self) -> None:
-        if not await self._llm.reset_prefix_cache():
+        if not await self._while_alive(self._llm.reset_prefix_cache()):
             raise RuntimeError(f"{self.setup.name}: the prefix cache of the old weights could not be dropped")
 
     async def set_threads(self, num_threads: int) -> list[int]:
@@ -110,11 +117,36 @@ class VllmEngine:
 
         On CPU only.
         """
-        return list(await self._llm.collective_rpc("set_threads", args=(num_threads,)))
+        return await self._rpc("set_threads", args=(num_threads,))
 
     async def release_memory(self) -> None:
         """Hand memory that is free back to the system, for what computes while this engine does not."""
-        await self._llm.collective_rpc("release_memory")
+        await self._rpc("release_memory")
+
+    async def check_alive(self) -> None:
+        """Do nothing, unless vLLM's processes have ended."""
+        if self._llm.errored:
+            raise self._death()
+
+    async def _rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
+        return list(await self._while_alive(self._llm.collective_rpc(method, args=args)))
+
+    async def _while_alive(self, call: Coroutine[Any, Any, T]) -> T:
+        """Await a call of vLLM's. Many of them wait for ever for processes that have ended meanwhile."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        task = asyncio.ensure_future(call)
+        try:
+            while not (await asyncio.wait({task}, timeout=_DEATH_POLL_S))[0]:
+                await self.check_alive()
+            return task.result()
+        except EngineDeadError as error:
+            raise self._death() from error
+        finally:
+            task.cancel()
+
+    def _death(self) -> EngineDied:
+        return EngineDied(f"{self.setup.name}: vLLM's processes have ended; its log says why, unless they were killed")
 
     async def shutdown(self) -> None:
         """End vLLM's processes. The engine is of no use afterwards."""

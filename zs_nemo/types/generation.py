@@ -49,6 +49,10 @@ class CompletionPart:
     """The whole completion, with the last part alone; its text is that of all parts."""
 
 
+class EngineDied(RuntimeError):  # noqa: N818  (it says what happened)
+    """The process in which an engine computes has ended: it will never answer, and another one may."""
+
+
 class GenerationEngine(Protocol):
     """A language model that completes token ids."""
 
