@@ -68,7 +68,10 @@ class SearchEngines:
     def training(self, noise: float) -> SearchSetting:
         """Return the setting of one training step."""
         return SearchSetting(
-            callback=self._callback, num_documents=self._cfg.search.num_documents, noise_probability=noise
+            callback=self._callback,
+            num_documents=self._cfg.search.num_documents,
+            noise_probability=noise,
+            engine=self.training_name,
         )
 
     def evaluation(self, engine: str) -> SearchSetting | None:
@@ -77,7 +80,9 @@ class SearchEngines:
         chosen = engines.get(engine)
         if chosen is None:
             return None
-        return SearchSetting(callback=EngineSearch(chosen), num_documents=self._cfg.evaluation.num_documents)
+        return SearchSetting(
+            callback=EngineSearch(chosen), num_documents=self._cfg.evaluation.num_documents, engine=chosen.name
+        )
 
     @property
     def training_name(self) -> str:

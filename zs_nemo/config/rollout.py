@@ -76,6 +76,11 @@ class RolloutConfig:
     ``algorithm.importance`` corrects for the difference."""
     search_deadline_s: float = 60.0
     """Time for one search call with all its retries."""
+    trajectory_deadline_s: float = 1200.0
+    """Time for one trajectory from its first request on. It is then given up, counted and not trained on, so that one
+    stuck request holds up no step; 0 for none. Far more than the slowest healthy one takes, or long ones are lost."""
+    max_deadline_share: float = 0.5
+    """Share of a step's trajectories that may pass ``trajectory_deadline_s``; above it the step stops with an error."""
     search_max_failure_share: float = 0.1
     """Share of a step's search calls that may fail; above it the step stops with an error."""
     callback: str = ""
@@ -102,6 +107,13 @@ class RolloutConfig:
                 f"rollout.max_turn_tokens={self.max_turn_tokens} must be smaller than "
                 f"rollout.max_sequence_tokens={self.max_sequence_tokens}, which also holds the prompt"
             )
+        if self.trajectory_deadline_s and self.trajectory_deadline_s <= self.search_deadline_s:
+            raise ValueError(
+                f"rollout.trajectory_deadline_s={self.trajectory_deadline_s:g} must be 0 (none) or more than "
+                f"rollout.search_deadline_s={self.search_deadline_s:g}, or one slow search uses it up; raise it"
+            )
+        if not 0 <= self.max_deadline_share <= 1:
+            raise ValueError(f"rollout.max_deadline_share={self.max_deadline_share} must lie in [0, 1]")
         if not 0 <= self.search_max_failure_share <= 1:
             raise ValueError(f"rollout.search_max_failure_share={self.search_max_failure_share} must lie in [0, 1]")
 

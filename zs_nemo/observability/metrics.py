@@ -29,10 +29,11 @@ def step_metrics(
     ``batch`` is what the updates trained on; without it the trajectories themselves are checked. ``noise`` is the
     curriculum's probability, ``stage_s`` the seconds by stage of this step. Raises ``ValueError`` without a trajectory.
     """
+    lost = Counter(item.status for group in groups for item in group.lost)
     groups = [group for group in groups if group.trajectories]
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
     if not trajectories:
-        raise ValueError("a step without a single trajectory has no metrics: did all of its searches fail?")
+        raise ValueError("a step without a single trajectory has no metrics: were all of them lost?")
     metrics = reward_metrics(groups) | rollout_metrics(trajectories) | search_metrics(trajectories)
     metrics |= {
         "tokens/token_in_token_out_share": token_in_token_out_share(trajectories, batch),
@@ -40,6 +41,7 @@ def step_metrics(
             batch.num_loss_tokens if batch is not None else sum(item.num_policy_tokens for item in trajectories)
         ),
     }
+    metrics |= {f"rollout/lost_{status.name}": float(count) for status, count in sorted(lost.items(), key=str)}
     metrics |= update_metrics(updates)
     if noise is not None:
         metrics["curriculum/noise"] = noise

@@ -16,6 +16,7 @@ def episode_limits(cfg: RecipeConfig) -> EpisodeLimits:
         max_document_tokens=cfg.rollout.max_document_tokens,
         max_sequence_tokens=cfg.rollout.max_sequence_tokens,
         search_deadline_s=cfg.rollout.search_deadline_s,
+        trajectory_deadline_s=cfg.rollout.trajectory_deadline_s,
     )
 
 
@@ -28,5 +29,6 @@ def build_collector(cfg: RecipeConfig, engine: GenerationEngine, tokenizer: Toke
         run_seed=cfg.seed,
         max_concurrency=cfg.rollout.max_concurrency,
         max_failure_share=cfg.rollout.search_max_failure_share,
+        max_deadline_share=cfg.rollout.max_deadline_share,
         loop=LoopThread() if cfg.rollout.max_staleness else None,
     )

@@ -37,6 +37,15 @@ class Decoding:
 class SearchBudgetExceeded(RuntimeError):  # noqa: N818  (it says what happened)
     """More search calls failed than ``rollout.search_max_failure_share`` allows."""
 
+    def __init__(self, message: str, engine: str = "") -> None:
+        """``engine`` is the name of the one that was asked."""
+        super().__init__(message)
+        self.engine = engine
+
+
+class DeadlineBudgetExceeded(RuntimeError):  # noqa: N818  (it says what happened)
+    """More trajectories passed their deadline than ``rollout.max_deadline_share`` allows."""
+
 
 class RolloutCollector:
     """Runs episodes concurrently; each moves on as soon as its own generation or search returns."""
@@ -50,6 +59,7 @@ class RolloutCollector:
         run_seed: int,
         max_concurrency: int,
         max_failure_share: float,
+        max_deadline_share: float = 1.0,
         loop: EpisodeLoop | None = None,
     ) -> None:
         """``loop`` is where episodes run, by default one of the calling thread's."""
@@ -59,6 +69,7 @@ class RolloutCollector:
         self._run_seed = run_seed
         self._max_concurrency = max_concurrency
         self._max_failure_share = max_failure_share
+        self._max_deadline_share = max_deadline_share
         # One loop for the life of the collector: engine clients keep connections that belong to a loop.
         self.loop: EpisodeLoop = loop or asyncio.Runner()
 
@@ -86,8 +97,9 @@ class RolloutCollector:
 
         ``first_prompt`` is the number of prompts of this step that were collected before, ``attempt`` how often the run
         has returned to a checkpoint: both give draws of their own.
-        A trajectory whose search failed says nothing about the policy: its group goes on without it. Raises
-        ``SearchBudgetExceeded`` when too many searches found no answer within their deadline.
+        A trajectory whose search failed, or that passed its deadline, says nothing about the policy: its group goes on
+        without it. Raises ``SearchBudgetExceeded`` when too many searches found no answer within their deadline, and
+        ``DeadlineBudgetExceeded`` when too many trajectories did not end within theirs.
         """
         plans = self.plan_step(questions, step=step, group_size=group_size, first_prompt=first_prompt, attempt=attempt)
         trajectories = self.loop.run(self._run_all(plans, search, decoding, on_done))
@@ -107,12 +119,12 @@ class RolloutCollector:
     def grouped(
         self, questions: Sequence[Question], trajectories: Sequence[Trajectory], *, first_prompt: int = 0
     ) -> list[TrajectoryGroup]:
-        """Return the groups of ended episodes. Raises ``SearchBudgetExceeded`` when too many searches failed."""
-        _check_failure_budget(trajectories, self._max_failure_share)
+        """Return the groups of ended episodes. Raises as ``collect`` does when too many of them were lost."""
+        _check_budgets(trajectories, self._max_failure_share, self._max_deadline_share)
         groups = [TrajectoryGroup(question=question, trajectories=[]) for question in questions]
         for trajectory in trajectories:
-            if trajectory.status is not Status.search_failed:
-                groups[trajectory.key.prompt - first_prompt].trajectories.append(trajectory)
+            group = groups[trajectory.key.prompt - first_prompt]
+            (group.lost if trajectory.status.is_lost else group.trajectories).append(trajectory)
         return groups
 
     def evaluate(
@@ -137,7 +149,7 @@ class RolloutCollector:
             for prompt, question in enumerate(questions)
         ]
         trajectories = self.loop.run(self._run_all(plans, search, decoding, on_done))
-        _check_failure_budget(trajectories, self._max_failure_share)
+        _check_budgets(trajectories, self._max_failure_share, self._max_deadline_share)
         return trajectories
 
     def _plan(self, question: Question, key: SampleKey, *, closed_book: bool = False) -> EpisodePlan:
@@ -244,13 +256,20 @@ def check_prompts_fit(
             )
 
 
-def _check_failure_budget(trajectories: Sequence[Trajectory], max_share: float) -> None:
+def _check_budgets(trajectories: Sequence[Trajectory], max_failure_share: float, max_deadline_share: float) -> None:
     failed = sum(trajectory.status is Status.search_failed for trajectory in trajectories)
     calls = failed + sum(trajectory.num_searches for trajectory in trajectories)
-    if failed > max_share * calls:
+    if failed > max_failure_share * calls:
         last = next(item for item in reversed(trajectories) if item.status is Status.search_failed)
         raise SearchBudgetExceeded(
             f"{failed} of {calls} search calls brought nothing, in time or at all, more than "
-            f"rollout.search_max_failure_share={max_share:g} allows; look at the engine's log, or raise it or "
-            f"rollout.search_deadline_s. The last failure: {last.last_search_failure}"
+            f"rollout.search_max_failure_share={max_failure_share:g} allows; look at the engine's log, or raise it or "
+            f"rollout.search_deadline_s. The last failure: {last.last_search_failure}",
+            engine=last.failed_engine,
+        )
+    late = sum(trajectory.status is Status.deadline for trajectory in trajectories)
+    if late > max_deadline_share * len(trajectories):
+        raise DeadlineBudgetExceeded(
+            f"{late} of {len(trajectories)} trajectories did not end within rollout.trajectory_deadline_s, more than "
+            f"rollout.max_deadline_share={max_deadline_share:g} allows; look at the engines' logs, or raise it"
         )

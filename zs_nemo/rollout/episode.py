@@ -1,5 +1,6 @@
 """One episode: the policy thinks, searches, reads and answers, until it is done or a limit is reached."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ class EpisodeLimits:
     max_document_tokens: int
     max_sequence_tokens: int
     search_deadline_s: float
+    trajectory_deadline_s: float = 0.0
+    """0 for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,8 @@ class SearchSetting:
     callback: RolloutCallback
     num_documents: int
     noise_probability: float = 0.0
+    engine: str = ""
+    """Name of the engine behind the callback, for messages."""
 
 
 class EpisodeRunner:
@@ -73,24 +78,31 @@ class EpisodeRunner:
         """
         trajectory = trajectory or self.begin(plan)
         max_turns = self._limits.max_turns if search else 1
-        status = await self._catch_up(trajectory, plan, search)
-        while status is None and len(trajectory.turns) < max_turns:
-            if before_turn is not None:
-                await before_turn()
-            turn = len(trajectory.turns)
-            status = await self._run_turn(
-                trajectory,
-                plan,
-                search,
-                turn,
-                SamplingParams(
-                    max_tokens=min(self._limits.max_turn_tokens, self._room(trajectory)),
-                    temperature=temperature,
-                    top_p=top_p,
-                    stop=STOP_STRINGS,
-                ),
-                is_last=turn == max_turns - 1,
-            )
+        try:
+            async with asyncio.timeout(self._limits.trajectory_deadline_s or None) as deadline:
+                status = await self._catch_up(trajectory, plan, search)
+                while status is None and len(trajectory.turns) < max_turns:
+                    if before_turn is not None:
+                        await _held(before_turn, deadline)
+                    turn = len(trajectory.turns)
+                    status = await self._run_turn(
+                        trajectory,
+                        plan,
+                        search,
+                        turn,
+                        SamplingParams(
+                            max_tokens=min(self._limits.max_turn_tokens, self._room(trajectory)),
+                            temperature=temperature,
+                            top_p=top_p,
+                            stop=STOP_STRINGS,
+                        ),
+                        is_last=turn == max_turns - 1,
+                    )
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            # What it has so far is kept for the record; the request under way is cancelled.
+            status = Status.deadline
         trajectory.status = status or trajectory.status
         trajectory.elapsed_s = time.monotonic() - trajectory.began_s
         return trajectory
@@ -183,7 +195,17 @@ class EpisodeRunner:
         result, failures = await search_within_deadline(search.callback, request, self._limits.search_deadline_s)
         trajectory.search_failures += len(failures)
         trajectory.last_search_failure = str(failures[-1]) if failures else trajectory.last_search_failure
+        trajectory.failed_engine = search.engine if failures else trajectory.failed_engine
         return result
+
+
+async def _held(before_turn: Callable[[], Awaitable[None]], deadline: asyncio.Timeout) -> None:
+    """Wait for the caller, who may hold the episode back as long as he likes: that is no time of the episode's."""
+    when, began = deadline.when(), time.monotonic()
+    deadline.reschedule(None)
+    await before_turn()
+    if when is not None:
+        deadline.reschedule(when + time.monotonic() - began)
 
 
 def _append_policy_tokens(trajectory: Trajectory, completion: Completion, seed: int, asked: float) -> None:

@@ -26,6 +26,12 @@ class Status(Enum):
     turn_limit = "rollout.max_turns were used without an answer"
     search_failed = "a search brought nothing, in time or at all; the trajectory is not trained on"
     sequence_limit = "the next turn or documents would not fit into rollout.max_sequence_tokens"
+    deadline = "rollout.trajectory_deadline_s passed, which says nothing about the policy; it is not trained on"
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether something else than the policy ended it, so that nothing can be learned from it."""
+        return self in (Status.search_failed, Status.deadline)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +83,8 @@ class Trajectory:
     """Calls that failed and were tried again."""
     last_search_failure: str = ""
     """What went wrong in the last of them."""
+    failed_engine: str = field(default="", compare=False)
+    """Name of the engine that was asked in it."""
     elapsed_s: float = 0.0
     began_s: float = field(default=0.0, compare=False)
     """On the monotonic clock of the driver; 0.0 where it was not run there."""
@@ -98,6 +106,8 @@ class TrajectoryGroup:
 
     question: Question
     trajectories: list[Trajectory]
+    lost: list[Trajectory] = field(default_factory=list)
+    """Samples that something else than the policy ended: counted, and not trained on."""
 
     @property
     def rewards(self) -> list[float]:

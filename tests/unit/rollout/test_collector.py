@@ -1,14 +1,17 @@
 """Many episodes at once: order, keys, concurrency and budgets."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 
 from tests.fakes import CharTokenizer, FixedSearch, ScriptedEngine
+from zs_nemo.observability.metrics import step_metrics
 from zs_nemo.qa.prompts import policy_prompt
 from zs_nemo.rollout.callbacks import EngineSearch, SimulatedSearch
 from zs_nemo.rollout.collector import (
+    DeadlineBudgetExceeded,
     Decoding,
     RolloutCollector,
     SearchBudgetExceeded,
@@ -18,6 +21,7 @@ from zs_nemo.rollout.collector import (
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodeRunner, SearchSetting
 from zs_nemo.rollout.rewards import f1
 from zs_nemo.types.question import Question
+from zs_nemo.types.trajectory import Status
 
 LIMITS = EpisodeLimits(
     max_turns=2, max_turn_tokens=60, max_document_tokens=80, max_sequence_tokens=800, search_deadline_s=0.2
@@ -116,6 +120,30 @@ def test_a_group_goes_on_without_the_trajectory_whose_search_failed():
     groups = collector.collect(QUESTIONS[:2], flaky, Decoding(temperature=1.0), step=0, group_size=2)
     collector.close()
     assert [len(group.trajectories) for group in groups] == [1, 2]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2])
+def test_a_step_goes_on_without_trajectories_past_their_deadline_up_to_a_share(share: float):
+    policy = ScriptedEngine(script, delay_s=lambda prompt: 60.0 if prompt.endswith("Question 0?\n") else 0.0)
+    collector = RolloutCollector(
+        EpisodeRunner(policy, CharTokenizer(), replace(LIMITS, trajectory_deadline_s=0.1)),
+        CharTokenizer(),
+        f1,
+        run_seed=7,
+        max_concurrency=8,
+        max_failure_share=0.1,
+        max_deadline_share=share,
+    )
+    many = SearchSetting(callback=EngineSearch(FixedSearch()), num_documents=1)
+    allowed = share > 1 / 3
+    with nullcontext() if allowed else pytest.raises(DeadlineBudgetExceeded, match=r"2 of 6 .*max_deadline_share=0.2"):
+        groups = collector.collect(QUESTIONS[:3], many, Decoding(temperature=1.0), step=0, group_size=2)
+    collector.close()
+    if allowed:
+        assert [len(group.trajectories) for group in groups] == [0, 2, 2]
+        assert [item.status for item in groups[0].lost] == [Status.deadline] * 2
+        metrics = step_metrics(groups, [])
+        assert metrics["rollout/lost_deadline"] == 2 and metrics["rollout/episodes"] == 4
 
 
 def test_the_questions_of_a_step_are_a_function_of_seed_and_step():

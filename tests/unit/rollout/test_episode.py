@@ -242,3 +242,27 @@ def test_a_deadline_that_passes_keeps_the_reason_of_the_failure_before_it():
 def test_a_call_that_is_tried_again_says_how_often_it_has_failed():
     _, _, search = run(engine=FixedSearch(failures=2))
     assert [request.attempt for request in search.requests] == [0, 1, 2]
+
+
+def test_an_episode_that_passes_its_deadline_ends_with_what_it_has_and_its_request_is_taken_back():
+    cancelled = []
+
+    class Stuck(ScriptedEngine):
+        async def generate(self, prompt_ids, sampling, seed):
+            if len(self.calls) == 1:
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    cancelled.append(seed)
+                    raise
+            return await super().generate(prompt_ids, sampling, seed)
+
+    plan = EpisodePlan(
+        question=QUESTION, key=SampleKey(run_seed=1, step=2, prompt=3, member=4), prompt_ids=CharTokenizer().encode("Q")
+    )
+    setting = SearchSetting(callback=EngineSearch(FixedSearch()), num_documents=1)
+    runner = EpisodeRunner(Stuck(search_then_answer), CharTokenizer(), replace(LIMITS, trajectory_deadline_s=0.1))
+    trajectory = asyncio.run(runner.run(plan, setting, temperature=1.0, top_p=1.0))
+    assert trajectory.status is Status.deadline and trajectory.status.is_lost
+    assert len(cancelled) == len(trajectory.turns) == 1 and trajectory.turns[0].result is not None
+    assert 0.1 <= trajectory.elapsed_s < 5
