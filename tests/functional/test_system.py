@@ -32,6 +32,7 @@ def tiny_config(model: Path) -> GrpoRecipeConfig:
     cfg.policy.optim.lr = 1e-3
     cfg.policy.train_mb_tokens = 512
     cfg.generation.kv_cache_gib = 0.25
+    cfg.faults.max_engine_restarts = 1
     return cfg
 
 
@@ -125,12 +126,45 @@ def test_an_error_in_a_rank_names_the_rank_and_its_log(system: System) -> None:
         system.policy.load_checkpoint("/nowhere/at/all")
 
 
-def test_a_dead_engine_core_fails_its_requests_with_the_engine_s_name(system: System) -> None:
-    """Last in this module: the simulator is dead afterwards."""
+def test_a_dead_engine_is_replaced_with_its_weights_and_what_it_was_asked_is_asked_again(system: System) -> None:
+    system.refit(version=2)
+    undisturbed = sample(system.generation, max_tokens=200)
+    (role,) = system.generation.roles
+    core = engine_core(role.log_path)
+
+    async def killed_meanwhile() -> list[Completion]:
+        sampling = SamplingParams(max_tokens=200)
+        engine = system.generation
+        tasks = [asyncio.create_task(engine.generate(ids, sampling, seed)) for seed, ids in enumerate(PROMPTS)]
+        await asyncio.sleep(0.05)
+        core.kill()
+        return await asyncio.gather(*tasks)
+
+    assert asyncio.run(killed_meanwhile()) == undisturbed
+    assert {completion.weight_version for completion in undisturbed} == {2}
+    assert system.generation.num_replaced == 1 and system.generation.roles != [role]
+    assert role.place is not None
+    assert not any(is_alive(pid, began) for pid, began in role.place.processes), "nothing of the dead engine is left"
+    (fault,) = system.faults.rows
+    assert (fault["kind"], fault["role"]) == ("engine_lost", "policy-engine-0")
+    system.refit(version=3)
+    assert {completion.weight_version for completion in sample(system.generation)} == {3}
+
+
+def test_a_dead_engine_beyond_the_budget_fails_its_requests_with_the_engine_s_name(system: System) -> None:
+    """Last in this module: the simulator is dead afterwards, and the only replacement has been used."""
     assert system.simulator
-    engine_core(system._roles[1].log_path).kill()
-    with pytest.raises(RoleError, match="simulator-engine-0 failed in generate"):
+    engine_core(system.simulator.roles[0].log_path).kill()
+    with pytest.raises(RoleError, match=r"simulator-engine-0 failed in generate(?s:.*)faults.max_engine_restarts=1"):
         sample(system.simulator, max_tokens=100)
+
+
+def is_alive(pid: int, began: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return process.create_time() == began and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def engine_core(log: Path) -> psutil.Process:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
+from zs_nemo.cluster.processes import Place, answer_with_stacks, own_place
 from zs_nemo.types.generation import Completion, CompletionPart, SamplingParams
 
 if TYPE_CHECKING:
@@ -25,14 +26,21 @@ class _RoleProcess:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
+        answer_with_stacks()
+
+    def _place(self) -> Place:
+        import ray
+
+        return own_place(ray.get_runtime_context().get_node_id())
 
 
 class RankActor(_RoleProcess):
     """One training rank."""
 
-    def start(self, build: Callable[[], Any]) -> None:
-        """Build the worker. ``build`` is called here, so that its imports happen in this process."""
+    def start(self, build: Callable[[], Any]) -> Place:
+        """Build the worker, and say where it is. ``build`` is called here: its imports happen in this process."""
         self._worker = build()
+        return self._place()
 
     def address(self, port: int) -> tuple[str, int]:
         """Return this machine's address, with ``port`` or, for 0, a free one, for the ranks to meet at."""
@@ -55,9 +63,14 @@ class RankActor(_RoleProcess):
 class EngineActor(_RoleProcess):
     """One generation engine. Asynchronous: all requests are under way at once."""
 
-    async def start(self, build: Callable[[], Any]) -> None:
-        """Build the engine inside the event loop that will serve it."""
+    async def start(self, build: Callable[[], Any]) -> Place:
+        """Build the engine inside the event loop that will serve it, and say where it is."""
         self._engine = build()
+        return self._place()
+
+    async def check_alive(self) -> None:
+        """Do nothing, unless the engine's own processes have ended."""
+        await self._engine.check_alive()
 
     async def generate(self, prompt_ids: list[int], sampling: SamplingParams, seed: int) -> Completion:
         """Sample one completion."""

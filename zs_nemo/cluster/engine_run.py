@@ -44,6 +44,7 @@ class EngineRun:
         self._cfg = cfg
         self._run_dir = run_dir
         self._progress = progress
+        run_dir.faults.listen(progress.say)
         self.timer = StageTimer(on_stage=progress.stage, timeline=run_dir.timeline)
         self._stack = ExitStack()
         try:
@@ -81,7 +82,9 @@ class EngineRun:
         with ThreadPoolExecutor(1) as pool:
             # The index needs seconds of one core while the actors mostly wait for imports.
             real = pool.submit(build_real_engines, cfg, self._world, remote)
-            self.system = self._stack.enter_context(System.start(cfg, self._run_dir.path, self._show_placement))
+            self.system = self._stack.enter_context(
+                System.start(cfg, self._run_dir.path, self._show_placement, self._run_dir.faults)
+            )
         self._engines = SearchEngines(
             cfg, self._world, self._ledger, real.result(), self.system.simulator, simulator_tokenizer
         )

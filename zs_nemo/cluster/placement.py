@@ -15,6 +15,11 @@ class Placement:
     engines: tuple[tuple[int, float], ...]
     """Per engine: (bundle, GPUs)."""
 
+    @property
+    def num_gpus(self) -> float:
+        """GPUs of all bundles."""
+        return sum(bundle["GPU"] for bundle in self.bundles)
+
 
 def place_on_gpus(num_gpus: int, num_ranks: int, engine_sizes: Sequence[int]) -> Placement:
     """Give every process GPUs of its own if there are enough, otherwise let engines share GPUs with the ranks.

@@ -1,15 +1,23 @@
 """Training ranks as one object: a call goes to all of them, rank 0 answers."""
 
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from zs_nemo.cluster.roles import Role, gather
+from zs_nemo.cluster.roles import RanksLost, Role, RoleError, gather
 from zs_nemo.config.policy import OptimConfig
 from zs_nemo.types.batch import TrainBatch
 from zs_nemo.types.loss import TokenLoss
 from zs_nemo.weights.transfer import TransferAddress
+
+# A rank that loses a peer in the middle of a collective may say so before Ray finds out that the peer is dead.
+_DEATH_IS_KNOWN_AFTER_S = 10.0
+# One for all groups, as they may share their ranks: with two threads that call, such as one that replaces an engine,
+# all ranks get the calls in the same order.
+_ORDER = threading.Lock()
 
 
 class _RankGroup:
@@ -25,10 +33,30 @@ class _RankGroup:
 
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         # Only rank 0 sends its result back. Ray puts the batch itself in place of a reference to it.
-        references = [
-            role.submit("call", method, rank == 0, *arguments, **options) for rank, role in enumerate(self._roles)
-        ]
-        return gather(self._roles, references, method)[0]
+        with _ORDER:
+            references = [
+                role.submit("call", method, rank == 0, *arguments, **options) for rank, role in enumerate(self._roles)
+            ]
+        try:
+            return gather(self._roles, references, method)[0]
+        except RoleError as error:
+            death = error if error.died else self._death(references, method)
+            if death is None:
+                raise
+            raise RanksLost.saying(str(death), death) from error
+
+    def _death(self, references: Sequence[Any], method: str) -> RoleError | None:
+        """Return the error of a rank whose death the failure of another one may come from, if there is one."""
+        deadline = time.monotonic() + _DEATH_IS_KNOWN_AFTER_S
+        for role, reference in zip(self._roles, references, strict=True):
+            try:
+                gather([role], [reference], method, max(0.0, deadline - time.monotonic()))
+            except RoleError as error:
+                if error.died:
+                    return error
+            except TimeoutError:
+                continue
+        return None
 
     def finish_saving(self) -> None:
         """Wait until the checkpoints of these ranks are whole. Raises when one could not be written."""

@@ -2,10 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from zs_nemo.cluster import processes
+from zs_nemo.cluster.processes import Place
+from zs_nemo.cluster.silence import Silence
+from zs_nemo.types.generation import EngineDied
+
+_NODE_TASK_S = 15.0
 _LOG_TAIL_LINES = 15
 _LOG_TAIL_BYTES = 8192
 
@@ -13,14 +20,36 @@ _LOG_TAIL_BYTES = 8192
 class RoleError(RuntimeError):
     """A role failed or its process died. Names the role, the log, and the log's last lines."""
 
+    role: "Role | None" = None
+    """Whose error it is."""
+    died: bool = False
+    """Whether the process is gone, or of no use any more: another one in its place may do the same call."""
+    cause: BaseException | None = None
+    """What was raised in the process."""
+
+    @classmethod
+    def saying(cls, message: str, error: "RoleError") -> Self:
+        """Return an error of this kind about the same failure in other words."""
+        told = cls(message)
+        told.role, told.died, told.cause = error.role, error.died, error.cause
+        return told
+
+
+class RanksLost(RoleError):  # noqa: N818  (it says what happened)
+    """A training rank died, and the others of its group wait for it: only the last checkpoint can be gone on from."""
+
 
 class Role:
     """One actor."""
+
+    place: Place | None = None
+    """Where it runs; known once it has started."""
 
     def __init__(self, name: str, actor: Any, log_path: Path) -> None:
         self.name = name
         self._actor = actor
         self.log_path = log_path
+        self.silence = Silence()
 
     def submit(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Start a call and return Ray's reference to its result."""
@@ -31,13 +60,32 @@ class Role:
         import ray
 
         reference = self.submit(method, *arguments)
+        self.silence.asked()
         try:
-            return await reference
+            result = await reference
         except asyncio.CancelledError:
+            self.silence.withdrawn()
             ray.cancel(reference)
             raise
         except ray.exceptions.RayError as error:
+            self.silence.answered()
             raise self.failure(method, error) from error
+        self.silence.answered()
+        return result
+
+    def end(self) -> None:
+        """End the actor, and whatever it had started, wherever they run. Calls under way fail as if it had died."""
+        import ray
+
+        with suppress(ray.exceptions.RayError):
+            ray.kill(self._actor)
+        if self.place is not None:
+            _on_machine(self.place, processes.end)
+
+    def ask_for_stacks(self) -> None:
+        """Have the role's processes write their stacks to its log."""
+        if self.place is not None:
+            _on_machine(self.place, processes.ask_for_stacks)
 
     async def stream(self, method: str, *arguments: Any) -> AsyncIterator[Any]:
         """Yield what a generator method yields. Whoever stops to listen cancels the call in the actor too."""
@@ -45,27 +93,37 @@ class Role:
 
         references = getattr(self._actor, method).options(num_returns="streaming").remote(*arguments)
         ended = False
+        self.silence.asked()
         try:
             async for reference in references:
-                yield await reference
+                part = await reference
+                self.silence.answered()
+                self.silence.asked()
+                yield part
             ended = True
         except ray.exceptions.RayError as error:
             ended = True
             raise self.failure(method, error) from error
         finally:
-            if not ended:
+            if ended:
+                self.silence.answered()
+            else:
+                self.silence.withdrawn()
                 ray.cancel(references)
 
     def failure(self, method: str, error: Exception) -> RoleError:
         """Turn what Ray raised into a message for a person."""
         import ray
 
-        died = isinstance(error, ray.exceptions.RayActorError)
+        lost = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError)
         cause = _cause(error)
+        died = isinstance(error, lost)
         # Ray's own texts go on for a screen; the rest of them is in the exception that this one is raised from.
         summary = str(cause).strip().partition("\n")[0]
         what = f"its process died ({summary})" if died else f"{type(cause).__name__}: {summary}"
-        return RoleError(f"{self.name} failed in {method}: {what}\nlog: {self.log_path}\n{_tail(self.log_path)}")
+        told = RoleError(f"{self.name} failed in {method}: {what}\nlog: {self.log_path}\n{_tail(self.log_path)}")
+        told.role, told.died, told.cause = self, died or isinstance(cause, EngineDied), cause
+        return told
 
 
 def gather(roles: Sequence[Role], references: Sequence[Any], method: str, timeout_s: float | None = None) -> list[Any]:
@@ -78,15 +136,42 @@ def gather(roles: Sequence[Role], references: Sequence[Any], method: str, timeou
     role_of = dict(zip(references, roles, strict=True))
     pending = list(references)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    while pending:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        done, pending = ray.wait(pending, num_returns=1, timeout=left)
-        if not done:
-            names = ", ".join(role_of[reference].name for reference in pending)
-            logs = ", ".join(str(role_of[reference].log_path) for reference in pending)
-            raise TimeoutError(f"{method}: no answer from {names} within {timeout_s:.0f} s; logs: {logs}")
-        _result(role_of[done[0]], done[0], method)
+    for role in roles:
+        role.silence.asked()
+    try:
+        while pending:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            done, pending = ray.wait(pending, num_returns=1, timeout=left)
+            if not done:
+                names = ", ".join(role_of[reference].name for reference in pending)
+                logs = ", ".join(str(role_of[reference].log_path) for reference in pending)
+                raise TimeoutError(f"{method}: no answer from {names} within {timeout_s:.0f} s; logs: {logs}")
+            role_of[done[0]].silence.answered()
+            _result(role_of[done[0]], done[0], method)
+    finally:
+        for reference in pending:
+            role_of[reference].silence.withdrawn()
     return [_result(role_of[reference], reference, method) for reference in references]
+
+
+def start_all(roles: Sequence[Role], references: Sequence[Any], timeout_s: float) -> None:
+    """Wait for the ``start`` of roles, and note where they run. Raises as ``gather`` does."""
+    for role, place in zip(roles, gather(roles, references, "start", timeout_s), strict=True):
+        role.place = place
+
+
+def _on_machine(place: Place, work: Callable[[Sequence[processes.ProcessId]], Any]) -> None:
+    """Do something about processes on the machine that they run on, unless it cannot be reached in time."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if place.node_id == ray.get_runtime_context().get_node_id():
+        work(place.processes)
+        return
+    there = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
+    with suppress(ray.exceptions.RayError):
+        task = ray.remote(work).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(place.processes)
+        ray.wait([task], timeout=_NODE_TASK_S)
 
 
 def _result(role: Role, reference: Any, method: str) -> Any:

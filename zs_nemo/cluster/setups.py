@@ -39,6 +39,11 @@ class Layout:
         """All engines, the policy's first."""
         return self.policy_engines + self.simulator_engines
 
+    @property
+    def num_processes(self) -> int:
+        """All ranks and engines."""
+        return self.num_ranks + self.num_critic_ranks + len(self.engines)
+
 
 def derive_layout(cfg: RecipeConfig, *, use_gpu: bool | None = None) -> Layout:
     """Resolve the models and, with ``use_gpu`` None, decide on CPU or GPU.

@@ -44,6 +44,7 @@ class SftRun:
     def __init__(self, cfg: SftSimulatorRecipeConfig, run_dir: RunDir, progress: Progress) -> None:
         """Read the examples, start the ranks, and load the newest checkpoint if there is one."""
         self._cfg, self._run_dir, self._progress = cfg, run_dir, progress
+        run_dir.faults.listen(progress.say)
         self.timer = StageTimer(on_stage=progress.stage, timeline=run_dir.timeline)
         self._checkpoints = CheckpointFolder(run_dir.path / "checkpoints", keep=cfg.exp_manager.save_top_k)
         self._losses: dict[str, dict[str, float]] = read_json(run_dir.path / "held_out_loss.json", {})
@@ -52,7 +53,7 @@ class SftRun:
             with self.timer("start"):
                 self._read_examples()
                 self._memory = self._stack.enter_context(MemoryWatch())
-                self.system = self._stack.enter_context(System.start(cfg, run_dir.path))
+                self.system = self._stack.enter_context(System.start(cfg, run_dir.path, faults=run_dir.faults))
             self._resume()
         except BaseException:
             self._stack.close()

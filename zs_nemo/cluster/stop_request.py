@@ -36,6 +36,11 @@ class StopRequest:
         """Whether a signal has come."""
         return self._requested
 
+    @property
+    def is_in_step(self) -> bool:
+        """Whether a step is under way."""
+        return self._moment is _Moment.in_step
+
     def listen(self) -> None:
         """Handle SIGTERM and SIGUSR1 of this process from now on. For the main thread."""
         for number in (signal.SIGTERM, signal.SIGUSR1):

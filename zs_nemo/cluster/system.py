@@ -3,22 +3,24 @@
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from zs_nemo.cluster import preflight
-from zs_nemo.cluster.engine_pool import EnginePool, EngineUsage
+from zs_nemo.cluster.engine_pool import EnginePool, EngineUsage, OneEngine
 from zs_nemo.cluster.gpu_plan import local_gpus
 from zs_nemo.cluster.memory_plan import engine_weight_bytes
 from zs_nemo.cluster.placement import Placement, check_sender_is_alone, place_on_gpus
 from zs_nemo.cluster.placement_drawing import draw_placement
 from zs_nemo.cluster.rank_groups import CriticGroup, PolicyGroup
 from zs_nemo.cluster.ray_session import RaySession
+from zs_nemo.cluster.recovery import EngineRestarts, elsewhere, hosts_to_avoid, selector_of_others
 from zs_nemo.cluster.role_accounts import GENERATION, held_units, role_accounts
-from zs_nemo.cluster.roles import Role, gather
+from zs_nemo.cluster.roles import RanksLost, Role, RoleError, start_all
 from zs_nemo.cluster.seating import seating_by_ray
 from zs_nemo.cluster.setups import (
     Layout,
@@ -28,12 +30,14 @@ from zs_nemo.cluster.setups import (
     rank_builder,
     rank_environment,
 )
+from zs_nemo.cluster.watchdog import Watchdog
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.rollout import RefitTransport
 from zs_nemo.generation.engine_setup import engine_environment
 from zs_nemo.observability.cost import SIMULATOR
+from zs_nemo.observability.faults import FaultLog
 from zs_nemo.refit.direct import DirectRefit
-from zs_nemo.refit.shared_memory import SharedMemoryRefit
+from zs_nemo.refit.shared_memory import SharedMemoryRefit, WeightReceiver
 from zs_nemo.weights.transfer import TransferAddress
 
 _SHUTDOWN_S = 3.0
@@ -56,20 +60,34 @@ class System:
     simulator: EnginePool | None
     """The frozen simulator's engines; None when a real engine answers during training."""
 
-    def __init__(self, cfg: RecipeConfig, layout: Layout, session: RaySession, run_dir: Path) -> None:
+    _refit: SharedMemoryRefit | DirectRefit
+
+    def __init__(self, cfg: RecipeConfig, layout: Layout, session: RaySession, run_dir: Path, faults: FaultLog) -> None:
         """Not for callers: ``System.start``."""
         self._cfg = cfg
         self._layout = layout
         self._session: RaySession | None = session
         self._logs = run_dir / "logs"
-        self._roles: list[Role] = []
+        self.faults = faults
+        """Deaths and hangs of the processes."""
+        self._watchdog = Watchdog(self._living, cfg.faults.hang_timeout_s, self._logs, faults)
+        self._one_load = threading.Lock()
+        self._ranks: list[Role] = []
+        """The policy's and, after them, a critic's own."""
         self.simulator = None
 
     @classmethod
-    def start(cls, cfg: RecipeConfig, run_dir: Path, on_placed: Callable[[str, bool], None] | None = None) -> "System":
+    def start(
+        cls,
+        cfg: RecipeConfig,
+        run_dir: Path,
+        on_placed: Callable[[str, bool], None] | None = None,
+        faults: FaultLog | None = None,
+    ) -> "System":
         """Check, start Ray, start all processes at once, and return when every one of them is ready.
 
-        ``on_placed`` is given the drawing of who sits where, and whether on GPUs, as soon as that is decided.
+        ``on_placed`` is given the drawing of who sits where, and whether on GPUs, as soon as that is decided. Deaths
+        are recorded in ``faults``, and machines that it knows for them are avoided.
         Raises ``ValueError`` before anything is started for what ``preflight`` finds, ``RoleError`` for a process that
         fails, ``TimeoutError`` after ``cluster.startup_timeout_s``.
         """
@@ -78,9 +96,8 @@ class System:
         logs = run_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         num_gpus = local_gpus()[0] if layout.use_gpu else 0
-        num_processes = layout.num_ranks + layout.num_critic_ranks + len(layout.engines)
-        session = RaySession(cfg.cluster.ray_address, num_processes, num_gpus, logs)
-        system = cls(cfg, layout, session, run_dir)
+        session = RaySession(cfg.cluster.ray_address, layout.num_processes, num_gpus, logs)
+        system = cls(cfg, layout, session, run_dir, faults or FaultLog())
         try:
             system._start_roles(on_placed)
         except BaseException as error:
@@ -91,7 +108,19 @@ class System:
 
     def refit(self, version: int) -> None:
         """Bring the policy's current weights into its generation engines, stamped with ``version``."""
-        self._refit.refit(version)
+        if self._cfg.generation.refit_transport is RefitTransport.shared_memory:
+            self._refit.refit(version)
+            return
+        self.generation.heal()
+        if self._num_joined != self.generation.num_replaced:
+            # The group has no place for an engine that came later.
+            self._refit = self._build_refit()
+        try:
+            self._refit.refit(version)
+        except RoleError as error:
+            if not error.died:
+                raise
+            raise RanksLost.saying(f"{error}\nthe ranks wait for it", error) from error
 
     def engines_alone(self) -> AbstractContextManager[None]:
         """While open, nothing but the policy's engines computes: on CPU they get ``cluster.threads_of_lone_engine``."""
@@ -134,11 +163,12 @@ class System:
         session, self._session = self._session, None
         if session is None:
             return
+        self._watchdog.close()
         import ray
 
         try:
             # Politely first, so that vLLM and torch.distributed end in order; a role in the middle of a call cannot.
-            calls = [role.submit("shutdown") for role in self._roles if not failed]
+            calls = [role.submit("shutdown") for role in self._living() if not failed]
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.wait(calls, num_returns=len(calls), timeout=_SHUTDOWN_S) if calls else None
         finally:
@@ -151,65 +181,82 @@ class System:
         self._units = held_units(layout, placement, threads=cfg.cluster.threads_per_process, num_cores=num_cores)
         if on_placed is not None:
             on_placed(self._drawing(placement), layout.use_gpu)
+        self._placed = placement
+        # The engines need longest: they are first in the queue for the cores.
+        begun = [self._begin_engine(setup.name) for setup in layout.engines]
+        engines = [role for role, _ in begun]
         ranks = [self._rank(f"policy-rank-{rank}", rank, placement) for rank in range(layout.num_ranks)]
         critics = [
             self._rank(f"critic-rank-{rank}", layout.num_ranks + rank, placement)
             for rank in range(layout.num_critic_ranks)
         ]
-        engines = [self._engine(index, placement) for index in range(len(layout.engines))]
-        self._roles = [*engines, *ranks, *critics]
-        # The engines need longest: they are first in the queue for the cores.
-        starts = [
-            role.submit("start", engine_builder(setup)) for role, setup in zip(engines, layout.engines, strict=True)
-        ]
+        self._ranks = [*ranks, *critics]
+        starts = [reference for _, reference in begun]
         for roles, builder, port in ((ranks, rank_builder, cfg.cluster.master_port), (critics, critic_rank_builder, 0)):
             if roles:
                 address = self._rendezvous(roles[0], port)
                 starts += [role.submit("start", builder(cfg, layout, rank, address)) for rank, role in enumerate(roles)]
-        gather(self._roles, starts, "start", cfg.cluster.startup_timeout_s)
+        start_all([*engines, *self._ranks], starts, cfg.cluster.startup_timeout_s)
         self._connect(ranks, critics, engines)
+        self._watchdog.start()
 
     def _connect(self, ranks: Sequence[Role], critics: Sequence[Role], engines: Sequence[Role]) -> None:
-        layout, settings = self._layout, self._cfg.generation
+        layout, cfg = self._layout, self._cfg
         sizes, count = [setup.tensor_model_parallel_size for setup in layout.engines], len(layout.policy_engines)
         if ranks:
             self.policy = PolicyGroup(
                 ranks,
                 has_reference=layout.has_reference,
                 refit_dtype=layout.policy_engines[0].dtype if count else "auto",
-                refit_bucket_bytes=settings.refit_bucket_mib * 2**20,
+                refit_bucket_bytes=cfg.generation.refit_bucket_mib * 2**20,
             )
         self.critic = CriticGroup(critics or ranks) if layout.has_critic else None
+        restarts = EngineRestarts(
+            self._begin_engine, cfg.faults, self.faults, startup_timeout_s=cfg.cluster.startup_timeout_s
+        )
         if count:
-            self.generation = EnginePool(engines[:count], sizes[:count])
+            load = self._load_weights if ranks else None
+            self.generation = EnginePool(engines[:count], sizes[:count], replacer=restarts, load_weights=load)
         if layout.simulator_engines:
-            self.simulator = EnginePool(engines[count:], sizes[count:])
+            self.simulator = EnginePool(engines[count:], sizes[count:], replacer=restarts)
         if ranks and count:
-            self._refit = self._build_refit(ranks, num_receivers=sum(sizes[:count]))
+            self._refit = self._build_refit()
 
-    def _build_refit(self, ranks: Sequence[Role], *, num_receivers: int) -> SharedMemoryRefit | DirectRefit:
-        transport = self._cfg.generation.refit_transport
-        if transport is not RefitTransport.shared_memory:
-            host, port = self._rendezvous(ranks[0], 0)
-            by_handles = transport is RefitTransport.cuda_ipc
-            num_senders = len(ranks) if by_handles else 1
-            address = TransferAddress(
-                host=host,
-                port=port,
-                num_members=num_senders + num_receivers,
-                num_senders=num_senders,
-                shares_devices=by_handles,
-            )
-            return DirectRefit(self.policy, self.generation, address)
+    def _living(self) -> list[Role]:
+        """Return all roles, those that took the place of others included."""
+        pools = (getattr(self, "generation", None), self.simulator)
+        return [role for pool in pools if pool is not None for role in pool.roles] + self._ranks
+
+    def _load_weights(self, engine: Role, version: int) -> None:
+        """Bring the policy's current weights into one engine, stamped with ``version``."""
+        with self._one_load:
+            self._file_refit(OneEngine(engine)).refit(version)
+
+    def _build_refit(self) -> SharedMemoryRefit | DirectRefit:
+        transport, num_ranks = self._cfg.generation.refit_transport, self._layout.num_ranks
+        self._num_joined = self.generation.num_replaced
+        if transport is RefitTransport.shared_memory:
+            return self._file_refit(self.generation)
+        host, port = self._rendezvous(self._ranks[0], 0)
+        by_handles = transport is RefitTransport.cuda_ipc
+        num_senders = num_ranks if by_handles else 1
+        address = TransferAddress(
+            host=host,
+            port=port,
+            num_members=num_senders + sum(setup.tensor_model_parallel_size for setup in self._layout.policy_engines),
+            num_senders=num_senders,
+            shares_devices=by_handles,
+        )
+        return DirectRefit(self.policy, self.generation, address)
+
+    def _file_refit(self, receiver: WeightReceiver) -> SharedMemoryRefit:
         assert self._session is not None
         folder = self._session.shm_folder
         if self._session.num_machines > 1:
             # Shared memory ends at the machine; the run directory is on a file system that all of them see.
             folder = self._logs.parent / "refit"
             folder.mkdir(exist_ok=True)
-        return SharedMemoryRefit(
-            self.policy, self.generation, folder, engine_weight_bytes(self._layout.policy_engines[0])
-        )
+        return SharedMemoryRefit(self.policy, receiver, folder, engine_weight_bytes(self._layout.policy_engines[0]))
 
     def _rendezvous(self, first_rank: Role, port: int) -> tuple[str, int]:
         import ray
@@ -231,7 +278,12 @@ class System:
         placement = place_on_gpus(int(ray.cluster_resources().get("GPU", 0)), num_ranks, sizes)
         if self._cfg.generation.refit_transport is RefitTransport.nccl:
             check_sender_is_alone(placement, num_receivers=len(self._layout.policy_engines))
-        self._group = ray.util.placement_group(list(placement.bundles), strategy="PACK")
+        avoid = selector_of_others(hosts_to_avoid(self.faults, self._cfg.faults), {"GPU": placement.num_gpus})
+        self._group = ray.util.placement_group(
+            list(placement.bundles),
+            strategy="PACK",
+            bundle_label_selector=[avoid] * len(placement.bundles) if avoid else None,
+        )
         ray.get(self._group.ready(), timeout=self._cfg.cluster.startup_timeout_s)
         return placement
 
@@ -250,13 +302,17 @@ class System:
         resources = self._resources(placement.ranks[place] if placement else None)
         return self._role(name, RankActor, environment, resources)
 
-    def _engine(self, index: int, placement: Placement | None) -> Role:
+    def _begin_engine(self, name: str, avoid: Set[str] = frozenset()) -> tuple[Role, Any]:
+        """Make the actor of an engine, and begin to start it; where there is room elsewhere, not on ``avoid``."""
         from zs_nemo.cluster.actors import EngineActor
 
-        setup = self._layout.engines[index]
-        resources = self._resources(placement.engines[index] if placement else None)
+        index = [setup.name for setup in self._layout.engines].index(name)
+        setup, placement = self._layout.engines[index], self._placed
+        place = placement.engines[index] if placement else None
+        resources = (elsewhere(place[1] if place else 0.0, avoid) if avoid else None) or self._resources(place)
         resources["max_concurrency"] = _MAX_REQUESTS_PER_ENGINE
-        return self._role(setup.name, EngineActor, engine_environment(setup) | self._local_network(), resources)
+        role = self._role(name, EngineActor, engine_environment(setup) | self._local_network(), resources)
+        return role, role.submit("start", engine_builder(setup))
 
     def _role(self, name: str, actor: type, environment: dict[str, str], resources: dict[str, Any]) -> Role:
         import ray
@@ -267,7 +323,10 @@ class System:
 
     def _resources(self, place: tuple[int, float] | None) -> dict[str, Any]:
         if place is None:
-            return {"num_cpus": 1}
+            avoid = selector_of_others(
+                hosts_to_avoid(self.faults, self._cfg.faults), {"CPU": self._layout.num_processes}
+            )
+            return {"num_cpus": 1} | ({"label_selector": avoid} if avoid else {})
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         bundle, num_gpus = place

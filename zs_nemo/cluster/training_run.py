@@ -261,6 +261,7 @@ class TrainingRun(EngineRun):
             | self._overlap_metrics(step, groups, step_s=sum(stage_s.values()))
             | update_metrics(critic_updates, prefix="critic")
             | self._engines.metrics()
+            | self._run_dir.faults.metrics()
             | dict(metrics or {})
         )
         findings = self._guards.findings(row)

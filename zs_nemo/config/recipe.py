@@ -14,6 +14,7 @@ from zs_nemo.config.experiment import (
     TrainerConfig,
     WarmStartConfig,
 )
+from zs_nemo.config.faults import FaultConfig
 from zs_nemo.config.guards import GuardConfig
 from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.reward import RewardConfig
@@ -45,6 +46,7 @@ class RecipeConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
+    faults: FaultConfig = field(default_factory=FaultConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     cost: CostConfig = field(default_factory=CostConfig)

@@ -2,12 +2,17 @@
 
 import contextlib
 import ctypes
+import faulthandler
 import os
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# Imported in vLLM's worker processes alone: they write their stacks into the engine's log when asked for them.
+faulthandler.register(signal.SIGUSR2, all_threads=True, chain=False)
 
 
 class WorkerExtension:

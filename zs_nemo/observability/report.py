@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from zs_nemo.config.cost import CostConfig
 from zs_nemo.observability.cost import account
+from zs_nemo.observability.faults import FaultKind
 from zs_nemo.observability.files import read_json, read_json_lines, write_json, write_text
 from zs_nemo.observability.phase import Phase
 
@@ -109,6 +110,7 @@ def build_report(files: RunFiles) -> dict[str, Any]:
         },
         "critic": _critic(files),
         "guards": _guards(files),
+        "faults": _faults(files),
         "cost": account(
             search["engines"],
             [session.get("roles", {}) for session in sessions],
@@ -181,6 +183,19 @@ def _guards(files: RunFiles) -> dict[str, Any]:
             name.removeprefix("guards/"): [row["step"] for row in files.steps if row.get(name)] for name in names
         },
         "rollbacks": files.state.get("rollbacks", []),
+    }
+
+
+def _faults(files: RunFiles) -> dict[str, Any]:
+    """Return what died or hung in the whole run, and the episodes that were lost to something else than the policy."""
+    events = files.state.get("faults", [])
+    lost = ("rollout/lost_deadline", "rollout/lost_search_failed")
+    return {
+        "engine_restarts": sum(event["kind"] == FaultKind.engine_lost.name for event in events),
+        "group_restarts": sum(event["kind"] == FaultKind.ranks_lost.name for event in events),
+        "hangs": sum(event["kind"] == FaultKind.hang.name for event in events),
+        "lost_episodes": {name.partition("lost_")[2]: sum(row.get(name) or 0 for row in files.steps) for name in lost},
+        "events": events,
     }
 
 

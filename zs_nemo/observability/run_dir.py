@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from zs_nemo.observability.config_file import changed_settings, to_yaml
+from zs_nemo.observability.faults import FaultLog
 from zs_nemo.observability.files import (
     append_json_line,
     drop_torn_line,
@@ -69,6 +70,8 @@ class RunDir:
     """Writes a run directory. Holds its lock, so that two runs never write the same one; close it, or use ``with``."""
 
     timeline: Timeline
+    faults: FaultLog
+    """Deaths and hangs of the run's processes. Kept with the next ``save_progress`` or ``save_state``."""
 
     def __init__(self, path: Path | str, cfg: Any) -> None:
         """Open or create the directory for the settings ``cfg``, a recipe's dataclass.
@@ -89,6 +92,7 @@ class RunDir:
         name = type(cfg).__name__.removesuffix("RecipeConfig")
         self._state["recipe"] = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
         self._state["sessions"].append(_new_session())
+        self.faults = FaultLog(self._state.setdefault("faults", []))
         self.timeline = Timeline(self.path / "timeline.json", session=len(self._state["sessions"]))
         self._tensorboard = TensorboardLogger(self.path / "tensorboard")
         self._loggers: list[MetricsLogger] = [self._tensorboard] if cfg.exp_manager.create_tensorboard_logger else []
@@ -119,7 +123,7 @@ class RunDir:
             self._server = MetricsServer(host, port, run=exp_manager.name, max_steps=max_steps)
             self._loggers.append(self._server)
         self._loggers += start_loggers(exp_manager, self.path, (self.path / "config.yaml").read_text(encoding="utf-8"))
-        write_json(self.path / "state.json", self._state)
+        self.save_state()
 
     def log_step(self, step: int, metrics: Mapping[str, float], phase: Phase = Phase.rl) -> None:
         """Append one step to ``metrics.jsonl``, safe on disk when this returns, and tell every logger."""
@@ -200,11 +204,15 @@ class RunDir:
             session["peak_memory_gib"] = peak_memory_gib
         if roles is not None:
             session["roles"] = roles
-        write_json(self.path / "state.json", self._state)
+        self.save_state()
         if search is not None:
             write_json(self.path / "search.json", search)
             if self._server is not None:
                 self._server.count_searches(search)
+
+    def save_state(self) -> None:
+        """Record what is known of the run's sessions and faults."""
+        write_json(self.path / "state.json", self._state)
 
     @property
     def rollbacks(self) -> list[dict[str, Any]]:
@@ -214,13 +222,13 @@ class RunDir:
     def record_rollback(self, *, step: int, to_step: int, reasons: Sequence[str]) -> None:
         """Record that the run returns from ``step`` to the checkpoint of ``to_step``, and drop the steps between."""
         self._state["rollbacks"] = [*self.rollbacks, {"step": step, "to_step": to_step, "reasons": list(reasons)}]
-        write_json(self.path / "state.json", self._state)
+        self.save_state()
         self.truncate_after(to_step - 1)
 
     def finish(self) -> None:
         """Mark the run as done: asked again, a recipe has nothing to do."""
         self._state["finished"] = True
-        write_json(self.path / "state.json", self._state)
+        self.save_state()
 
     def close(self) -> None:
         """Close the files, take leave of the loggers, and give the lock back."""

@@ -1,10 +1,12 @@
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from zs_nemo.cluster.engine_pool import EnginePool
+from zs_nemo.cluster.roles import RoleError
 from zs_nemo.types.generation import Completion, CompletionPart, SamplingParams, StopReason
 
 SAMPLING = SamplingParams(max_tokens=4)
@@ -16,9 +18,11 @@ class FakeRole:
     def __init__(self, name: str) -> None:
         self.name = name
         self.calls: list[asyncio.Future[Completion]] = []
+        self.asked: list[tuple[Any, ...]] = []
 
     async def call(self, method: str, *arguments: Any) -> Completion:
         assert method == "generate"
+        self.asked.append(arguments)
         self.calls.append(asyncio.get_running_loop().create_future())
         return await self.calls[-1]
 
@@ -27,6 +31,39 @@ class FakeRole:
             token_ids=(1, 2), logprobs=(-1.0, -1.0), text="", stop_reason=StopReason.length, weight_version=0
         )
         next(call for call in self.calls if not call.done()).set_result(completion)
+
+
+class FakeReplacer:
+    """Starts engines that are called like the dead ones, with a star; the budget is what it is given."""
+
+    def __init__(self, budget: int, start: Callable[[], None] = lambda: None) -> None:
+        self.budget = budget
+        self.started: list[FakeRole] = []
+        self._start = start
+
+    def claim(self, error: RoleError) -> None:
+        if not self.budget:
+            raise error
+        self.budget -= 1
+
+    def replace(self, dead: FakeRole) -> FakeRole:
+        self._start()
+        self.started.append(FakeRole(dead.name + "*"))
+        return self.started[-1]
+
+
+def death(of: str = "a") -> RoleError:
+    error = RoleError(f"{of} failed in generate: its process died")
+    error.died = True
+    return error
+
+
+async def until(condition: Callable[[], object]) -> None:
+    for _ in range(200):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not come to that")
 
 
 def pool_of(*roles: FakeRole) -> EnginePool:
@@ -111,3 +148,95 @@ def test_threads_are_set_back_afterwards_but_not_in_the_way_of_an_error(monkeypa
     with pytest.raises(RuntimeError, match="the engine died"), pool.threads(2, afterwards=1):
         raise RuntimeError("the engine died")
     assert calls[2:] == [("set_threads", 2)]
+
+
+async def test_what_a_dead_engine_was_asked_is_asked_again_with_the_same_seed() -> None:
+    role, replacer, loaded = FakeRole("a"), FakeReplacer(1), []
+    pool = EnginePool([role], [1], replacer=replacer, load_weights=lambda new, version: loaded.append(version))  # type: ignore[list-item, arg-type]
+    pool._version = 7
+    tasks = [asyncio.create_task(pool.generate([1], SAMPLING, seed)) for seed in range(3)]
+    await asyncio.sleep(0)
+    for call in role.calls:
+        call.set_exception(death())
+    await until(lambda: replacer.started and len(replacer.started[0].calls) == 3)
+    assert loaded == [7], "one replacement, with the weights that the others have"
+    (new,) = replacer.started
+    assert [arguments[2] for arguments in new.asked] == [0, 1, 2]
+    for _ in tasks:
+        new.answer()
+    await asyncio.gather(*tasks)
+    assert pool.usage.num_requests == 3 and pool.num_replaced == 1 and pool.roles == [new]
+
+
+async def test_the_others_go_on_while_an_engine_is_replaced() -> None:
+    dead, other, go = FakeRole("a"), FakeRole("b"), threading.Event()
+    replacer = FakeReplacer(1, start=lambda: wait_for(go))
+    pool = EnginePool([dead, other], [1, 1], replacer=replacer)  # type: ignore[list-item, arg-type]
+    task = asyncio.create_task(pool.generate([1], SAMPLING, 5))
+    await asyncio.sleep(0)
+    dead.calls[0].set_exception(death())
+    await until(lambda: len(other.calls) == 1)
+    other.answer()
+    await task
+    assert not replacer.started
+    go.set()
+    await until(lambda: pool.num_replaced)
+
+
+def wait_for(event: threading.Event) -> None:
+    assert event.wait(5)
+
+
+async def test_a_death_beyond_the_budget_is_raised_by_every_request() -> None:
+    role = FakeRole("a")
+    pool = EnginePool([role], [1], replacer=FakeReplacer(0))  # type: ignore[list-item, arg-type]
+    tasks = [asyncio.create_task(pool.generate([1], SAMPLING, seed)) for seed in range(2)]
+    await asyncio.sleep(0)
+    for call in role.calls:
+        call.set_exception(death())
+    for task in tasks:
+        with pytest.raises(RoleError, match="a failed in generate"):
+            await task
+
+
+async def test_an_engine_that_cannot_be_started_again_costs_one_more_of_the_budget_each_time() -> None:
+    failures = iter([death("a*"), death("a*")])
+
+    def start() -> None:
+        error = next(failures, None)
+        if error is not None:
+            raise error
+
+    role, replacer = FakeRole("a"), FakeReplacer(3, start=start)
+    pool = EnginePool([role], [1], replacer=replacer)  # type: ignore[list-item, arg-type]
+    task = asyncio.create_task(pool.generate([1], SAMPLING, 0))
+    await asyncio.sleep(0)
+    role.calls[0].set_exception(death())
+    await until(lambda: replacer.started and replacer.started[0].calls)
+    replacer.started[0].answer()
+    await task
+    assert replacer.budget == 0
+
+
+async def test_a_replacement_that_fails_for_good_fails_those_who_wait_for_it() -> None:
+    def start() -> None:
+        raise ValueError("no such model any more")
+
+    role = FakeRole("a")
+    pool = EnginePool([role], [1], replacer=FakeReplacer(3, start=start))  # type: ignore[list-item, arg-type]
+    task = asyncio.create_task(pool.generate([1], SAMPLING, 0))
+    await asyncio.sleep(0)
+    role.calls[0].set_exception(death())
+    with pytest.raises(ValueError, match="no such model"):
+        await task
+
+
+async def test_an_error_of_a_living_engine_is_no_reason_to_replace_it() -> None:
+    role, replacer = FakeRole("a"), FakeReplacer(3)
+    pool = EnginePool([role], [1], replacer=replacer)  # type: ignore[list-item, arg-type]
+    task = asyncio.create_task(pool.generate([1], SAMPLING, 0))
+    await asyncio.sleep(0)
+    role.calls[0].set_exception(RoleError("a failed in generate: ValueError: too long"))
+    with pytest.raises(RoleError, match="too long"):
+        await task
+    assert replacer.budget == 3

@@ -1,3 +1,4 @@
+import errno
 import signal
 import sys
 from collections.abc import Iterator
@@ -7,7 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.unit.observability.runs import config
-from zs_nemo.cluster.terminal import EXIT_BAD_INPUT, run_in_terminal
+from zs_nemo.cluster.roles import RanksLost, Role
+from zs_nemo.cluster.terminal import EXIT_BAD_INPUT, EXIT_FAILED, run_in_terminal
 from zs_nemo.config.recipe import GrpoRecipeConfig
 from zs_nemo.observability.progress import Progress
 from zs_nemo.observability.run_dir import RunDir
@@ -44,3 +46,45 @@ def test_a_logger_that_cannot_work_ends_the_command_before_anything_starts_and_a
     cfg.exp_manager.create_mlflow_logger = True
     assert run_in_terminal(OmegaConf.structured(cfg), GrpoRecipeConfig, train) == 0
     assert len(trained) == 1 and "already done" in capsys.readouterr().out
+
+
+def lost_rank() -> RanksLost:
+    error = RanksLost("policy-rank-1 failed in train_step: its process died\nlog: somewhere")
+    error.role, error.died = Role("policy-rank-1", None, Path("log")), True
+    return error
+
+
+@pytest.mark.parametrize(("num_deaths", "code"), [(2, 0), (3, EXIT_FAILED)])
+def test_a_run_whose_ranks_die_is_begun_again_in_the_same_process_within_the_budget(
+    num_deaths: int, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempts = []
+
+    def train(cfg: GrpoRecipeConfig, run_dir: RunDir, progress: Progress) -> Path:
+        attempts.append(run_dir)
+        if len(attempts) <= num_deaths:
+            raise lost_rank()
+        run_dir.finish()
+        return run_dir.path / "report.html"
+
+    cfg = config()
+    cfg.exp_manager.exp_dir, cfg.faults.max_group_restarts = str(tmp_path), 2
+    assert run_in_terminal(OmegaConf.structured(cfg), GrpoRecipeConfig, train) == code
+    assert len(attempts) == 3 and len(set(map(id, attempts))) == 3, "each attempt is a session of its own"
+    told = capsys.readouterr()
+    assert "from the last checkpoint (2 of 2)" in told.out
+    assert ("faults.max_group_restarts=2" in told.err) == (code == EXIT_FAILED)
+    with RunDir(tmp_path / cfg.exp_manager.name, cfg) as run_dir:
+        assert run_dir.faults.metrics() == {"faults/ranks_lost_total": float(num_deaths)}
+
+
+def test_a_full_disk_ends_the_command_with_a_message_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(cfg: GrpoRecipeConfig, run_dir: RunDir, progress: Progress) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device", str(run_dir.path / "metrics.jsonl"))
+
+    cfg = config()
+    cfg.exp_manager.exp_dir = str(tmp_path)
+    assert run_in_terminal(OmegaConf.structured(cfg), GrpoRecipeConfig, train) == EXIT_FAILED
+    assert "error: disk full (" in capsys.readouterr().err

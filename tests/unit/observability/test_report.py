@@ -10,6 +10,7 @@ from recipes.report import main
 from tests.unit.observability.runs import config, finished_run
 from zs_nemo.config.recipe import PpoRecipeConfig
 from zs_nemo.config.search import SimulatedSearchConfig
+from zs_nemo.observability.faults import FaultKind
 from zs_nemo.observability.report import search_summary, write_report
 from zs_nemo.observability.results_table import results_table
 from zs_nemo.observability.run_dir import RunDir
@@ -174,6 +175,24 @@ def test_what_the_guards_did_is_in_report_and_page(tmp_path: Path) -> None:
     assert report["guards"]["rollbacks"][0]["to_step"] == 2
     page = (path / "report.html").read_text()
     assert "below guards.min_entropy=0.1" in page and "1 updates were not made" in page
+    parsed(page)
+
+
+def test_the_faults_that_a_run_has_survived_are_in_report_and_page(tmp_path: Path) -> None:
+    path = tmp_path / "hurt"
+    with RunDir(path, config()) as run:
+        run.faults.record(FaultKind.engine_lost, role="policy-engine-1", host="node7", reason="its process died")
+        run.log_step(0, {"rollout/lost_deadline": 2.0} | run.faults.metrics())
+        run.save_state()
+    with RunDir(path, config()) as resumed:
+        resumed.faults.record(FaultKind.ranks_lost, role="policy-rank-0", host="node7", reason="its process died")
+        assert resumed.faults.metrics() == {"faults/engine_lost_total": 1.0, "faults/ranks_lost_total": 1.0}
+        resumed.save_state()
+    report = write_report(path)
+    assert (report["faults"]["engine_restarts"], report["faults"]["group_restarts"]) == (1, 1)
+    assert report["faults"]["lost_episodes"] == {"deadline": 2, "search_failed": 0}
+    page = (path / "report.html").read_text()
+    assert "policy-engine-1 on node7" in page and "2 episodes passed their deadline" in page
     parsed(page)
 
 
