@@ -9,7 +9,7 @@ usage() {
 usage: launch/test.sh [GROUP ...]
 
 Without a group, all of them run in this order: ${groups[*]}
-One more, long, has to be asked for: tests of any kind that take minutes.
+Two more have to be asked for: long, tests of any kind that take minutes, and faults, all that injects faults.
 Environment: as launch/quickstart.sh --help says.
 TEXT
 }
@@ -20,8 +20,8 @@ for group in "$@"; do
         exit
         ;;
     esac
-    if [[ " ${groups[*]} long " != *" $group "* ]]; then
-        printf 'error: unknown group %s; the groups are: %s long\n' "$group" "${groups[*]}" >&2
+    if [[ " ${groups[*]} long faults " != *" $group "* ]]; then
+        printf 'error: unknown group %s; the groups are: %s long faults\n' "$group" "${groups[*]}" >&2
         exit 2
     fi
 done
@@ -34,7 +34,7 @@ run_group() {
         format) "$python" -m ruff format --check . ;;
         mypy) "$python" -m mypy ;;
         imports) "$python" -c 'from importlinter.cli import lint_imports_command; lint_imports_command()' ;;
-        long) "$python" -m pytest -m long tests ;;
+        long | faults) "$python" -m pytest -m "$1" tests ;;
         *) "$python" -m pytest "tests/$1" ;;
     esac
 }

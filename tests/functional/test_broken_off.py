@@ -12,6 +12,8 @@ import pytest
 
 from zs_nemo.cluster.reaper import marked_processes
 
+pytestmark = pytest.mark.faults
+
 DRIVER = """
 import asyncio, sys
 from pathlib import Path

@@ -17,6 +17,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from tests.functional.role_processes import role_processes
 from zs_nemo.cluster.memory_plan import GIB, plan_memory
 from zs_nemo.cluster.setups import derive_layout
 from zs_nemo.config.recipe import GrpoRecipeConfig
@@ -104,13 +105,18 @@ def processes_of(run: Path) -> list[psutil.Process]:
     return found
 
 
+def wait_for_steps(run: Path, count: int, process: subprocess.Popen, timeout_s: float = 300) -> None:
+    """Wait until the log of a run holds so many steps."""
+    deadline = time.monotonic() + timeout_s
+    while not (run / "metrics.jsonl").exists() or len(steps_of(run)) < count:
+        assert process.poll() is None, process.communicate()[0][-6000:]
+        assert time.monotonic() < deadline, f"the run did not reach its step {count}"
+        time.sleep(0.2)
+
+
 def kill_after_three_steps(process: subprocess.Popen, run: Path, timeout_s: float = 300) -> None:
     """Let a run train three steps, kill it, and see that nothing of it is left."""
-    deadline = time.monotonic() + timeout_s
-    while not (run / "metrics.jsonl").exists() or len(steps_of(run)) < 3:
-        assert process.poll() is None, process.communicate()[0][-6000:]
-        assert time.monotonic() < deadline, "the run did not reach its third step"
-        time.sleep(0.2)
+    wait_for_steps(run, 3, process, timeout_s)
     process.send_signal(signal.SIGKILL)
     process.wait()
     gone_by = time.monotonic() + 20
@@ -179,16 +185,26 @@ def test_the_planner_s_estimate_is_near_what_the_run_took(whole_run, tiny_model)
     assert 0.6 * planned < measured < 1.2 * planned, (measured, planned)
 
 
-def test_a_killed_run_resumes_with_the_same_prompts_coins_and_seeds_and_leaves_no_process(
+@pytest.mark.faults
+def test_a_run_that_lost_a_rank_and_then_its_driver_repeats_the_same_prompts_coins_and_seeds_and_leaves_no_process(
     whole_run, tiny_model, tmp_path, monkeypatch
 ):
     run = tmp_path / "killed"
     monkeypatch.setenv("ZS_NEMO_TEST_RUN", str(run))
     arguments = overrides(tiny_model, tmp_path, "killed")
-    kill_after_three_steps(start(arguments), run)
+    process = start(arguments)
+    wait_for_steps(run, 1, process)
+    role_processes(run / "logs" / "policy-rank-1.log")[0].kill()
+    # The same process brings the ranks back from the checkpoint, and goes on.
+    while len(json.loads((run / "state.json").read_text())["sessions"]) < 2:
+        assert process.poll() is None, process.communicate()[0][-6000:]
+        time.sleep(0.2)
+    kill_after_three_steps(process, run)
 
     output = finish(start(arguments))
     assert "resumed from" in output
+    faults = json.loads((run / "report.json").read_text())["faults"]
+    assert (faults["group_restarts"], faults["engine_restarts"], faults["hangs"]) == (1, 0, 0)
     assert [row["step"] for row in steps_of(run)] == [0, 1, 2, 3, 4]
     for step in range(5):
         assert keyed_part(run, step) == keyed_part(whole_run[0], step)

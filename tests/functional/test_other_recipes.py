@@ -79,6 +79,7 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.faults
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(whole, tiny_model, tmp_path):
     recipe, run = whole
     shutil.copytree(run, tmp_path / "resumed")

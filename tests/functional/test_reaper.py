@@ -13,6 +13,8 @@ import pytest
 
 from zs_nemo.cluster.reaper import marked_processes
 
+pytestmark = pytest.mark.faults
+
 # The driver starts a child that ignores SIGTERM, which starts a grandchild in a session of its own.
 DRIVER = """
 import os, subprocess, sys, time, pathlib

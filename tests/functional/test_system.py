@@ -1,7 +1,6 @@
 """The whole system on a tiny model: two megatron-core ranks, a policy engine and a simulator engine, as Ray actors."""
 
 import asyncio
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import psutil
 import pytest
 import torch
 
+from tests.functional.role_processes import role_processes
 from zs_nemo.algorithms.policy_loss import PolicyLoss
 from zs_nemo.algorithms.supervised_loss import SupervisedLoss
 from zs_nemo.cluster.roles import RoleError
@@ -126,11 +126,12 @@ def test_an_error_in_a_rank_names_the_rank_and_its_log(system: System) -> None:
         system.policy.load_checkpoint("/nowhere/at/all")
 
 
+@pytest.mark.faults
 def test_a_dead_engine_is_replaced_with_its_weights_and_what_it_was_asked_is_asked_again(system: System) -> None:
     system.refit(version=2)
     undisturbed = sample(system.generation, max_tokens=200)
     (role,) = system.generation.roles
-    core = engine_core(role.log_path)
+    _, core = role_processes(role.log_path)
 
     async def killed_meanwhile() -> list[Completion]:
         sampling = SamplingParams(max_tokens=200)
@@ -151,10 +152,11 @@ def test_a_dead_engine_is_replaced_with_its_weights_and_what_it_was_asked_is_ask
     assert {completion.weight_version for completion in sample(system.generation)} == {3}
 
 
+@pytest.mark.faults
 def test_a_dead_engine_beyond_the_budget_fails_its_requests_with_the_engine_s_name(system: System) -> None:
     """Last in this module: the simulator is dead afterwards, and the only replacement has been used."""
     assert system.simulator
-    engine_core(system.simulator.roles[0].log_path).kill()
+    role_processes(system.simulator.roles[0].log_path)[1].kill()
     with pytest.raises(RoleError, match=r"simulator-engine-0 failed in generate(?s:.*)faults.max_engine_restarts=1"):
         sample(system.simulator, max_tokens=100)
 
@@ -164,24 +166,4 @@ def is_alive(pid: int, began: float) -> bool:
         process = psutil.Process(pid)
         return process.create_time() == began and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
-        return False
-
-
-def engine_core(log: Path) -> psutil.Process:
-    """Return the process in which the engine of this log computes: of the actor's children, the one with most memory.
-
-    Names do not tell: they are cut at 15 characters, and the rest cannot always be read.
-    """
-    writers = {
-        process.pid: process for process in psutil.Process().children(recursive=True) if _writes_to(process, log)
-    }
-    (actor,) = [process for process in writers.values() if process.ppid() not in writers]
-    return max((each for each in actor.children() if each.pid in writers), key=lambda each: each.memory_info().rss)
-
-
-def _writes_to(process: psutil.Process, log: Path) -> bool:
-    try:
-        return os.readlink(f"/proc/{process.pid}/fd/1") == str(log)
-    except OSError:
-        # A zombie has no files.
         return False
