@@ -73,7 +73,7 @@ def _simulator(cfg: ServeSearchConfig, search: SimulatedSearchConfig) -> Iterato
         yield build_simulator(search, demonstrations=demonstrations)
         return
     tokenizer = load_tokenizer(resolve_model(search.model, setting="search.model"))
-    run = RecipeConfig(seed=cfg.seed, search=search, cluster=cfg.cluster, trainer=cfg.trainer)
+    run = RecipeConfig(seed=cfg.seed, search=search, cluster=cfg.cluster, trainer=cfg.trainer, faults=cfg.faults)
     with simulator_engines(run, Path(cfg.log_dir)) as engines:
         yield build_simulator(search, engine=engines, tokenizer=tokenizer, demonstrations=demonstrations)
 

@@ -1,6 +1,7 @@
 """The simulator's engines by themselves, without a policy: what the search server needs."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from zs_nemo.cluster.memory_plan import GIB, engine_memory
 from zs_nemo.cluster.placement import place_on_gpus
 from zs_nemo.cluster.preflight import check_engine_layout
 from zs_nemo.cluster.ray_session import RaySession
-from zs_nemo.cluster.roles import Role, gather
+from zs_nemo.cluster.recovery import EngineRestarts
+from zs_nemo.cluster.roles import Role, start_all
 from zs_nemo.cluster.setups import derive_simulator, engine_builder
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.generation.engine_setup import EngineSetup, engine_environment
+from zs_nemo.observability.faults import FaultLog
 
+_LOGGER = logging.getLogger(__name__)
 _SHUTDOWN_S = 3.0
 # Requests wait inside vLLM, not in Ray's queue.
 _MAX_REQUESTS_PER_ENGINE = 10_000
@@ -27,8 +31,9 @@ _MAX_REQUESTS_PER_ENGINE = 10_000
 def simulator_engines(cfg: RecipeConfig, logs: Path) -> Iterator[EnginePool]:
     """Start Ray and the engines that ``cfg.search`` describes; whatever ends the block ends them all.
 
-    Of ``cfg`` only ``seed``, ``search``, ``cluster`` and ``trainer.accelerator`` are read. Raises ``ValueError`` before
-    anything is started, ``RoleError`` for an engine that fails, ``TimeoutError`` after ``cluster.startup_timeout_s``.
+    An engine that dies is replaced. Of ``cfg`` only ``seed``, ``search``, ``cluster``, ``faults`` and
+    ``trainer.accelerator`` are read. Raises ``ValueError`` before anything is started, ``RoleError`` for an engine that
+    fails, ``TimeoutError`` after ``cluster.startup_timeout_s``.
     """
     setups, use_gpu = derive_simulator(cfg)
     check_engine_layout("search.tensor_model_parallel_size", setups[0].model_path, cfg.search)
@@ -40,15 +45,26 @@ def simulator_engines(cfg: RecipeConfig, logs: Path) -> Iterator[EnginePool]:
     session = RaySession(cfg.cluster.ray_address, len(setups), num_gpus, logs)
     try:
         local = {} if cfg.cluster.ray_address else {"VLLM_HOST_IP": "127.0.0.1"}
-        roles = [_role(setup, share, local, logs) for setup, share in zip(setups, shares, strict=True)]
-        starts = [role.submit("start", engine_builder(setup)) for role, setup in zip(roles, setups, strict=True)]
-        gather(roles, starts, "start", cfg.cluster.startup_timeout_s)
-        yield EnginePool(roles, [setup.tensor_model_parallel_size for setup in setups])
+        parts = {setup.name: (setup, share) for setup, share in zip(setups, shares, strict=True)}
+
+        def begin(name: str, avoid: Set[str] = frozenset()) -> tuple[Role, Any]:
+            setup, share = parts[name]
+            role = _role(setup, share, local, logs)
+            return role, role.submit("start", engine_builder(setup))
+
+        begun = [begin(setup.name) for setup in setups]
+        roles = [role for role, _ in begun]
+        start_all(roles, [reference for _, reference in begun], cfg.cluster.startup_timeout_s)
+        faults = FaultLog()
+        faults.listen(_LOGGER.warning)
+        restarts = EngineRestarts(begin, cfg.faults, faults, startup_timeout_s=cfg.cluster.startup_timeout_s)
+        pool = EnginePool(roles, [setup.tensor_model_parallel_size for setup in setups], replacer=restarts)
+        yield pool
     except BaseException as error:
         # An interrupt is no failure: nobody wants Ray's logs for it.
         session.close(failed=isinstance(error, Exception))
         raise
-    _shut_down(roles)
+    _shut_down(pool.roles)
     session.close()
 
 

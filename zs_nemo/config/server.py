@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from zs_nemo.config.endpoints import check_variable_name
 from zs_nemo.config.experiment import ClusterConfig, DataConfig, TrainerConfig
+from zs_nemo.config.faults import FaultConfig
 from zs_nemo.config.rollout import CurriculumConfig
 from zs_nemo.config.search import SearchConfig
 
@@ -100,6 +101,8 @@ class ServeSearchConfig:
     """``max_steps`` is m of the curriculum, ``accelerator`` what a simulator of our own runs on."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Of a simulator of our own."""
+    faults: FaultConfig = field(default_factory=FaultConfig)
+    """``max_engine_restarts`` of a simulator of our own; nothing else of it is read."""
     data: DataConfig = field(default_factory=DataConfig)
     """The facts world, whose corpus BM25 searches unless ``search.corpus`` names another."""
     log_dir: str = "runs/serve_search"
