@@ -19,6 +19,7 @@ _NAMES = {
     "engine": "policy engine killed",
     "simulator": "simulator engine killed",
     "policy_rank": "training rank killed",
+    "hang": "engine or rank stopped without an end",
     "driver": "driver killed",
     "torn_checkpoint": "driver killed, newest checkpoint cut off",
     "full_disk": "disk of the run directory filled",

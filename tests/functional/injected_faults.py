@@ -26,6 +26,7 @@ SAVE_EVERY = 2
 TIMEOUT_S = 900.0
 """For a whole trial: far less than a hang would take."""
 GONE_AFTER_S = 20.0
+HANG_TIMEOUT_S = 40.0
 _MOUNTED = Path("/tmp/zs_nemo_small_disk")
 _MOUNT = f"mkdir -p {_MOUNTED} && mount -t tmpfs -o size=2g tmpfs {_MOUNTED} && echo mounted && exec sleep infinity"
 
@@ -156,7 +157,7 @@ def run_trial(fault: str, number: int, model: Path, folder: Path, *, seed: int =
     with FAULTS[fault](folder / f"{fault}_{number}", random.Random(f"{seed}/{fault}/{number}/what")) as scene:
         shutil.rmtree(scene.run, ignore_errors=True)
         copy_of_beginning(reference, scene.run)
-        arguments = settings(model, scene.seen_folder, scene.run.name)
+        arguments = [*settings(model, scene.seen_folder, scene.run.name), *scene.more]
         started = Run(arguments, scene.run, scene.prefix)
         try:
             _play(trial, scene, started, arguments, reference)
@@ -249,6 +250,8 @@ class Scene:
     allowed_loss: int = 2 * SAVE_EVERY - 1
     repair: Callable[[], None] = lambda: None
     prefix: list[str] = field(default_factory=list)
+    more: tuple[str, ...] = ()
+    """Settings that the fault needs."""
 
 
 @contextmanager
@@ -282,6 +285,24 @@ def lost_rank(run: Path, draw: random.Random) -> Iterator[Scene]:
         role_processes(run / "logs" / f"policy-rank-{draw.randrange(2)}.log")[0].kill()
 
     yield Scene(run=run, seen_folder=run.parent, inject=kill, told=("fault: a training rank died",))
+
+
+@contextmanager
+def hang(run: Path, draw: random.Random) -> Iterator[Scene]:
+    """Stop a rank or an engine without ending it: it is found by missing progress, and treated as dead."""
+    role = draw.choice(["policy-rank-0", "policy-engine-0", "simulator-engine-0"])
+
+    def stop(started: Run) -> None:
+        role_processes(run / "logs" / f"{role}.log")[-1].suspend()
+
+    yield Scene(
+        run=run,
+        seen_folder=run.parent,
+        inject=stop,
+        told=("fault: a process showed no progress and was ended: ",),
+        goes_back="rank" in role,
+        more=(f"faults.hang_timeout_s={HANG_TIMEOUT_S:g}",),
+    )
 
 
 @contextmanager
@@ -350,6 +371,7 @@ FAULTS = {
     "engine": lost_engine,
     "simulator": lost_simulator,
     "policy_rank": lost_rank,
+    "hang": hang,
     "driver": lost_driver,
     "torn_checkpoint": torn_checkpoint,
     "full_disk": full_disk,
