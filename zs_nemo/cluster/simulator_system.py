@@ -1,6 +1,5 @@
 """The simulator's engines by themselves, without a policy: what the search server needs."""
 
-import logging
 from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +20,6 @@ from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.generation.engine_setup import EngineSetup, engine_environment
 from zs_nemo.observability.faults import FaultLog
 
-_LOGGER = logging.getLogger(__name__)
 _SHUTDOWN_S = 3.0
 # Requests wait inside vLLM, not in Ray's queue.
 _MAX_REQUESTS_PER_ENGINE = 10_000
@@ -55,9 +53,7 @@ def simulator_engines(cfg: RecipeConfig, logs: Path) -> Iterator[EnginePool]:
         begun = [begin(setup.name) for setup in setups]
         roles = [role for role, _ in begun]
         start_all(roles, [reference for _, reference in begun], cfg.cluster.startup_timeout_s)
-        faults = FaultLog()
-        faults.listen(_LOGGER.warning)
-        restarts = EngineRestarts(begin, cfg.faults, faults, startup_timeout_s=cfg.cluster.startup_timeout_s)
+        restarts = EngineRestarts(begin, cfg.faults, FaultLog(), startup_timeout_s=cfg.cluster.startup_timeout_s)
         pool = EnginePool(roles, [setup.tensor_model_parallel_size for setup in setups], replacer=restarts)
         yield pool
     except BaseException as error:

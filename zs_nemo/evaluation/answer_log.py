@@ -37,8 +37,8 @@ class AnswerRecord:
 
     @property
     def has_answer(self) -> bool:
-        """Whether the question can be scored: not if its search failed, which says nothing about the policy."""
-        return self.row.status != Status.search_failed.name
+        """Whether the question can be scored: not if its search failed or time ran out, whatever the policy does."""
+        return not Status[self.row.status].is_lost
 
     @classmethod
     def of(cls, trajectory: Trajectory, tokenizer: Tokenizer) -> "AnswerRecord":

@@ -23,7 +23,7 @@ from zs_nemo.types.trajectory import Status
 MACRO = "macro average"
 SIGNIFICANCE = 0.05
 LABELS = {"em": "EM", "published_em": "EM as published (containment)", "f1": "F1"}
-FAILED = Status.search_failed.name
+LOST = frozenset(status.name for status in Status if status.is_lost)
 _SHOWN_QUESTIONS = 3
 
 
@@ -115,11 +115,11 @@ def check_same_questions(first: Sequence[EvaluationRow], second: Sequence[Evalua
 def scored_in_both(
     first: Sequence[EvaluationRow], second: Sequence[EvaluationRow]
 ) -> tuple[list[EvaluationRow], list[EvaluationRow], list[str]]:
-    """Return both without the questions whose search failed in either, and those questions.
+    """Return both without the questions that either lost to a search or to its deadline, and those questions.
 
     What an engine did not answer says nothing about the policy; as a 0 it would count against it.
     """
-    failed = {row.question_id: None for rows in (first, second) for row in rows if row.status == FAILED}
+    failed = {row.question_id: None for rows in (first, second) for row in rows if row.status in LOST}
     kept = [[row for row in rows if row.question_id not in failed] for rows in (first, second)]
     return kept[0], kept[1], list(failed)
 

@@ -1,10 +1,13 @@
 """The record of a run's faults: what died or hung, where, and what was done about it."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class FaultKind(Enum):
@@ -20,12 +23,12 @@ class FaultLog:
     """Faults of a run, those of earlier sessions included. May be written from any thread."""
 
     def __init__(self, rows: list[dict[str, Any]] | None = None) -> None:
-        """``rows`` are those of earlier sessions; new ones are appended to this very list."""
+        """``rows`` are those of earlier sessions; new ones are appended to this very list, and logged as warnings."""
         self._rows = rows if rows is not None else []
-        self._say: Callable[[str], None] = lambda message: None
+        self._say: Callable[[str], None] = _LOGGER.warning
 
     def listen(self, say: Callable[[str], None]) -> None:
-        """Tell ``say`` of every fault from now on, in words."""
+        """Tell ``say`` of every fault from now on, instead of the log."""
         self._say = say
 
     def record(self, kind: FaultKind, *, role: str, host: str, reason: str) -> None:
