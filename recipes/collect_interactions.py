@@ -16,10 +16,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
 from omegaconf import DictConfig
 
 from zs_nemo.config.collect import CollectRecipeConfig
+from zs_nemo.config.command import command
 from zs_nemo.config.registry import register
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def collect(cfg: CollectRecipeConfig, run_dir: "RunDir", progress: "Progress") -
         return run.finish()
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="collect_interactions")
+@command("collect_interactions")
 def main(composed: DictConfig) -> None:
     """Compose the configuration, then collect; the heavy imports come after ``--help`` has been answered."""
     from zs_nemo.cluster.terminal import run_in_terminal

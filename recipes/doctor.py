@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from zs_nemo.config.command import explain
 from zs_nemo.config.recipe import RecipeConfig
-from zs_nemo.config.registry import register
+from zs_nemo.config.registry import register, to_dataclass
 
 if TYPE_CHECKING:
     from zs_nemo.cluster.doctor import Finding
@@ -37,7 +37,7 @@ _PROBE_S = 90.0
 
 
 def compose_settings(arguments: list[str]) -> RecipeConfig:
-    """Return the configuration of ``[--config-name NAME] OVERRIDES``. Raises ``ValueError`` in Hydra's words."""
+    """Return the configuration of ``[--config-name NAME] OVERRIDES``. Raises ``ValueError``."""
     name, overrides = "grpo", list(arguments)
     if "--config-name" in overrides:
         place = overrides.index("--config-name")
@@ -45,11 +45,9 @@ def compose_settings(arguments: list[str]) -> RecipeConfig:
     register()
     try:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            cfg = OmegaConf.to_object(compose(name, overrides=overrides))
+            return to_dataclass(compose(name, overrides=overrides), RecipeConfig)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(f"{error} {error.__cause__ or ''}".strip()) from error
-    assert isinstance(cfg, RecipeConfig)
-    return cfg
+        raise ValueError(explain(error, name, overrides)) from error
 
 
 def write_speed(folder: Path) -> float | OSError:

@@ -21,10 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from zs_nemo.config.command import command
 from zs_nemo.config.evaluate import EvaluateRecipeConfig
 from zs_nemo.config.registry import register
 
@@ -45,7 +45,7 @@ def evaluate(cfg: EvaluateRecipeConfig, run_dir: "RunDir", progress: "Progress")
         return run.finish()
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
+@command("evaluate")
 def main(composed: DictConfig) -> None:
     """Compose the configuration, then evaluate; the heavy imports come after ``--help`` has been answered."""
     from zs_nemo.cluster.terminal import run_in_terminal

@@ -12,16 +12,16 @@ documents. report.html and report.json in ``output`` have the measures, DIR/sear
 
 import sys
 
-import hydra
 from omegaconf import DictConfig
 
+from zs_nemo.config.command import command
 from zs_nemo.config.evaluate_simulator import EvaluateSimulatorConfig
 from zs_nemo.config.registry import register
 
 register()
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate_simulator")
+@command("evaluate_simulator")
 def main(composed: DictConfig) -> None:
     """Compose the configuration, then measure; the heavy imports come after ``--help`` has been answered."""
     from zs_nemo.cluster.simulator_evaluation import evaluate_simulators

@@ -18,10 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
 from omegaconf import DictConfig
 
 from zs_nemo.config.algorithm import ZeroVariance
+from zs_nemo.config.command import command
 from zs_nemo.config.recipe import GrpoRecipeConfig
 from zs_nemo.config.registry import register
 
@@ -77,7 +77,7 @@ def train(cfg: GrpoRecipeConfig, run_dir: "RunDir", progress: "Progress") -> Pat
         return run.finish()
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="grpo")
+@command("grpo")
 def main(composed: DictConfig) -> None:
     """Compose the configuration, then train; the heavy imports come after ``--help`` has been answered."""
     from zs_nemo.cluster.terminal import run_in_terminal

@@ -11,11 +11,11 @@ Settings are those of the recipe that will run. Models are folders of which conf
 
 import sys
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from zs_nemo.config.command import command
 from zs_nemo.config.recipe import RecipeConfig
-from zs_nemo.config.registry import register
+from zs_nemo.config.registry import register, to_dataclass
 
 register()
 
@@ -73,13 +73,11 @@ def plan(cfg: RecipeConfig) -> int:
     return 2
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="grpo")
+@command("grpo")
 def main(composed: DictConfig) -> None:
     """Compose the configuration of the recipe that will run, and plan it."""
     try:
-        cfg = OmegaConf.to_object(composed)
-        assert isinstance(cfg, RecipeConfig)
-        code = plan(cfg)
+        code = plan(to_dataclass(composed, RecipeConfig))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2

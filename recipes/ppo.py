@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
 from omegaconf import DictConfig
 
+from zs_nemo.config.command import command
 from zs_nemo.config.recipe import PpoRecipeConfig
 from zs_nemo.config.registry import register
 
@@ -79,7 +79,7 @@ def train(cfg: PpoRecipeConfig, run_dir: "RunDir", progress: "Progress") -> Path
         return run.finish()
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="ppo")
+@command("ppo")
 def main(composed: DictConfig) -> None:
     """Compose the configuration, then train; the heavy imports come after ``--help`` has been answered."""
     from zs_nemo.cluster.terminal import run_in_terminal

@@ -14,9 +14,9 @@ A trainer written for Search-R1 names http://HOST:PORT/retrieve as its retriever
 
 import sys
 
-import hydra
 from omegaconf import DictConfig
 
+from zs_nemo.config.command import command
 from zs_nemo.config.registry import register
 from zs_nemo.config.server import ServeSearchConfig
 
@@ -58,7 +58,7 @@ def serve(cfg: ServeSearchConfig) -> None:
     print("ended", flush=True)
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="serve_search")
+@command("serve_search")
 def main(composed: DictConfig) -> None:
     """Compose the configuration, then serve; the heavy imports come after ``--help`` has been answered."""
     from zs_nemo.cluster.terminal import run_command

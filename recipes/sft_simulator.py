@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
 from omegaconf import DictConfig
 
+from zs_nemo.config.command import command
 from zs_nemo.config.registry import register
 from zs_nemo.config.sft_simulator import SftSimulatorRecipeConfig
 
@@ -35,7 +35,7 @@ def tune(cfg: SftSimulatorRecipeConfig, run_dir: "RunDir", progress: "Progress")
         return run.finish()
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="sft_simulator")
+@command("sft_simulator")
 def main(composed: DictConfig) -> None:
     """Compose the configuration, then train; the heavy imports come after ``--help`` has been answered."""
     from zs_nemo.cluster.terminal import run_in_terminal

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from zs_nemo.cluster.native_precision import with_settled_precision
 from zs_nemo.cluster.recovery import record_death
@@ -117,9 +117,7 @@ def run_command(composed: DictConfig, kind: type[Any], work: Callable[[Any], Non
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        cfg = OmegaConf.to_object(composed)
-        assert isinstance(cfg, kind)
-        work(cfg)
+        work(to_dataclass(composed, kind))
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_BAD_INPUT

@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from zs_nemo.config.ask import AskRecipeConfig
 from zs_nemo.config.collect import CollectRecipeConfig
+from zs_nemo.config.command import refuse_unknown
 from zs_nemo.config.evaluate import EvaluateRecipeConfig
 from zs_nemo.config.evaluate_simulator import EvaluateSimulatorConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, RecipeConfig, ReinforcePpRecipeConfig
@@ -16,6 +17,7 @@ from zs_nemo.config.server import ServeSearchConfig
 from zs_nemo.config.sft_simulator import SftSimulatorRecipeConfig
 
 Config = TypeVar("Config", bound=RecipeConfig)
+Settings = TypeVar("Settings")
 
 
 def register() -> None:
@@ -37,8 +39,12 @@ def register() -> None:
     store.store(name="ask_schema", node=AskRecipeConfig)
 
 
-def to_dataclass(cfg: DictConfig, kind: type[Config]) -> Config:
-    """Convert once; past this only dataclasses. Raises ``ValueError`` from the checks in ``__post_init__``."""
+def to_dataclass(cfg: DictConfig, kind: type[Settings]) -> Settings:
+    """Convert once; past this only dataclasses.
+
+    Raises ``ValueError`` from the checks in ``__post_init__``, and for settings that the dataclasses do not have.
+    """
+    refuse_unknown(cfg)
     converted = OmegaConf.to_object(cfg)
     assert isinstance(converted, kind)
     return converted

@@ -1,0 +1,119 @@
+"""Overrides as a NeMo user types them are taken; misspelt ones are refused with what was meant."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from zs_nemo.config.command import CONFIGS, did_you_mean, explain
+from zs_nemo.config.recipe import RecipeConfig
+from zs_nemo.config.registry import register, to_dataclass
+
+TYPED = {
+    "trainer.num_nodes=2": "trainer.num_node=2",
+    "trainer.devices=8": "trainer.device=8",
+    "trainer.accelerator=gpu": "trainer.acelerator=gpu",
+    "trainer.max_steps=203": "trainer.max_step=203",
+    "policy.tensor_model_parallel_size=4": "policy.tensor_model_paralel_size=4",
+    "policy.pipeline_model_parallel_size=2": "policy.pipeline_model_parallel_sizes=2",
+    "policy.context_parallel_size=2": "policy.context_paralel_size=2",
+    "policy.sequence_parallel=true": "policy.sequence_paralell=true",
+    "policy.global_batch_size=256": "policy.global_batchsize=256",
+    "policy.gradient_clip_val=1.0": "policy.gradient_clip_value=1.0",
+    "policy.precision=fp32": "policy.precison=fp32",
+    "policy.use_distributed_optimizer=true": "policy.use_distributed_optimiser=true",
+    "policy.activations_checkpoint_granularity=full": "policy.activation_checkpoint_granularity=full",
+    "policy.optim.lr=1e-6": "policy.optim.Lr=1e-6",
+    "policy.optim.weight_decay=0.01": "policy.optim.weightdecay=0.01",
+    "policy.optim.betas=[0.9,0.98]": "policy.optim.beta=[0.9,0.98]",
+    "policy.optim.sched.name=CosineAnnealing": "policy.optim.shed.name=CosineAnnealing",
+    "policy.optim.sched.warmup_steps=10": "policy.optim.sched.warmup_step=10",
+    "policy.optim.sched.min_lr=1e-7": "policy.optim.sched.minimum_lr=1e-7",
+    "exp_manager.exp_dir=/results": "exp_manager.exp_dirs=/results",
+    "exp_manager.name=my_run": "exp_manger.name=my_run",
+    "exp_manager.create_wandb_logger=true": "exp_manager.create_wandb_loger=true",
+    "exp_manager.wandb_logger_kwargs.project=search": "exp_manager.wandb_logger_kwarg.project=search",
+    "exp_manager.save_top_k=3": "exp_manager.save_topk=3",
+}
+"""What a NeMo user types, and how it is mistyped."""
+
+
+@pytest.fixture(autouse=True)
+def schemas() -> None:
+    register()
+    GlobalHydra.instance().clear()
+
+
+def refusal(*overrides: str) -> str:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        try:
+            to_dataclass(compose("grpo", overrides=list(overrides)), RecipeConfig)
+        except (HydraException, OmegaConfBaseException) as error:
+            refused: Exception = error
+        except ValueError as error:
+            return str(error)
+        else:
+            return ""
+    return explain(refused, "grpo", list(overrides))
+
+
+def test_overrides_as_a_nemo_user_types_them_are_taken_all_at_once() -> None:
+    assert len(TYPED) >= 15
+    assert refusal(*TYPED, "policy.stochastic_rounding=false") == ""
+
+
+@pytest.mark.parametrize("override", TYPED)
+def test_a_misspelt_override_is_refused_with_the_nearest_right_name(override: str) -> None:
+    key, misspelt = override.partition("=")[0], TYPED[override].partition("=")[0]
+    assert refusal(TYPED[override]) == f"unknown setting {misspelt}: did you mean {key}?"
+
+
+def test_what_plus_would_add_is_refused_too_for_nothing_would_read_it() -> None:
+    told = "unknown setting trainer.max_step: did you mean trainer.max_steps?"
+    assert refusal("+trainer.max_step=3") == refusal("++trainer.max_step=3") == told
+
+
+def test_a_setting_of_a_group_that_was_chosen_is_known() -> None:
+    assert (
+        refusal("search=retriever", "search.urll=http://h") == "unknown setting search.urll: did you mean search.url?"
+    )
+
+
+def test_a_name_of_another_trainer_s_group_leads_to_ours() -> None:
+    name = "tensor_model_parallel_size"
+    assert refusal(f"model.{name}=2") == f"unknown setting model.{name}: did you mean policy.{name}?"
+
+
+def test_what_nothing_is_like_is_refused_without_a_guess() -> None:
+    assert refusal("qqq=1") == "unknown setting qqq"
+    assert did_you_mean("anything", []) == ""
+
+
+def test_a_misspelt_choice_of_a_group_is_answered_with_the_nearest_and_all_of_them() -> None:
+    told = refusal("experiment=zerosearch_grp_7b")
+    assert told.startswith("experiment=zerosearch_grp_7b is not there: did you mean zerosearch_grpo_7b?; choose one of")
+    assert "bm25_schema" not in refusal("search=bm26")
+
+
+def test_a_misspelt_value_is_answered_with_the_nearest_and_all_of_them() -> None:
+    told = refusal("policy.optim.sched.name=CosinAnnealing")
+    assert told.startswith("policy.optim.sched.name: Invalid value 'CosinAnnealing', expected one of [constant,")
+    assert told.endswith("did you mean CosineAnnealing?")
+    assert refusal("trainer.max_steps=many").startswith("trainer.max_steps: Value 'many'")
+
+
+def test_a_command_ends_with_the_code_of_refused_input_and_no_stack_trace() -> None:
+    ended = subprocess.run(
+        [sys.executable, "recipes/plan.py", "+trainer.max_step=3"],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    told = "error: unknown setting trainer.max_step: did you mean trainer.max_steps?\n"
+    assert (ended.returncode, ended.stderr) == (2, told)

@@ -1,0 +1,144 @@
+"""A recipe's command line: composes its settings with Hydra, and answers misspelt ones with what was meant."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from difflib import SequenceMatcher, get_close_matches
+from enum import Enum
+from pathlib import Path
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+_EXIT_BAD_INPUT = 2
+_LEAST_LIKENESS = 0.6
+
+Main = Callable[[DictConfig], None]
+
+
+def command(config_name: str) -> Callable[[Main], Callable[[], None]]:
+    """Make a program of a function that takes the settings of ``configs/CONFIG_NAME.yaml``, as typed behind its name.
+
+    Settings that cannot be composed end it with exit code 2 and the nearest right name.
+    """
+
+    def decorate(work: Main) -> Callable[[], None]:
+        composing = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(work)
+
+        @functools.wraps(work)
+        def main() -> None:
+            # Otherwise Hydra prints its own words and ends the process.
+            os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+            try:
+                composing()
+            except (HydraException, OmegaConfBaseException) as error:
+                sys.stderr.write(f"error: {explain(error, config_name, sys.argv[1:])}\n")
+                sys.exit(_EXIT_BAD_INPUT)
+
+        return main
+
+    return decorate
+
+
+def refuse_unknown(composed: DictConfig) -> None:
+    """Raise ``ValueError`` for a setting that the dataclasses do not have.
+
+    Hydra lets ``+`` add what nothing would ever read.
+    """
+    for key in _added(composed):
+        raise ValueError(f"unknown setting {key}{did_you_mean(key, list(_names(composed)))}")
+
+
+def explain(error: Exception, config_name: str, arguments: list[str]) -> str:
+    """Return why settings were refused, with the nearest right name; ``arguments`` are the overrides as typed."""
+    cause = error.__cause__
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+        options = [option for option in error.options if not option.endswith("_schema")]
+        return f"{group}={choice} is not there{did_you_mean(choice, options)}; choose one of {', '.join(options)}"
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
+        key = _typed(cause.full_key, arguments)
+        return f"unknown setting {key}{did_you_mean(key, _known(config_name, arguments))}"
+    if isinstance(cause, ValidationError) and cause.full_key:
+        message = str(cause).partition("\n")[0]
+        return f"{cause.full_key}: {message}{_meant_member(cause)}"
+    return " ".join(filter(None, (str(error), str(cause or ""))))
+
+
+def did_you_mean(key: str, known: list[str]) -> str:
+    """Return the end of a sentence that names what comes nearest to ``key``; empty where nothing does."""
+    ranked = sorted(known, key=lambda name: -_likeness(key, name))
+    if not ranked or _likeness(key, ranked[0]) < _LEAST_LIKENESS:
+        return ""
+    return f": did you mean {ranked[0]}?"
+
+
+def _likeness(key: str, name: str) -> float:
+    """Return how like two settings are, in [0, 1]: the whole, or the last words where the group differs."""
+    whole = SequenceMatcher(None, key, name).ratio()
+    mine, its = key.rpartition("."), name.rpartition(".")
+    last = SequenceMatcher(None, mine[2], its[2]).ratio()
+    # The same last word in another group is a better guess than half of a word in the same.
+    return max(whole, 0.9 * last + 0.1 * SequenceMatcher(None, mine[0], its[0]).ratio()) if last > 0.8 else whole
+
+
+def _typed(full_key: str, arguments: list[str]) -> str:
+    """Return the whole key that was typed: OmegaConf names it as far as the first part that it does not know."""
+    keys = [argument.lstrip("+~").partition("=")[0] for argument in arguments]
+    return next((key for key in keys if key == full_key or key.startswith(f"{full_key}.")), full_key)
+
+
+def _known(config_name: str, arguments: list[str]) -> list[str]:
+    """Return the names of all settings, with those of the groups that were chosen where that can be composed."""
+    choices = [argument for argument in arguments if "." not in argument.partition("=")[0] and "=" in argument]
+    for overrides in (choices, []):
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+                return list(_names(compose(config_name, overrides=overrides)))
+        except (HydraException, OmegaConfBaseException):
+            continue
+    return []
+
+
+def _names(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Yield the full keys of all settings and groups."""
+    for key in _fields(cfg):
+        name = f"{prefix}{key}"
+        yield name
+        node = cfg._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none():
+            yield from _names(node, f"{name}.")
+
+
+def _added(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Yield the full keys of what is not a field of its dataclass."""
+    known = set(_fields(cfg))
+    for key in cfg:
+        if key not in known:
+            yield f"{prefix}{key}"
+            continue
+        node = cfg._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none():
+            yield from _added(node, f"{prefix}{key}.")
+
+
+def _fields(cfg: DictConfig) -> list[str]:
+    kind = OmegaConf.get_type(cfg)
+    # Where a setting is a mapping, any key is meant.
+    return [each.name for each in fields(kind)] if is_dataclass(kind) else [str(key) for key in cfg]
+
+
+def _meant_member(error: ValidationError) -> str:
+    kind = getattr(error.child_node, "enum_type", None) or getattr(error.parent_node, "enum_type", None)
+    if not (isinstance(kind, type) and issubclass(kind, Enum)):
+        return ""
+    close = get_close_matches(str(error.value), [member.name for member in kind], n=1)
+    return f": did you mean {close[0]}?" if close else ""
