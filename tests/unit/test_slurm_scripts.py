@@ -12,7 +12,8 @@ SCRIPTS = sorted((ROOT / "launch" / "slurm").iterdir())
 SRUN = """#!/usr/bin/env bash
 echo "srun $*" >>"$CALLS"
 while [[ $1 == --* ]]; do shift; done
-[[ $2 == -c ]] || SLURM_NODEID=${NODE:-0} SLURM_CPUS_ON_NODE=16 exec "$@"
+if [[ $2 == -c ]]; then exit "${NODES_CODE:-0}"; fi
+SLURM_NODEID=${NODE:-0} SLURM_CPUS_ON_NODE=16 exec "$@"
 """
 SCONTROL = """#!/usr/bin/env bash
 if [[ $1 == show ]]; then printf 'first\\nsecond\\n'; exit; fi
@@ -22,6 +23,7 @@ exit "${SCONTROL_CODE:-0}"
 GETENT = '#!/usr/bin/env bash\nprintf \'127.0.1.1 STREAM %s\\n10.1.2.3 STREAM %s\\n\' "$2" "$2"\n'
 RAY = """#!/usr/bin/env bash
 echo "ray $*" >>"$CALLS"
+echo "secret $RAY_AUTH_MODE $RAY_AUTH_TOKEN" >>"$CALLS"
 [[ -z ${RAY_FAILS:-} ]] || exit 0
 while [[ $1 != -- ]]; do shift; done
 shift
@@ -129,6 +131,29 @@ def test_a_job_is_requeued_when_its_recipe_was_asked_to_stop_and_ends_with_its_c
     job = machine.environment["SLURM_JOB_ID"]
     assert machine.asked("scontrol") == ([f"scontrol requeue {job}"] if requeues else [])
     assert list((machine.root / "runs" / "slurm").iterdir()) == []
+
+
+@pytest.mark.parametrize(("code", "requeues"), [("0", False), ("1", True)])
+def test_a_job_that_failed_is_requeued_when_one_of_its_nodes_gives_no_answer(
+    machine: Machine, code: str, requeues: bool
+) -> None:
+    ended = machine.run("recipe.sbatch", "grpo", RECIPE_CODE=code, NODES_CODE="1")
+    assert ended.returncode == (75 if requeues else 0)
+    assert bool(machine.asked("scontrol")) is requeues
+
+
+def test_ray_asks_for_a_secret_that_is_the_job_s_own_and_stands_on_no_command_line(machine: Machine) -> None:
+    machine.run("recipe.sbatch", "grpo")
+    machine.run("recipe.sbatch", "grpo")
+    first, second = (line.split() for line in machine.asked("secret"))
+    assert first[1] == "token" and len(first[2]) == 64 and first[2] != second[2]
+    assert not [line for line in machine.asked("ray") + machine.asked("srun") if first[2] in line]
+
+
+def test_on_one_node_the_recipe_has_a_ray_of_its_own_that_leaves_others_alone(machine: Machine) -> None:
+    assert machine.run("recipe.sbatch", "grpo", "seed=2", SLURM_JOB_NUM_NODES="1", RECIPE_CODE="75").returncode == 75
+    assert machine.asked("<") == ["<recipes/grpo.py><seed=2>"] and machine.asked("ray") == []
+    assert machine.asked("scontrol")
 
 
 def test_a_job_is_not_requeued_for_ever(machine: Machine) -> None:

@@ -10,12 +10,16 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from zs_nemo.observability.run_dir import package_versions
+
 POLICY, CRITIC = "policy", "critic"
 """Folders of a checkpoint."""
 CURRICULUM = "curriculum"
 """Key of the curriculum's state in a checkpoint's state."""
 EPISODES = "episodes"
 """Key of what belongs to the episodes that were under way; there only with ``rollout.max_staleness``."""
+FORMAT = 1
+"""Of what a checkpoint holds. Raise it where older code cannot go on from a new one, or new code from an old one."""
 STATE_FILE = "driver_state.json"
 """Written last: a checkpoint without it was torn by a crash."""
 
@@ -41,7 +45,7 @@ class CheckpointFolder:
         final = self._path(step)
         partial = final.with_suffix(".partial")
         with open(partial / STATE_FILE, "w", encoding="utf-8") as file:
-            json.dump({"step": step} | state, file, indent=1)
+            json.dump({"step": step, "format": FORMAT, "version": _version()} | state, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         shutil.rmtree(final, ignore_errors=True)
@@ -55,6 +59,19 @@ class CheckpointFolder:
         """Return the steps of whole checkpoints, oldest first. Torn ones are passed over."""
         named = ((re.fullmatch(r"step_(\d+)", path.name), path) for path in self._root.iterdir())
         return sorted(int(match[1]) for match, path in named if match and (path / STATE_FILE).is_file())
+
+    def check_format(self) -> None:
+        """Raise ``ValueError`` when the newest checkpoint was written in another format than this code's."""
+        for path, state in self.newest_first():
+            found = state.get("format", FORMAT)
+            if found != FORMAT:
+                raise ValueError(
+                    f"checkpoint {path} was written by zs-nemo {state.get('version', '(unknown)')} in format {found}, "
+                    f"but this is zs-nemo {_version()}, which goes on from format {FORMAT}; resume it with the version "
+                    "that wrote it, or start a new run with another exp_manager.name and policy.model=the folder that "
+                    "recipes/export.py makes of the checkpoint"
+                )
+            return
 
     def newest_first(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Yield the whole checkpoints and their states."""
@@ -86,6 +103,10 @@ def locate_policy(run_dir: Path, step: int | None = None) -> tuple[Path, dict[st
     settings = OmegaConf.to_container(OmegaConf.load(config))
     assert isinstance(settings, dict)
     return root / f"step_{chosen:06d}" / POLICY, settings["policy"]
+
+
+def _version() -> str:
+    return package_versions().get("zs-nemo", "(not installed)")
 
 
 def _sync_folder(path: Path) -> None:

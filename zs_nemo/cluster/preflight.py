@@ -5,7 +5,9 @@ import logging
 import os
 import shutil
 import socket
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -99,6 +101,28 @@ def check_one_machine(cfg: RecipeConfig) -> None:
         raise ValueError(
             f"trainer.num_nodes={cfg.trainer.num_nodes}, but cluster.ray_address is empty, which starts Ray on this "
             "machine alone; start a Ray cluster first (launch/slurm) and give its address, or set trainer.num_nodes=1"
+        )
+
+
+def check_allocation(cfg: RecipeConfig, layout: Layout, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Raise when more machines or cores are asked for than the Ray cluster has, by ``ray.nodes()``.
+
+    Ray itself would wait for what never comes. GPUs are counted where they are given out.
+    """
+    alive = [node for node in nodes if node["Alive"]]
+    if len(alive) < cfg.trainer.num_nodes:
+        raise ValueError(
+            f"trainer.num_nodes={cfg.trainer.num_nodes}, but the Ray cluster at {cfg.cluster.ray_address} has "
+            f"{len(alive)}; allocate as many (sbatch --nodes={cfg.trainer.num_nodes}), or set "
+            f"trainer.num_nodes={len(alive)}"
+        )
+    num_processes = layout.num_ranks + layout.num_critic_ranks + len(layout.engines)
+    cores = sum(node["Resources"].get("CPU", 0.0) for node in alive)
+    if cores < num_processes:
+        raise ValueError(
+            f"{num_processes} processes (ranks and engines) need a core each, but {cores:g} are allocated on "
+            f"{len(alive)} nodes; allocate more (sbatch --cpus-per-task, --exclusive), or lower trainer.devices, "
+            "generation.num_engines or search.num_engines"
         )
 
 

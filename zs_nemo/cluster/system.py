@@ -176,6 +176,10 @@ class System:
 
     def _start_roles(self, on_placed: Callable[[str, bool], None] | None) -> None:
         layout, cfg = self._layout, self._cfg
+        if cfg.cluster.ray_address:
+            import ray
+
+            preflight.check_allocation(cfg, layout, ray.nodes())
         placement = self._placement()
         num_cores = len(os.sched_getaffinity(0)) * cfg.trainer.num_nodes
         self._units = held_units(layout, placement, threads=cfg.cluster.threads_per_process, num_cores=num_cores)

@@ -109,6 +109,8 @@ class PolicyConfig:
     stochastic_rounding: bool = False
     """Round the float32 master weights to bf16 at random instead of to the nearest, so that updates much smaller than a
     bf16 step still count on average. Worth it where lr is small and the run is short."""
+    tensor_parallel_across_nodes: bool = False
+    """Let one tensor-parallel group span several nodes, whose network is much slower than the links within one."""
     use_distributed_optimizer: bool = True
     """Shard the optimizer state over the data-parallel ranks."""
     optim: OptimConfig = field(default_factory=OptimConfig)

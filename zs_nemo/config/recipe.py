@@ -70,6 +70,8 @@ class RecipeConfig:
             _check_overlap(
                 self.rollout.max_staleness, self.algorithm, trains_policy=self.has_ranks and self.has_engines
             )
+        if self.has_ranks:
+            _check_tensor_parallel_within_node(self.trainer, self.policy)
         if self.curriculum.name is CurriculumName.adaptive:
             _check_target_can_be_passed(self.curriculum.adaptive.target_reward, self.reward)
         if isinstance(self.search, SimulatedSearchConfig) and self.search.endpoints:
@@ -123,6 +125,17 @@ def _check_overlap(max_staleness: int, algorithm: AlgorithmConfig, *, trains_pol
             f"rollout.max_staleness={max_staleness} trains on tokens that older weights have sampled, which "
             "algorithm.importance.level=off does not correct for; set algorithm.importance.level=token (or sequence), "
             "or rollout.max_staleness=0"
+        )
+
+
+def _check_tensor_parallel_within_node(trainer: TrainerConfig, policy: PolicyConfig) -> None:
+    size, devices = policy.tensor_model_parallel_size, trainer.devices
+    if trainer.num_nodes > 1 and devices % size and not policy.tensor_parallel_across_nodes:
+        raise ValueError(
+            f"policy.tensor_model_parallel_size={size} does not divide trainer.devices={devices}, so that with "
+            f"trainer.num_nodes={trainer.num_nodes} tensor parallelism would span nodes, whose network is much slower; "
+            "lower it and cut by policy.pipeline_model_parallel_size instead, raise trainer.devices, or say so with "
+            "policy.tensor_parallel_across_nodes=true"
         )
 
 

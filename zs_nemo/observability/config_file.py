@@ -34,6 +34,7 @@ _FREE_ON_RESUME = (
     "policy.context_parallel_size",
     "policy.num_layers_in_",
     "policy.sequence_parallel",
+    "policy.tensor_parallel_across_nodes",
     "policy.activations_checkpoint_",
     "policy.optim.optimizer_cpu_offload",
     "policy.train_mb_tokens",

@@ -76,12 +76,12 @@ class RunDir:
     def __init__(self, path: Path | str, cfg: Any) -> None:
         """Open or create the directory for the settings ``cfg``, a recipe's dataclass.
 
-        Raises ``ValueError`` if another process writes it, or if it was made with settings that change the results.
+        Raises ``ValueError`` if it cannot be written, if another process writes it, or if it was made with settings
+        that change the results.
         """
         self.path = Path(path)
         self._cfg = cfg
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.path)
+        self._lock = _opened(self.path)
         try:
             _write_config(self.path, cfg)
             self._state = read_json(self.path / "state.json", {"finished": False, "sessions": []})
@@ -241,6 +241,17 @@ class RunDir:
             self._lock.close()
 
 
+def _opened(path: Path) -> IO[str]:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        return _lock(path)
+    except OSError as error:
+        raise ValueError(
+            f"the run directory {path} cannot be written ({error.strerror}: {error.filename}); set exp_manager.exp_dir "
+            "to a folder that is yours, on a file system with room that all nodes see"
+        ) from error
+
+
 def _lock(path: Path) -> IO[str]:
     # The kernel gives an flock back when its holder dies, however it dies: no stale lock after a SIGKILL.
     file = (path / ".lock").open("a+", encoding="utf-8")
@@ -262,7 +273,8 @@ def _lock(path: Path) -> IO[str]:
             ) from error
     file.seek(0)
     file.truncate()
-    file.write(f"{os.getpid()} on {socket.gethostname()}")
+    job = os.environ.get("SLURM_JOB_ID")
+    file.write(f"{os.getpid()} on {socket.gethostname()}" + (f", SLURM job {job}" if job else ""))
     file.flush()
     return file
 

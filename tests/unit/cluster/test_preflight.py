@@ -6,6 +6,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -265,3 +266,20 @@ def test_more_threads_than_cores_is_a_warning_only(cfg: GrpoRecipeConfig, caplog
     assert not caplog.records
     preflight.warn_of_too_few_cores(cfg, cores=1)
     assert "trainer.devices=2" in caplog.text
+
+
+def test_more_than_what_is_allocated_is_refused_before_ray_waits_for_it(cfg: GrpoRecipeConfig) -> None:
+    def nodes(*cores: int) -> list[dict[str, Any]]:
+        return [{"Alive": count > 0, "Resources": {"CPU": float(count)}} for count in cores]
+
+    cfg.cluster.ray_address, cfg.trainer.num_nodes, cfg.trainer.devices = "10.0.0.1:20001", 2, 1
+    layout = derive_layout(cfg, use_gpu=False)
+    preflight.check_allocation(cfg, layout, nodes(2, 2))
+    with pytest.raises(
+        ValueError, match=r"trainer\.num_nodes=2, but the Ray cluster at 10\.0\.0\.1:20001 has 1; allocate"
+    ):
+        preflight.check_allocation(cfg, layout, nodes(8, 0))
+    with pytest.raises(
+        ValueError, match=r"4 processes .* need a core each, but 3 are allocated on 2 nodes; allocate more"
+    ):
+        preflight.check_allocation(cfg, layout, nodes(2, 1))

@@ -235,6 +235,17 @@ def test_stages_of_the_pipeline_may_differ_in_their_layers():
     assert (policy.num_layers_in_first_pipeline_stage, policy.num_layers_in_last_pipeline_stage) == (16, None)
 
 
+def test_tensor_parallelism_across_nodes_has_to_be_said():
+    wide = ("trainer.num_nodes=2", "trainer.devices=4", "policy.tensor_model_parallel_size=8")
+    told = r"tensor_model_parallel_size=8 does not divide trainer\.devices=4.*policy\.tensor_parallel_across_nodes=true"
+    with pytest.raises(ValueError, match=told):
+        load(*wide)
+    assert load(*wide, "policy.tensor_parallel_across_nodes=true")
+    with pytest.raises(ValueError, match="does not divide"):
+        load("trainer.num_nodes=2", "trainer.devices=6", "policy.tensor_model_parallel_size=4")
+    assert load("trainer.num_nodes=2", "trainer.devices=8", "policy.tensor_model_parallel_size=4")
+
+
 def test_what_is_recomputed_or_kept_in_the_host_s_memory_is_set_by_nemo_s_names():
     names = ("granularity=full", "method=block", "num_layers=4")
     policy = load(*(f"policy.activations_checkpoint_{name}" for name in names)).policy

@@ -250,3 +250,17 @@ def test_the_sample_is_spread_over_groups_and_blind_to_rewards(tmp_path: Path) -
     )
     assert sorted(prompt for prompt, _ in first) == [0, 1, 2]
     assert first == second
+
+
+def test_a_run_directory_that_cannot_be_written_is_refused_with_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    told = r"the run directory .*file/run cannot be written \(Not a directory: .*set exp_manager\.exp_dir"
+    with pytest.raises(ValueError, match=told):
+        RunDir(tmp_path / "file" / "run", config())
+
+
+def test_who_holds_a_run_directory_is_named_with_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    told = f"written by another process \\(pid {os.getpid()} on .*, SLURM job 42\\); wait for it to end"
+    with RunDir(tmp_path, config()), pytest.raises(ValueError, match=told):
+        RunDir(tmp_path, config())
