@@ -22,8 +22,18 @@ command -v ray >/dev/null || {
     exit 1
 }
 
+# One machine needs no cluster: the recipe starts a Ray of its own, which lets others have theirs on the same machine.
+if ((${SLURM_JOB_NUM_NODES:?} == 1)); then
+    code=0
+    python "recipes/$recipe.py" "$@" || code=$?
+    echo "$code" >"$ZS_NEMO_OUTCOME"
+    exit "$code"
+fi
+
 # Not Ray's default place, where other users' Ray may have left theirs. recipe.sbatch deletes it unless the run failed.
 export RAY_TMPDIR=/tmp/zsn-${SLURM_JOB_ID:?}-${SLURM_NODEID:?}
+# Of an earlier life of a requeued job, whose Ray may have outlived it.
+pkill -KILL -f "[/]tmp/zsn-$SLURM_JOB_ID-" || true
 rm -rf -- "$RAY_TMPDIR"
 mkdir -- "$RAY_TMPDIR"
 export RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0
@@ -34,7 +44,7 @@ read -ra more <<<"${ZS_NEMO_RAY_OPTIONS:-}"
 if ((SLURM_NODEID == 0)); then more+=(--include-dashboard false); fi
 # Ray alone says 0 also where its first node did not start: the recipe's own exit code is written down.
 # shellcheck disable=SC2016
-ray symmetric-run --address "$ZS_NEMO_RAY_ADDRESS" --min-nodes "${SLURM_JOB_NUM_NODES:?}" \
+ray symmetric-run --address "$ZS_NEMO_RAY_ADDRESS" --min-nodes "$SLURM_JOB_NUM_NODES" \
     --num-cpus "${SLURM_CPUS_ON_NODE:?}" "${more[@]}" -- \
     bash -c 'code=0; "$@" || code=$?; echo "$code" >"$ZS_NEMO_OUTCOME"; exit "$code"' recipe \
     python "recipes/$recipe.py" "cluster.ray_address=$ZS_NEMO_RAY_ADDRESS" "$@"
