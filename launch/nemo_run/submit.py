@@ -7,9 +7,9 @@
         --gpus-per-node 8 --time 24:00:00 grpo experiment=zerosearch_grpo_7b
     launch/nemo_run/.venv/bin/python launch/nemo_run/submit.py --executor local --dryrun grpo trainer.max_steps=2
 
-After the recipe come Hydra overrides as typed. On every node the same script runs as under launch/slurm/recipe.sbatch,
-with the same variables, and a job that was asked to stop, or has lost a node, is requeued in the same way. What NeMo-Run
-keeps of its experiments, the output too, is under NEMORUN_HOME. --dryrun shows the job and submits nothing.
+After the recipe come Hydra overrides as typed. Call it where sbatch is. On every node the same script runs as under
+launch/slurm/recipe.sbatch, with the same variables; a job that was asked to stop, or has lost a node, is requeued in
+the same way. NeMo-Run keeps its experiments, with the output, under NEMORUN_HOME. --dryrun submits nothing.
 """
 
 import argparse
@@ -101,10 +101,8 @@ def main(arguments: list[str]) -> None:
         executor = nemo_run.LocalExecutor()
         task = nemo_run.Script(**local_script(settings.recipe, settings.overrides))
     else:
-        fields = slurm_fields(settings)
         # Nothing is packed: the project's folder is seen by all nodes.
-        tunnel, packager = nemo_run.LocalTunnel(job_dir=nemo_run.config.get_nemorun_home()), nemo_run.Packager()
-        executor = nemo_run.SlurmExecutor(**fields, tunnel=tunnel, packager=packager)
+        executor = nemo_run.SlurmExecutor(**slurm_fields(settings), packager=nemo_run.Packager())
         task = nemo_run.Script(**node_script(settings.recipe, settings.overrides))
     with nemo_run.Experiment(f"zs_nemo_{settings.recipe}") as experiment:
         experiment.add(task, executor=executor, name=settings.recipe)

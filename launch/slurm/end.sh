@@ -6,11 +6,10 @@ code=1
 if [[ -f $ZS_NEMO_OUTCOME ]]; then code=$(<"$ZS_NEMO_OUTCOME"); else echo 'error: the recipe did not come to its end' >&2; fi
 rm -f -- "$ZS_NEMO_OUTCOME"
 
-# What is left of Ray where SLURM does not end it; its logs stay where the run failed. No answer: a node is lost.
-if ((code == 0 || code == 75)); then rest=/tmp/zsn-$SLURM_JOB_ID-; else rest=; fi
-# shellcheck disable=SC2016
-timeout 120 srun --ntasks-per-node=1 bash -c 'pkill -KILL -f "[/]tmp/zsn-$SLURM_JOB_ID-"; rm -rf ${1:+"$1"*}' _ "$rest" ||
-    if ((code)); then code=75; fi
+# Ray's logs stay where the run failed. A node that gives no answer is lost.
+rest=keep
+if ((code == 0 || code == 75)); then rest=delete; fi
+if ! timeout 120 srun --ntasks-per-node=1 bash "$root/launch/slurm/sweep.sh" "$rest" && ((code)); then code=75; fi
 
 if ((code == 75 && ${SLURM_RESTART_COUNT:-0} < ${ZS_NEMO_MAX_REQUEUES:-100})); then
     scontrol requeue "$SLURM_JOB_ID" || echo 'this cluster lets no job requeue itself: submit the same command again' >&2

@@ -30,13 +30,13 @@ if ((${SLURM_JOB_NUM_NODES:?} == 1)); then
     exit "$code"
 fi
 
-# Not Ray's default place, where other users' Ray may have left theirs. recipe.sbatch deletes it unless the run failed.
+# An earlier life of a requeued job may have left its own.
+launch/slurm/sweep.sh delete
+# Not Ray's default place, where other users' Ray may have left theirs.
 export RAY_TMPDIR=/tmp/zsn-${SLURM_JOB_ID:?}-${SLURM_NODEID:?}
-# Of an earlier life of a requeued job, whose Ray may have outlived it.
-pkill -KILL -f "[/]tmp/zsn-$SLURM_JOB_ID-" || true
-rm -rf -- "$RAY_TMPDIR"
-mkdir -- "$RAY_TMPDIR"
-export RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0
+mkdir -p -- "$RAY_TMPDIR"
+# Process titles would otherwise be written over the environment, by which sweep.sh knows them.
+export SPT_NOENV=1 RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-600}
 
 read -ra more <<<"${ZS_NEMO_RAY_OPTIONS:-}"
@@ -47,4 +47,10 @@ if ((SLURM_NODEID == 0)); then more+=(--include-dashboard false); fi
 ray symmetric-run --address "$ZS_NEMO_RAY_ADDRESS" --min-nodes "$SLURM_JOB_NUM_NODES" \
     --num-cpus "${SLURM_CPUS_ON_NODE:?}" "${more[@]}" -- \
     bash -c 'code=0; "$@" || code=$?; echo "$code" >"$ZS_NEMO_OUTCOME"; exit "$code"' recipe \
-    python "recipes/$recipe.py" "cluster.ray_address=$ZS_NEMO_RAY_ADDRESS" "$@"
+    python "recipes/$recipe.py" "cluster.ray_address=$ZS_NEMO_RAY_ADDRESS" "$@" &
+# Left to itself, Ray on the other nodes takes a minute to see that its first node has gone.
+if ((SLURM_NODEID)); then
+    while [[ ! -f $ZS_NEMO_OUTCOME ]] && kill -0 $! 2>/dev/null; do sleep 1; done
+    if [[ -f $ZS_NEMO_OUTCOME ]]; then exec env -u RAY_TMPDIR launch/slurm/sweep.sh keep; fi
+fi
+wait $!

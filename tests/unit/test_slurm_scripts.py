@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -12,7 +13,7 @@ SCRIPTS = sorted((ROOT / "launch" / "slurm").iterdir())
 SRUN = """#!/usr/bin/env bash
 echo "srun $*" >>"$CALLS"
 while [[ $1 == --* ]]; do shift; done
-if [[ $2 == -c ]]; then exit "${NODES_CODE:-0}"; fi
+if [[ $2 == */sweep.sh ]]; then exit "${NODES_CODE:-0}"; fi
 SLURM_NODEID=${NODE:-0} SLURM_CPUS_ON_NODE=16 exec "$@"
 """
 SCONTROL = """#!/usr/bin/env bash
@@ -185,6 +186,21 @@ def test_a_setup_file_is_sourced_first_even_where_it_uses_unset_variables(machin
     setup.write_text('export PATH="$UNSET$PWD/.venv/bin:$PATH"\nfalse\necho "sourced" >>"$CALLS"\n')
     assert machine.run("recipe.sbatch", "grpo", ZS_NEMO_SETUP=str(setup)).returncode == 0
     assert machine.asked("sourced") and machine.asked("<recipes/grpo.py>")
+
+
+def test_only_the_job_s_own_processes_are_swept_away_and_only_its_folder_when_asked(machine: Machine) -> None:
+    own, other = (f"/tmp/zsn-{machine.environment['SLURM_JOB_ID']}{rest}" for rest in ("-0", "1-0"))
+    sleepers = [subprocess.Popen(["sleep", "60"], env={"RAY_TMPDIR": folder}) for folder in (own, other)]
+    Path(own).mkdir()
+    try:
+        environment = {**os.environ, **machine.environment, "SLURM_NODEID": "0"}
+        for word, is_there in (("keep", True), ("delete", False)):
+            subprocess.run([ROOT / "launch" / "slurm" / "sweep.sh", word], env=environment, check=True)
+            assert Path(own).exists() is is_there
+            assert (sleepers[0].wait(5), sleepers[1].poll()) == (-signal.SIGKILL, None)
+    finally:
+        for sleeper in sleepers:
+            sleeper.kill()
 
 
 def test_what_is_missing_is_named_with_the_remedy(machine: Machine) -> None:

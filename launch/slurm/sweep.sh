@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Ends what is left of the job's Ray on this node; with the word delete its folder goes too. Started by the scripts here.
+set -euo pipefail
+
+# By their environment: Ray's processes change their names, and leave the tree that SLURM may know the job by.
+for process in /proc/[0-9]*; do
+    if grep -qsz "^RAY_TMPDIR=/tmp/zsn-${SLURM_JOB_ID:?}-" "$process/environ"; then
+        kill -KILL "${process#/proc/}" 2>/dev/null || true
+    fi
+done
+if [[ ${1:-} == delete ]]; then rm -rf -- "/tmp/zsn-$SLURM_JOB_ID-${SLURM_NODEID:?}"; fi
