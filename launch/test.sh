@@ -2,7 +2,7 @@
 # Installs what is needed and runs the checks and tests, stopping at the first group that fails: see usage below.
 set -euo pipefail
 
-groups=(ruff format mypy imports unit parity functional)
+groups=(ruff format mypy imports unit parity functional slurm)
 
 usage() {
     cat <<TEXT
@@ -10,6 +10,7 @@ usage: launch/test.sh [GROUP ...]
 
 Without a group, all of them run in this order: ${groups[*]}
 Two more have to be asked for: long, tests of any kind that take minutes, and faults, all that injects faults.
+slurm is whole when it is named; as root on Debian it installs slurm-wlm and munge where they are missing, and says so.
 Environment: as launch/quickstart.sh --help says.
 TEXT
 }
@@ -35,10 +36,28 @@ run_group() {
         mypy) "$python" -m mypy ;;
         imports) "$python" -c 'from importlinter.cli import lint_imports_command; lint_imports_command()' ;;
         long | faults) "$python" -m pytest -m "$1" tests ;;
+        slurm)
+            ensure_slurm
+            # Asked for by its name it is whole; in the whole, what takes minutes is left out.
+            "$python" -m pytest ${asked:+-m ""} tests/slurm
+            ;;
         *) "$python" -m pytest "tests/$1" ;;
     esac
 }
 
+# The tests make a cluster of their own from Debian's packages; where those are missing they are skipped, with the reason.
+ensure_slurm() {
+    if command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null; then return; fi
+    if [[ -z ${CI:-}$asked || $EUID != 0 ]] || ! command -v apt-get >/dev/null; then
+        say "SLURM is not installed; to have these tests: apt-get install slurm-wlm munge iproute2, as root."
+        return
+    fi
+    say "Installing SLURM for the tests: apt-get install slurm-wlm munge iproute2"
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends \
+        slurm-wlm munge iproute2 >/dev/null; } || say "That failed: the tests are skipped."
+}
+
+asked=${1:-}
 ensure_environment dev
 cd -- "$root"
 for group in "${@:-${groups[@]}}"; do

@@ -38,16 +38,17 @@ class Jobs:
             "evaluation.split=validation",
         ]
 
-    def submit(self, name: str, *options: str, nodes: int = 2, settings: tuple[str, ...] = ()) -> str:
+    def submit(self, name: str, *options: str, nodes: int = 2, **variables: str) -> str:
         """Submit launch/slurm/recipe.sbatch with a run of this name and return the job's number."""
         ranks = (f"trainer.num_nodes={nodes}", f"trainer.devices={3 - nodes}")
-        script = ("launch/slurm/recipe.sbatch", "grpo", f"exp_manager.name={name}", *ranks, *self._settings, *settings)
+        script = ("launch/slurm/recipe.sbatch", "grpo", f"exp_manager.name={name}", *ranks, *self._settings)
         return self.cluster.submit(
             f"--nodes={nodes}",
             f"--output={self.folder / name}-%j.out",
             *options,
             *script,
             ZS_NEMO_RAY_OPTIONS="--object-store-memory 200000000",
+            **variables,
         )
 
     def output(self, number: str, name: str) -> str:

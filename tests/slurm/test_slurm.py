@@ -7,6 +7,7 @@ import pytest
 
 from tests.slurm.cluster import NODES, SlurmCluster, wait_for
 from tests.slurm.jobs import NUM_STEPS, START_S, Jobs
+from tests.slurm.slow_reward import GATE
 
 
 def assert_same_metrics(jobs: Jobs, name: str, run_through: Path) -> None:
@@ -36,20 +37,25 @@ def test_the_shipped_sbatch_trains_over_two_nodes_to_the_end_and_leaves_nothing_
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1500)
 def test_a_job_that_is_told_of_its_limit_is_requeued_and_ends_with_the_metrics_of_one_that_ran_through(
-    cluster: SlurmCluster, jobs: Jobs, run_through: Path
+    cluster: SlurmCluster, jobs: Jobs, run_through: Path, tmp_path: Path
 ) -> None:
-    # SLURM looks at limits twice a minute. A job that cannot end before it is signalled: every step takes a minute.
-    number = jobs.submit("limited", "--time=4", "--signal=USR1@120")
-    jobs.wait_for_steps("limited", 1)
+    # It is in its third step when SLURM signals it, 160 s after its beginning, and stays there until then.
+    gate = tmp_path / "gate"
+    number = jobs.submit("limited", "--time=6", "--signal=USR1@200", **{GATE: str(gate)})
+    wait_for(lambda: "SIGUSR1" in jobs.output(number, "limited"), 2 * START_S, "the signal comes")
+    assert len(jobs.steps("limited")) == 2
+    gate.touch()
     job = jobs.must_complete(number, "limited")
     assert int(job["Restarts"]) >= 1
-    assert "SIGUSR1" in jobs.output(number, "limited") and "resumed from" in jobs.output(number, "limited")
+    assert "resumed from" in jobs.output(number, "limited")
     assert_same_metrics(jobs, "limited", run_through)
     assert_nothing_is_left(cluster, number)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("node", NODES)
 def test_a_job_survives_the_loss_of_a_node_and_its_slurmd(
     cluster: SlurmCluster, jobs: Jobs, run_through: Path, node: str
@@ -67,6 +73,7 @@ def test_a_job_survives_the_loss_of_a_node_and_its_slurmd(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1500)
 def test_jobs_that_run_at_once_on_one_node_collide_neither_in_ports_nor_in_files(
     cluster: SlurmCluster, jobs: Jobs
 ) -> None:

@@ -175,20 +175,22 @@ def test_a_model_that_is_not_there_is_refused_with_its_setting_and_the_remedy(mo
 
 
 def commands_of(text: str) -> list[list[str]]:
-    """Return the words of every sbatch, chain or doctor command in a text; continued lines are joined."""
+    """Return the words of every sbatch, chain, doctor or NeMo-Run command in a text; continued lines are joined."""
     lines = re.sub(r"\\\n\s*", " ", text).splitlines()
     commands = [line.strip().removeprefix("#").strip() for line in lines]
     return [
         shlex.split(command, comments=True)
         for command in commands
-        if re.match(r"(\w+=\S+ )*(sbatch|launch/slurm/chain\.sh|launch/doctor\.sh) .*\w", command)
+        if re.match(
+            r"(\w+=\S+ )*(sbatch|launch/slurm/chain\.sh|launch/doctor\.sh|\S+ launch/nemo_run/submit\.py) .*\w", command
+        )
     ]
 
 
 def overrides_of(command: list[str]) -> tuple[str, list[str]]:
     """Return recipe and overrides of one command, as its script completes them."""
     variables = dict(word.split("=", 1) for word in command if re.match(r"[A-Z_]+=", word))
-    script = next(index for index, word in enumerate(command) if word.endswith((".sbatch", "doctor.sh")))
+    script = next(index for index, word in enumerate(command) if word.endswith((".sbatch", "doctor.sh", "submit.py")))
     nodes = next((word.split("=")[1] for word in command if word.startswith("--nodes=")), None)
     algorithm, size, gpu = (variables.get(*pair) for pair in (("ALGORITHM", "grpo"), ("SIZE", "7b"), ("GPU", "a100")))
     rest = command[script + 1 :]
@@ -197,6 +199,9 @@ def overrides_of(command: list[str]) -> tuple[str, list[str]]:
             return algorithm, [f"experiment=zerosearch_{algorithm}_{size}", f"cluster={gpu}_{nodes or 2}x8", *rest]
         case "evaluate.sbatch":
             return "grpo", [f"experiment=zerosearch_grpo_{size}", f"cluster={gpu}_{nodes or 1}x8", "search=bm25", *rest]
+        case "submit.py":
+            recipe = next(index for index, word in enumerate(rest) if word in KINDS)
+            return rest[recipe], rest[recipe + 1 :]
         case "recipe.sbatch":
             return rest[0], rest[1:]
         case _:
@@ -205,9 +210,14 @@ def overrides_of(command: list[str]) -> tuple[str, list[str]]:
 
 
 def test_every_command_for_a_cluster_that_the_docs_name_composes():
-    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "launch").rglob("*.s*")]
+    pages = [
+        ROOT / "README.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "launch").rglob("*.s*"),
+        ROOT / "launch/nemo_run/submit.py",
+    ]
     commands = [command for page in pages for command in commands_of(page.read_text())]
-    assert len(commands) >= 5
+    assert len(commands) >= 5 and any("launch/nemo_run/submit.py" in command for command in commands)
     for command in commands:
         recipe, overrides = overrides_of(command)
         assert load(recipe, *overrides).trainer.num_nodes >= 1, command
