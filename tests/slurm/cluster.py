@@ -27,6 +27,8 @@ _CONFIGURATION = """
 ClusterName=test
 SlurmctldHost=login({login})
 SlurmUser=root
+# Of the jobs' numbers folders under /tmp are named.
+FirstJobId={first_job}
 AuthType=auth/munge
 CryptoType=crypto/munge
 # A requeued job waits until the credentials of its last life are void: two minutes, if nothing else is said.
@@ -177,7 +179,9 @@ class SlurmCluster:
         for name in ("state", *(f"spool-{node}" for node in NODES)):
             (self.folder / name).mkdir()
         addresses = {"login": LOGIN, **NODES}
-        (self.folder / "slurm.conf").write_text(_CONFIGURATION.format(folder=self.folder, **addresses))
+        (self.folder / "slurm.conf").write_text(
+            _CONFIGURATION.format(folder=self.folder, first_job=os.getpid(), **addresses)
+        )
         names = "".join(f"{address} {name}\n" for name, address in addresses.items())
         (self.folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
         key = self.folder / "munge.key"

@@ -121,7 +121,7 @@ def _names(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
 def _added(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
     """Yield the full keys of what is not a field of its dataclass."""
     known = set(_fields(cfg))
-    for key in cfg:
+    for key in map(str, cfg):
         if key not in known:
             yield f"{prefix}{key}"
             continue
