@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.slurm.cluster import SlurmCluster, wait_for
 
-NUM_STEPS = 6
+NUM_STEPS = 4
 START_S = 300.0
 """More than a job needs to be at its first step, on a busy machine too."""
 
@@ -35,6 +35,7 @@ class Jobs:
             "reward.function=tests.slurm.slow_reward.slow",
             "warm_start.steps=0",
             "evaluation.num_questions=2",
+            "evaluation.temperatures=[0.0]",
             "evaluation.split=validation",
         ]
 
