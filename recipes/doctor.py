@@ -190,7 +190,7 @@ def examine_machine(cfg: RecipeConfig, job: str | None) -> Iterator["Finding"]:
         yield doctor.Finding(doctor.Verdict.skipped, "gpus", "none here; look again inside an allocation that has some")
     yield doctor.check_links(output_of("nvidia-smi", "topo", "-m"))
     yield doctor.check_plan(cfg, local_gpus(), psutil.virtual_memory().available)
-    # The second is the one of launch/slurm/recipe.sbatch.
+    # The second is the one of launch/slurm/job.sh.
     ports = {"torch.distributed": cfg.cluster.master_port} | ({"Ray": 20000 + int(job) % 10000} if job else {})
     yield doctor.check_ports(ports, is_free)
     rays = [each.pid for each in psutil.process_iter(["name"]) if each.info["name"] in ("gcs_server", "raylet")]
