@@ -1,7 +1,10 @@
 """Rebuild the report of a run from its directory, or set several runs side by side.
 
+A run is its directory, under way or done; with --table and --side-by-side also a folder with its report.json alone.
+
 python recipes/report.py runs/quickstart
 python recipes/report.py --table runs/seed1 runs/seed2 runs/seed3     # a Markdown table, for docs/results.md
+python recipes/report.py --side-by-side compared runs/seed1 docs/results/*/   # a page; CSV, LaTeX and SVG for a paper
 """
 
 import argparse
@@ -14,10 +17,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
     parser.add_argument("--table", action="store_true", help="print a Markdown table over the runs; write nothing")
+    parser.add_argument(
+        "--side-by-side",
+        type=Path,
+        metavar="FOLDER",
+        help="write one page over all runs into FOLDER, its tables as CSV and LaTeX and its figures as SVG",
+    )
     options = parser.parse_args(arguments)
 
     from zs_nemo.evaluation.evaluation_report import RECIPE as EVALUATE
     from zs_nemo.evaluation.evaluation_report import write_evaluation_report
+    from zs_nemo.evaluation.side_by_side import write_side_by_side
     from zs_nemo.observability.files import read_json
     from zs_nemo.observability.report import write_report
     from zs_nemo.observability.results_table import results_table
@@ -25,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.table:
             print(results_table(options.run_dirs), end="")
+        elif options.side_by_side:
+            print(write_side_by_side(options.side_by_side, options.run_dirs))
         else:
             for run_dir in options.run_dirs:
                 is_evaluation = read_json(run_dir / "state.json", {}).get("recipe") == EVALUATE

@@ -5,13 +5,14 @@ numbers give the same bytes.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
 WIDTH = 360.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 12.0, 22.0, 34.0
+_LONGEST_NAME = 26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ def stacked_chart(
 
 def interval_chart(rows: Sequence[IntervalRow], *, unit: str) -> Markup:
     """Draw scores from 0 to 1 with their intervals, before hollow and after filled, one measurement a line."""
-    pitch, left = 40.0, 128.0
+    pitch, left = 40.0, _name_width(row.label for row in rows)
     height = _TOP + pitch * len(rows) + _BOTTOM - 12
 
     def place(value: float) -> float:
@@ -113,7 +114,7 @@ def interval_chart(rows: Sequence[IntervalRow], *, unit: str) -> Markup:
     parts.append(_text("unit", WIDTH - _RIGHT, height - 4, unit, anchor="end"))
     for index, row in enumerate(rows):
         middle = 8 + pitch * (index + 0.5)
-        parts.append(_text("name", left - 10, middle + 4, row.label, anchor="end"))
+        parts.append(_text("name", left - 10, middle + 4, _shortened(row.label), anchor="end"))
         for which, interval, y in (("before", row.before, middle - 7), ("after", row.after, middle + 7)):
             if interval is not None:
                 parts.append(_whisker(which, interval, y, place, row.label))
@@ -134,6 +135,35 @@ def bar_chart(bars: Sequence[tuple[str, float, str]]) -> Markup:
             _text("tick", left + width + 6, y + 16, text),
         ]
     return _svg(parts, pitch * len(bars) + 6, "time by stage")
+
+
+def part_chart(
+    rows: Sequence[tuple[str, Sequence[float]]], labels: Sequence[str], colors: Sequence[int], *, unit: str
+) -> Markup:
+    """Draw one horizontal bar a row, cut into parts of the given sizes, over a common axis that starts at 0."""
+    pitch, left = 26.0, _name_width(name for name, _ in rows)
+    scale = ticks(0.0, max((sum(sizes) for _, sizes in rows), default=0.0))
+    bottom = pitch * len(rows) + 6
+
+    def place(value: float) -> float:
+        return left + value / scale[-1] * (WIDTH - left - _RIGHT)
+
+    parts = []
+    for tick in scale:
+        parts.append(f'<line class="grid" x1="{place(tick):.1f}" x2="{place(tick):.1f}" y1="0" y2="{bottom:.1f}"/>')
+        parts.append(_text("tick", place(tick), bottom + 13, number(tick), anchor="middle"))
+    parts.append(_text("unit", WIDTH - _RIGHT, bottom + 28, unit, anchor="end"))
+    for index, (name, sizes) in enumerate(rows):
+        y, base = pitch * index + 5, 0.0
+        parts.append(_text("name", left - 8, y + 13, _shortened(name), anchor="end"))
+        for label, color, size in zip(labels, colors, sizes, strict=True):
+            title = escape(f"{name}, {label}: {number(round(size, 1))}")
+            parts.append(
+                f'<rect class="f{color}" x="{place(base):.1f}" y="{y:.1f}" '
+                f'width="{place(base + size) - place(base):.1f}" height="18"><title>{title}</title></rect>'
+            )
+            base += size
+    return _svg(parts, bottom + 34, f"{unit} by part")
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -218,6 +248,17 @@ def _whisker(which: str, interval: Interval, y: float, place: Callable[[float], 
         f'<line x1="{high:.1f}" x2="{high:.1f}" y1="{y - 4:.1f}" y2="{y + 4:.1f}"/>'
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5"/></g>'
     )
+
+
+def _name_width(names: Iterable[str]) -> float:
+    """Return the room that names to the left of a chart need."""
+    longest = max((len(_shortened(name)) for name in names), default=0)
+    return max(128.0, 16 + 6.2 * longest)
+
+
+def _shortened(name: str) -> str:
+    # What tells runs apart stands at the end of their names more often than at the beginning.
+    return name if len(name) <= _LONGEST_NAME else f"\N{HORIZONTAL ELLIPSIS}{name[1 - _LONGEST_NAME :]}"
 
 
 def _text(style: str, x: float, y: float, text: str, *, anchor: str = "start") -> str:

@@ -1,6 +1,6 @@
 """The report of a run, from the files of its run directory alone: ``report.json`` and ``report.html``."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,20 @@ SIMULATED_ENGINES = frozenset({"simulator"})
 
 ABSENT = "\N{EN DASH}"
 """What tables show where nothing was measured."""
+
+CURVES = (
+    "reward/mean",
+    "curriculum/noise",
+    "search/noisy_share",
+    "rollout/searches_per_episode",
+    "rollout/response_tokens",
+    "rollout/document_tokens",
+    "train/kl",
+    "train/entropy",
+    "reward/zero_variance_share",
+    "critic/explained_variance",
+)
+"""Metrics that a report keeps over the steps."""
 
 Counts = dict[str, float]
 
@@ -118,9 +132,40 @@ def build_report(files: RunFiles) -> dict[str, Any]:
             simulated=SIMULATED_ENGINES,
         ),
         "peak_memory_gib": max(peaks, default=None),
+        "curves": _curves(files.steps),
+        "settings": files.config,
         "machine": sessions[-1].get("machine", {}) if sessions else {},
         "versions": sessions[-1].get("versions", {}) if sessions else {},
     }
+
+
+def read_report(path: Path | str) -> dict[str, Any]:
+    """Return the report of a run directory as it stands, or the one that was kept in a folder without its run.
+
+    ``path`` may also name the ``report.json`` itself. Raises ``ValueError`` where there is neither.
+    """
+    path = Path(path)
+    folder = path.parent if path.name == "report.json" else path
+    if (folder / "config.yaml").exists() or not (folder / "report.json").exists():
+        return build_report(RunFiles.read(folder))
+    try:
+        report = read_json(folder / "report.json", {})
+    except ValueError as error:
+        raise ValueError(f"{folder / 'report.json'} is not JSON ({error}); build it again from its run") from error
+    if not isinstance(report, dict) or not {"recipe", "evaluation", "wall_s", "stage_s"} <= report.keys():
+        raise ValueError(f"{folder / 'report.json'} is not the report of a run, as recipes/report.py writes it")
+    return report
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    """Return what the page draws over the steps, to six figures: a kept report can be drawn beside others."""
+    names = [name for name in CURVES if any(name in row for row in rows)]
+    values = {name: [_rounded(row.get(name)) for row in rows] for name in names}
+    return {"step": [row["step"] for row in rows], **values} if values else {}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
 
 
 def _configured_engine(search: Mapping[str, Any]) -> str:

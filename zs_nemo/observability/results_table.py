@@ -5,15 +5,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from zs_nemo.observability.files import read_json
-from zs_nemo.observability.report import (
-    ABSENT,
-    RunFiles,
-    build_report,
-    find_evaluation,
-    real_engine,
-    recipe_name,
-)
+from zs_nemo.observability.report import ABSENT, find_evaluation, read_report, real_engine, recipe_name
 from zs_nemo.observability.timer import duration
 
 _SCORES = (
@@ -31,29 +23,24 @@ def results_table(run_dirs: Sequence[Path | str]) -> str:
     Runs are ordered by algorithm, engine and seed; after those that differ in the seed alone stands their mean.
     Where a run had a critic, a last column says how much of the last step's returns it explained.
     """
-    reports = [_report(Path(path)) for path in run_dirs]
-    reports.sort(key=lambda report: (*_setting(report), report["seed"]))
+    reports = [read_report(path) for path in run_dirs]
+    reports.sort(key=lambda report: (*setting_of(report), report["seed"]))
     head = ["algorithm", "search in training", "seed", *(label for label, _, _ in _SCORES), "wall time", "peak memory"]
     head.append("real searches in RL")
     if has_critics := any(report.get("critic") for report in reports):
         head.append("explained variance")
     lines = [head, ["---"] * len(head)]
-    for setting in dict.fromkeys(_setting(report) for report in reports):
-        having = [report for report in reports if _setting(report) == setting]
+    for setting in dict.fromkeys(setting_of(report) for report in reports):
+        having = [report for report in reports if setting_of(report) == setting]
         lines += [_run_line(report) + [_explained(report)] * has_critics for report in having]
         if len(having) > 1:
             lines.append(_mean_line(setting, having) + [""] * has_critics)
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def _report(folder: Path) -> dict[str, Any]:
-    kept = read_json(folder / "report.json", None)
-    return build_report(RunFiles.read(folder)) if kept is None else kept
-
-
-def _setting(report: Mapping[str, Any]) -> tuple[str, str]:
+def setting_of(report: Mapping[str, Any]) -> tuple[str, str]:
     """Return algorithm and engine in training: what runs are compared by."""
-    return recipe_name(report["recipe"]), report["rl_engine"]
+    return recipe_name(report["recipe"]), report.get("rl_engine") or ABSENT
 
 
 def _run_line(report: Mapping[str, Any]) -> list[str]:
@@ -63,7 +50,7 @@ def _run_line(report: Mapping[str, Any]) -> list[str]:
     ]
     real = report["search"]["real_engine_searches_in_rl"]
     return [
-        *_setting(report),
+        *setting_of(report),
         str(report["seed"]),
         *scores,
         duration(report["wall_s"]),
