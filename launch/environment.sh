@@ -169,7 +169,11 @@ install_dev() {
     install "checkers and test runner" --no-deps --no-build-isolation -r "$root/requirements/dev.txt"
 }
 
-# ensure_environment [dev]: leaves .venv ready, with the development tools if asked for.
+install_docs() {
+    install "builder of the documentation" --no-deps --no-build-isolation -r "$root/requirements/docs.txt"
+}
+
+# ensure_environment [dev] [docs]: leaves .venv ready, with the development tools and the docs' builder if asked for.
 ensure_environment() {
     local part
     trap on_interrupt INT

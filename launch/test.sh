@@ -2,7 +2,7 @@
 # Installs what is needed and runs the checks and tests, stopping at the first group that fails: see usage below.
 set -euo pipefail
 
-groups=(ruff format mypy imports unit parity functional slurm)
+groups=(ruff format mypy imports docs unit parity functional slurm)
 
 usage() {
     cat <<TEXT
@@ -10,7 +10,8 @@ usage: launch/test.sh [GROUP ...]
 
 Without a group, all of them run in this order: ${groups[*]}
 Two more have to be asked for: long, tests of any kind that take minutes, and faults, all that injects faults.
-slurm is whole when it is named; as root on Debian it installs slurm-wlm and munge where they are missing, and says so.
+docs builds the site of docs/ into site/. slurm is whole when it is named; as root on Debian it installs slurm-wlm and
+munge where they are missing, and says so.
 Environment: as launch/quickstart.sh --help says.
 TEXT
 }
@@ -35,6 +36,10 @@ run_group() {
         format) "$python" -m ruff format --check . ;;
         mypy) "$python" -m mypy ;;
         imports) "$python" -c 'from importlinter.cli import lint_imports_command; lint_imports_command()' ;;
+        docs)
+            ensure_environment docs
+            "$python" -m mkdocs build --strict --quiet && say "The documentation: $root/site/index.html"
+            ;;
         long | faults) "$python" -m pytest -m "$1" tests ;;
         slurm)
             ensure_slurm

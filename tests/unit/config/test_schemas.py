@@ -4,14 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
+from tests.composed import composed
 from zs_nemo.config.collect import CollectRecipeConfig
 from zs_nemo.config.policy import Recompute, RecomputeMethod
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, ReinforcePpRecipeConfig
-from zs_nemo.config.registry import register, to_dataclass
+from zs_nemo.config.registry import to_dataclass
 from zs_nemo.config.rollout import CoinScope, CurriculumConfig, CurriculumName, RolloutConfig
 from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
 
@@ -23,9 +23,7 @@ KINDS = {"grpo": GrpoRecipeConfig, "reinforce_pp": ReinforcePpRecipeConfig, "ppo
 
 def load(*overrides: str, recipe: str = "grpo"):
     """Compose a recipe's configuration."""
-    register()
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        return to_dataclass(compose(recipe, overrides=list(overrides)), KINDS[recipe])
+    return to_dataclass(composed(recipe, *overrides), KINDS[recipe])
 
 
 def test_the_quickstart_follows_the_papers_curriculum_and_kl_apart_from_the_noise_at_the_end():

@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
-from omegaconf import OmegaConf
 
+from tests.composed import composed_dataclass
 from zs_nemo.config.recipe import GrpoRecipeConfig
-from zs_nemo.config.registry import register
 from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
 from zs_nemo.config.search import Bm25SearchConfig
 from zs_nemo.config.server import ServeSearchConfig
@@ -19,9 +17,7 @@ CONFIGS = str(Path(__file__).parents[3] / "configs")
 
 
 def load(recipe: str, *overrides: str) -> Any:
-    register()
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        return OmegaConf.to_object(compose(recipe, overrides=list(overrides)))
+    return composed_dataclass(recipe, *overrides)
 
 
 def test_a_run_trains_on_a_retriever_or_on_the_web_by_one_override() -> None:
