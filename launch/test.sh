@@ -46,6 +46,8 @@ run_group() {
             # Asked for by its name it is whole; in the whole, what takes minutes is left out.
             "$python" -m pytest ${asked:+-m ""} tests/slurm
             ;;
+        # One process a core; a file's tests stay together, for what they share is made once for each process.
+        unit) "$python" -m pytest -n auto --dist loadfile tests/unit ;;
         *) "$python" -m pytest "tests/$1" ;;
     esac
 }
