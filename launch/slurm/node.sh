@@ -37,6 +37,8 @@ export RAY_TMPDIR=/tmp/zsn-${SLURM_JOB_ID:?}-${SLURM_NODEID:?}
 mkdir -p -- "$RAY_TMPDIR"
 # Process titles would otherwise be written over the environment, by which sweep.sh knows them.
 export SPT_NOENV=1 RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0
+# Hundreds of processes that load Python from one file system, or a busy machine, need longer than Ray grants them.
+export RAY_agent_register_timeout_ms=300000 RAY_raylet_start_wait_time_s=300
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-600}
 
 read -ra more <<<"${ZS_NEMO_RAY_OPTIONS:-}"
