@@ -24,7 +24,7 @@ from tests.functional.test_grpo_recipe import ROOT, keyed_part, overrides, proce
 NUM_STEPS = 5
 SAVE_EVERY = 2
 TIMEOUT_S = 900.0
-"""For a whole trial: far less than a hang would take."""
+"""For a start and for each command of a trial: some twenty times what they take, and less than a hang would."""
 GONE_AFTER_S = 20.0
 HANG_TIMEOUT_S = 40.0
 _MOUNTED = Path("/tmp/zs_nemo_small_disk")
@@ -57,6 +57,7 @@ def settings(model: Path, folder: Path, name: str) -> list[str]:
         f"trainer.max_steps={NUM_STEPS}",
         f"exp_manager.save_every_n_steps={SAVE_EVERY}",
         "exp_manager.save_top_k=10",
+        f"cluster.startup_timeout_s={TIMEOUT_S:g}",
         "evaluation.num_questions=4",
         "evaluation.num_simulator_questions=4",
         "evaluation.temperatures=[0.0]",
@@ -104,7 +105,7 @@ class Run:
         self._reader.join(5)
         return code
 
-    def wait_for_first_step(self, timeout_s: float = 300.0) -> None:
+    def wait_for_first_step(self, timeout_s: float = TIMEOUT_S) -> None:
         """Return when it has begun; raise when it does not come to that."""
         deadline = time.monotonic() + timeout_s
         while not self.began_s:
