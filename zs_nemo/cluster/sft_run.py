@@ -74,7 +74,7 @@ class SftRun:
         folder = resolve_model(cfg.policy.model, setting="policy.model")
         tokenizer = load_tokenizer(folder)
         demonstrations = build_demonstrations(load_facts_world(cfg.data))
-        writer = ExampleWriter(search, tokenizer, int(tokenizer.eos_token_id), demonstrations)
+        writer = ExampleWriter(search, tokenizer, tokenizer.eos_token_id, demonstrations)
         parts = {
             split: writer.write(read_json_lines(examples_file(cfg.sft.examples, split)), seed=cfg.seed)
             for split in (TRAIN, HELD_OUT)

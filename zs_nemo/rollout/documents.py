@@ -1,5 +1,7 @@
 """Search results as token ids that fit a budget."""
 
+from functools import lru_cache
+
 from zs_nemo.qa.prompts import INFORMATION_FOOTER, INFORMATION_HEADER, NOTHING_FOUND, document_line
 from zs_nemo.search.markup import neutralize, without_broken_characters
 from zs_nemo.types.generation import Tokenizer
@@ -14,20 +16,27 @@ def information_tokens(documents: tuple[Document, ...], tokenizer: Tokenizer, ma
     """
     if not documents:
         return tokenizer.encode(NOTHING_FOUND, add_special_tokens=False)
-    footer = tokenizer.encode(INFORMATION_FOOTER, add_special_tokens=False)
-    ids = tokenizer.encode(INFORMATION_HEADER, add_special_tokens=False)
-    newline = tokenizer.encode("\n", add_special_tokens=False)
+    header, footer, newline = (
+        _fixed_tokens(tokenizer, text) for text in (INFORMATION_HEADER, INFORMATION_FOOTER, "\n")
+    )
+    ids = list(header)
     room = max_tokens - len(ids) - len(footer)
     for number, document in enumerate(documents, start=1):
         text = neutralize(without_broken_characters(document.text))
         line = tokenizer.encode(document_line(number, text), add_special_tokens=False)
         if len(line) > room:
             kept = max(room - len(newline), 0)
-            ids += line[:kept] + (newline if kept else [])
+            ids += [*line[:kept], *(newline if kept else ())]
             break
         ids += line
         room -= len(line)
-    return ids + footer
+    return [*ids, *footer]
+
+
+@lru_cache(maxsize=16)
+def _fixed_tokens(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Return the tokens of a text that stands in every block; with thousands of episodes its encoding would count."""
+    return tuple(tokenizer.encode(text, add_special_tokens=False))
 
 
 def smallest_information_block(tokenizer: Tokenizer) -> int:

