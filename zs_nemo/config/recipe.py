@@ -20,6 +20,7 @@ from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.reward import RewardConfig
 from zs_nemo.config.rollout import CurriculumConfig, CurriculumName, GenerationConfig, RolloutConfig
 from zs_nemo.config.search import NoSearchConfig, SearchConfig, SimulatedSearchConfig
+from zs_nemo.config.simulation import SimulationConfig
 
 
 @dataclass(kw_only=True)
@@ -50,6 +51,7 @@ class RecipeConfig:
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     cost: CostConfig = field(default_factory=CostConfig)
+    simulation: SimulationConfig = field(default_factory=SimulationConfig)
 
     def __post_init__(self) -> None:
         ranks = self.trainer.num_nodes * self.trainer.devices

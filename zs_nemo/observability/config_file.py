@@ -85,6 +85,7 @@ _FREE_ON_RESUME = (
     "evaluate.max_failed_share",
     "evaluate.max_empty_share",
     "manifest",
+    "simulation.",
 )
 
 

@@ -72,6 +72,10 @@ class StreamingEngine(GenerationEngine, Protocol):
 class Tokenizer(Protocol):
     """The part of a Hugging Face tokenizer that this project uses."""
 
+    def __hash__(self) -> int:
+        """Tell tokenizers apart, where what they made of a text is kept."""
+        ...
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Turn text into token ids."""
         ...

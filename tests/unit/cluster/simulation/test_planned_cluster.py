@@ -1,0 +1,161 @@
+"""A configuration of the ladder, played; and a measured run, predicted."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from zs_nemo.cluster.simulation.planned_cluster import PlannedCluster, on_nodes
+from zs_nemo.cluster.simulation.quantities import Source
+from zs_nemo.cluster.simulation.result_page import advice, check_table, document, picture, sources_table, table
+from zs_nemo.config.recipe import RecipeConfig, ReinforcePpRecipeConfig
+from zs_nemo.config.registry import register, to_dataclass
+
+ROOT = Path(__file__).parents[4]
+SHAPES = ROOT / "tests" / "data" / "models"
+
+
+@pytest.fixture(autouse=True)
+def models(tmp_path, monkeypatch):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "Qwen2.5-7B").symlink_to(SHAPES / "Qwen2.5-7B")
+    (folder / "Simulation_LLM_google_14B").symlink_to(SHAPES / "Qwen2.5-14B")
+    monkeypatch.setenv("ZS_NEMO_MODELS", str(folder))
+
+
+def load(*overrides: str) -> RecipeConfig:
+    GlobalHydra.instance().clear()
+    register()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return to_dataclass(compose("reinforce_pp", overrides=list(overrides)), ReinforcePpRecipeConfig)
+
+
+def rung(*overrides: str) -> RecipeConfig:
+    small = ("rollout.num_prompts_per_step=8", "simulation.num_steps=4")
+    return load("experiment=zerosearch_reinforce_pp_7b", *small, *overrides)
+
+
+def test_every_number_of_a_rung_says_where_it_comes_from():
+    planned = PlannedCluster(rung())
+    base = planned.as_configured()
+    numbers = planned.sources.quantities
+    assert numbers["peak"].value == 312 and numbers["peak"].source is Source.data_sheet
+    assert numbers["training_efficiency"].source is Source.assumed
+    assert numbers["generation: parameters"].value == pytest.approx(7.6156, abs=1e-3)
+    assert base.num_gpus == 16
+    assert set(base.steps.stage_s) == {"refit", "rollout", "reference", "train"}
+
+
+def test_a_step_trains_eight_flop_a_parameter_and_token_with_recomputation():
+    planned = PlannedCluster(rung("simulation.network_bytes_per_s=1e30", "policy.train_mb_tokens=1"))
+    tokens = 40 * planned.workload.sequence_tokens
+    seconds = 8 * 7.6156e9 * tokens / (8 * 312e12 * 0.35)
+    assert planned.as_configured().steps.stage_s["train"] == pytest.approx(seconds, rel=0.01)
+
+
+def test_more_gpus_than_micro_batches_do_not_make_training_faster():
+    small, large = (
+        PlannedCluster(on_nodes(rung("simulation.network_bytes_per_s=1e30"), nodes)).as_configured().steps.stage_s
+        for nodes in (32, 64)
+    )
+    assert small["train"] == pytest.approx(large["train"])
+
+
+def test_one_more_of_a_role_costs_its_gpus_and_the_advice_names_one():
+    planned = PlannedCluster(rung())
+    base, grown = planned.as_configured(), planned.with_more()
+    assert [each.num_gpus - base.num_gpus for each in grown] == [1, 1, 4]
+    assert "grow first" in advice(base, grown) or "no single role" in advice(base, grown)
+
+
+def test_overlap_pays_on_gpus_of_their_own():
+    alone, beside = PlannedCluster(rung()).overlapped()
+    assert beside.steps.step_s < alone.steps.step_s
+
+
+def test_a_faster_gpu_makes_a_faster_step():
+    a100, h100 = (
+        PlannedCluster(rung(f"simulation.gpu={gpu}")).as_configured().steps.step_s for gpu in ("a100", "h100")
+    )
+    assert h100 < a100
+
+
+def test_nodes_bring_engines_in_proportion():
+    cfg = on_nodes(rung("simulation.grow_batch=true"), 4)
+    assert (cfg.trainer.num_nodes, cfg.generation.num_engines, cfg.search.num_engines) == (4, 8, 8)
+    assert cfg.rollout.num_prompts_per_step == 16
+
+
+def test_without_gpus_and_without_a_measured_run_there_is_nothing_to_begin_from():
+    with pytest.raises(ValueError, match=r"simulation\.calibrate_on"):
+        PlannedCluster(load("policy.model=" + str(SHAPES / "Qwen2.5-3B"), "search=bm25"))
+
+
+def row(step: int, **changed: float) -> dict[str, float | str]:
+    """Return the metrics of a step."""
+    return {
+        "phase": "rl",
+        "step": step,
+        "rollout/episodes": 12.0,
+        "rollout/turns_per_episode": 2.0,
+        "rollout/searches_per_episode": 1.0,
+        "rollout/response_tokens": 60.0,
+        "rollout/document_tokens": 40.0,
+        "rollout/prompt_tokens": 50.0,
+        "rollout/episode_s": 4.0,
+        "search/calls": 12.0,
+        "search/failures": 0.0,
+        "search/latency_s": 1.0,
+        "search/simulator_tokens": 0.0,
+        "tokens/trained": 720.0,
+        "time/rollout": 8.0,
+        "time/reference": 3.0,
+        "time/train": 10.0,
+        "time/refit": 0.5,
+        "time/checkpoint": 99.0,
+    } | changed
+
+
+def calibrated(folder: Path, rows: list[dict[str, float | str]], *overrides: str) -> RecipeConfig:
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    model = f"policy.model={SHAPES / 'Qwen2.5-3B'}"
+    return load(model, "search=bm25", f"simulation.calibrate_on={folder}", "simulation.num_steps=4", *overrides)
+
+
+def test_a_run_predicts_its_later_steps(tmp_path):
+    longer = row(2, **{"tokens/trained": 1440.0, "rollout/episodes": 24.0, "time/train": 20.0, "time/reference": 6.0})
+    planned = PlannedCluster(calibrated(tmp_path / "run", [row(0), row(1), longer], "simulation.calibration_steps=2"))
+    checked = planned.check()
+    assert [each.step for each in checked] == [2]
+    predicted = checked[0].predicted
+    assert predicted["train"] == pytest.approx(20) and predicted["reference"] == pytest.approx(6)
+    assert predicted["rollout"] > 8, "more episodes take longer"
+    assert "mean error" in check_table(checked)
+
+
+def test_what_was_calibrated_on_is_reproduced(tmp_path):
+    cfg = calibrated(tmp_path / "run", [row(0), row(1)], "simulation.calibration_steps=1")
+    checked = PlannedCluster(cfg).check()
+    assert checked[0].predicted["rollout"] == pytest.approx(8, rel=0.02)
+
+
+def test_a_run_of_one_step_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="has 1 steps"):
+        PlannedCluster(calibrated(tmp_path / "run", [row(0)]))
+
+
+def test_the_table_the_picture_and_the_document_hold_every_cluster():
+    planned = PlannedCluster(replace(rung(), simulation=replace(rung().simulation, nodes=[1], num_steps=2)))
+    sections = {"configured": [planned.as_configured()], "nodes": planned.on_nodes()}
+    numbers = list(planned.sources.quantities.values())
+    assert "as configured" in table(sections) and "1 nodes" in table(sections)
+    svg = picture(sections)
+    assert svg.startswith('<svg xmlns="http://www.w3.org/2000/svg"') and "train" in svg
+    told = json.loads(json.dumps(document(sections, numbers, [])))
+    assert told["clusters"]["configured"][0]["num_gpus"] == 16
+    assert "NVIDIA A100" in sources_table(numbers)

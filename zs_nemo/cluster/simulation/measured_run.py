@@ -1,0 +1,116 @@
+"""A run that was measured: the lengths and the seconds of its steps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from zs_nemo.cluster.simulation.workload import Workload
+from zs_nemo.config.recipe import RecipeConfig
+from zs_nemo.observability.files import read_json, read_json_lines
+from zs_nemo.observability.phase import Phase
+
+PREFIX = "time/"
+_NOT_A_STEP = ("checkpoint", "evaluation")
+_SIMULATOR = "simulator"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredStep:
+    """One step."""
+
+    step: int
+    workload: Workload
+    stage_s: Mapping[str, float]
+    trained_tokens: float
+    """Of whole sequences, of the groups that were trained on."""
+    episode_s: float
+    search_s: float
+
+    @property
+    def step_s(self) -> float:
+        """All stages together."""
+        return sum(self.stage_s.values())
+
+
+def read_measured_run(path: Path, cfg: RecipeConfig, *, requests_per_search: int) -> list[MeasuredStep]:
+    """Return the steps of a run directory; ``cfg`` says what its metrics do not, such as the limit of a turn.
+
+    Raises ``ValueError`` when there are fewer than two, or when the run was of another policy.
+    """
+    rows = [row for row in read_json_lines(path / "metrics.jsonl") if row.get("phase") == Phase.rl.value]
+    if len(rows) < 2:
+        raise ValueError(
+            f"simulation.calibrate_on={str(path)!r} has {len(rows)} steps in its metrics.jsonl, and two are needed: "
+            "one to calibrate on, one to hold the prediction against; give the directory of a run that has got further"
+        )
+    _check_same_policy(path, cfg)
+    phases = read_json(path / "search.json", {})
+    counts = phases.get(Phase.rl.value, {}).get(_SIMULATOR, {})
+    return [_measured(row, cfg, counts, requests_per_search) for row in rows]
+
+
+def _check_same_policy(path: Path, cfg: RecipeConfig) -> None:
+    file = path / "config.yaml"
+    measured = OmegaConf.select(OmegaConf.load(file), "policy.model") if file.exists() else None
+    if measured is not None and measured != cfg.policy.model and not cfg.cluster.gpus_per_node:
+        raise ValueError(
+            f"simulation.calibrate_on={str(path)!r} was run with policy.model={measured!r}, and its speeds say nothing "
+            f"of policy.model={cfg.policy.model!r}; give a run of that policy"
+        )
+
+
+def _measured(
+    row: Mapping[str, Any], cfg: RecipeConfig, counts: Mapping[str, float], requests_per_search: int
+) -> MeasuredStep:
+    episodes, turns = row["rollout/episodes"], row["rollout/turns_per_episode"]
+    calls, searches = row["search/calls"], row["rollout/searches_per_episode"]
+    # What was asked in vain has kept the simulator's engines busy as well.
+    asked = (calls + row["search/failures"]) / calls if calls else 1.0
+    tokens = row["search/simulator_tokens"] / (calls * requests_per_search) if calls and requests_per_search else 0.0
+    written = counts.get("completion_tokens", 0) / max(
+        1, counts.get("completion_tokens", 0) + counts.get("prompt_tokens", 0)
+    )
+    workload = Workload(
+        num_episodes=round(episodes),
+        group_size=cfg.rollout.num_generations_per_prompt,
+        max_turns=cfg.rollout.max_turns,
+        turns_per_episode=turns,
+        tokens_per_turn=row["rollout/response_tokens"] / turns,
+        max_turn_tokens=cfg.rollout.max_turn_tokens,
+        spread_of_tokens=cfg.simulation.spread_of_tokens,
+        prompt_tokens=row["rollout/prompt_tokens"],
+        document_tokens=row["rollout/document_tokens"] / searches if searches else 0.0,
+        search_latency_s=0.0 if requests_per_search else row["search/latency_s"],
+        simulator_requests=requests_per_search,
+        simulator_prompt_tokens=asked * tokens * (1 - written),
+        simulator_completion_tokens=asked * tokens * written,
+    )
+    sequence = row["rollout/prompt_tokens"] + row["rollout/response_tokens"] + row["rollout/document_tokens"]
+    kept = row["tokens/trained"] / (row["rollout/response_tokens"] * episodes)
+    stage_s = {name.removeprefix(PREFIX): value for name, value in row.items() if name.startswith(PREFIX)}
+    return MeasuredStep(
+        step=int(row["step"]),
+        workload=workload,
+        stage_s={name: value for name, value in stage_s.items() if name not in _NOT_A_STEP},
+        trained_tokens=kept * sequence * episodes,
+        episode_s=row["rollout/episode_s"],
+        search_s=row["search/latency_s"],
+    )
+
+
+def mean_workload(steps: Sequence[MeasuredStep], num_episodes: int) -> Workload:
+    """Return the lengths of several steps in the mean, for as many episodes as the configuration has."""
+    names = (
+        "turns_per_episode",
+        "tokens_per_turn",
+        "prompt_tokens",
+        "document_tokens",
+        "search_latency_s",
+        "simulator_prompt_tokens",
+        "simulator_completion_tokens",
+    )
+    means = {name: sum(getattr(step.workload, name) for step in steps) / len(steps) for name in names}
+    return replace(steps[0].workload, num_episodes=num_episodes, **means)
