@@ -12,7 +12,7 @@ from tests.parity.batches import TinyLoss
 from zs_nemo.config.policy import OptimConfig, PolicyConfig, Precision
 from zs_nemo.training.worker import MegatronWorker, WorkerSetup
 
-__all__ = ["TinyLoss", "free_port", "make_setup", "run_cases_on_ranks", "run_on_ranks"]
+__all__ = ["TinyLoss", "free_port", "make_setup", "run_cases_on_ranks", "run_on_one_rank", "run_on_ranks"]
 
 
 def free_port() -> int:
@@ -72,12 +72,21 @@ def _one_rank(rank: int, setups: list[WorkerSetup], scenario: Callable[..., Any]
     worker.shutdown()
 
 
+def run_on_one_rank(scenario: Callable[..., Any], model: Path, *args: Any, **policy: Any) -> Any:
+    """Return ``scenario(worker, *args)`` of a lone rank, which needs no process of its own."""
+    worker = MegatronWorker(make_setup(model, **policy))
+    try:
+        return scenario(worker, *args)
+    finally:
+        worker.shutdown()
+
+
 def run_cases_on_ranks(
     ranks: int, scenario: Callable[..., Any], folder: Path, cases: dict[str, tuple[Path, dict[str, Any], tuple]]
 ) -> dict[str, list[Any]]:
     """Do as ``run_on_ranks`` for each case of (model, policy, arguments), one after another in the same processes.
 
-    Starting processes takes longer than what tiny models do in them.
+    Starting processes takes longer than what tiny models do in them. A case finds what the ones before it have written.
     """
     setups = {}
     for name, (model, policy, _) in cases.items():

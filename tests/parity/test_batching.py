@@ -7,7 +7,7 @@ import torch
 
 from tests.parity import hf_oracle
 from tests.parity.batches import TinyLoss, make_batch, with_shared_prefixes
-from tests.parity.ranks import run_cases_on_ranks
+from tests.parity.ranks import run_on_one_rank
 from tests.tiny_model import build_tiny_model
 from zs_nemo.config.policy import OptimConfig, Recompute, RecomputeMethod
 from zs_nemo.training.model import iterate_hf
@@ -78,10 +78,11 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(model, tmp_path_factory) -> dict[str, dict]:
-    cases = {name: (model, {"optim": OPTIM, **policy}, (name != "nothing shared",)) for name, policy in CASES.items()}
-    done = run_cases_on_ranks(1, train, tmp_path_factory.mktemp("run"), cases)
-    return {name: results[0] for name, results in done.items()}
+def runs(model) -> dict[str, dict]:
+    return {
+        name: run_on_one_rank(train, model, name != "nothing shared", optim=OPTIM, **policy)
+        for name, policy in CASES.items()
+    }
 
 
 def assert_same_training(ours: dict, theirs: dict, start: dict[str, torch.Tensor]) -> None:

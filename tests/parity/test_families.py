@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.family_models import CONFIGS, VOCAB, build_family_model
 from tests.parity import hf_oracle
 from tests.parity.batches import TinyLoss, make_batch, with_shared_prefixes
-from tests.parity.ranks import make_setup, run_cases_on_ranks
+from tests.parity.ranks import make_setup, run_cases_on_ranks, run_on_one_rank
 from zs_nemo.training.microbatch import pack
 from zs_nemo.training.model import iterate_hf, load_hf, named_weights, unwrap
 from zs_nemo.training.worker import MegatronWorker
@@ -89,9 +89,7 @@ def runs(models, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     done, cases = {}, {}
     for name, model in models.items():
-        worker = MegatronWorker(make_setup(model, **SETTINGS))
-        done["one rank", name] = [examine(worker)]
-        worker.shutdown()
+        done["one rank", name] = [run_on_one_rank(examine, model, **SETTINGS)]
         split = {**SETTINGS, **PP, **UNEVEN.get(name, {})}
         cases["TP=2", name] = (model, {**SETTINGS, **TP}, ())
         cases["PP=2", name] = (model, split, (folder / name if name in CHECKPOINTS else None,))

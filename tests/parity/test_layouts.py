@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.parity.batches import TinyLoss, make_batch, with_returns, with_shared_prefixes
-from tests.parity.ranks import run_on_ranks
+from tests.parity.ranks import run_cases_on_ranks, run_on_one_rank, run_on_ranks
 from tests.tiny_model import build_tiny_model
 from zs_nemo.algorithms.value_loss import ValueLoss
 from zs_nemo.config.policy import OptimConfig, Precision
@@ -100,23 +101,53 @@ def model(tmp_path_factory):
     return build_tiny_model(tmp_path_factory.mktemp("model"), vocab_size=VOCAB)
 
 
-class Runs(dict):
-    """Folder and every rank's results, by layout; made when they are first asked for."""
+# Layouts under which the checkpoints of others go on.
+CONTINUED = ("DP=2", "TP=2")
+SOURCES = ("one rank", "DP=2", "TP=2", "PP=2")
 
-    def __init__(self, model: Path, new_folder: Callable[[str], Path]) -> None:
+
+def do(worker: MegatronWorker, what: Callable[..., Any], *args: Any) -> Any:
+    """One of the functions above, so that all run in the same processes."""
+    return what(worker, *args)
+
+
+class Runs(dict):
+    """Folder and every rank's results, by layout; those of four ranks are made when they are first asked for."""
+
+    def __init__(self, model: Path, folder: Path) -> None:
         super().__init__()
-        self._model, self._new_folder = model, new_folder
+        self._model, self._folder = model, folder
+        folders = {name: folder / str(number) for number, name in enumerate(LAYOUTS)}
+        for each in folders.values():
+            each.mkdir(parents=True)
+        one = folders["one rank"]
+        self["one rank"] = one, [run_on_one_rank(train, model, one, with_critic=True, **LAYOUTS["one rank"][1])]
+        cases: dict[Any, tuple] = {
+            name: (model, {"with_critic": True, **policy}, (train, folders[name]))
+            for name, (ranks, policy) in LAYOUTS.items()
+            if ranks == 2
+        }
+        names = list(cases)
+        for layout in CONTINUED:
+            checkpoints = [folders[source] / "checkpoint" for source in SOURCES if source != layout]
+            cases["continued", layout] = (model, LAYOUTS[layout][1], (resume, checkpoints))
+        critic = {"with_critic": True, **LAYOUTS["TP=2"][1]}
+        cases["critic continued"] = (model, critic, (resume_critic, folders["PP=2"] / "critic"))
+        done = run_cases_on_ranks(2, do, folder / "two", cases)
+        self.update({name: (folders[name], done[name]) for name in names})
+        self.continued = {layout: done["continued", layout][0] for layout in CONTINUED}
+        self.critic_continued = done["critic continued"][0]
 
     def __missing__(self, name: str) -> tuple[Path, list[dict]]:
         ranks, policy = LAYOUTS[name]
-        folder = self._new_folder("run")
+        folder = self._folder / "later"
         self[name] = folder, run_on_ranks(ranks, train, folder, self._model, folder, with_critic=True, **policy)
         return self[name]
 
 
 @pytest.fixture(scope="module")
 def runs(model, tmp_path_factory):
-    return Runs(model, tmp_path_factory.mktemp)
+    return Runs(model, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.mark.parametrize("layout", ALL)
@@ -174,23 +205,18 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(runs, layout):
     assert torch.equal(critic["resumed"]["after"], critic["after"])
 
 
-@pytest.mark.parametrize("layout", ["DP=2", "TP=2"])
-def test_a_checkpoint_of_any_layout_continues_under_another(runs, model, tmp_path, layout):
-    ranks, policy = LAYOUTS[layout]
-    sources = [source for source in ("one rank", "DP=2", "TP=2", "PP=2") if source != layout]
-    checkpoints = [runs[source][0] / "checkpoint" for source in sources]
-    resumed = run_on_ranks(ranks, resume, tmp_path, model, checkpoints, **policy)[0]
-    for source, got in zip(sources, resumed, strict=True):
+@pytest.mark.parametrize("layout", CONTINUED)
+def test_a_checkpoint_of_any_layout_continues_under_another(runs, layout):
+    sources = [source for source in SOURCES if source != layout]
+    for source, got in zip(sources, runs.continued[layout], strict=True):
         expected = runs[source][1][0]
         for name, value in expected["metrics"][2].items():
             assert got["metrics"][name] == pytest.approx(value, rel=1e-5), (source, name)
         torch.testing.assert_close(got["after"], expected["after"], atol=1e-5, rtol=0)
 
 
-def test_a_critic_of_one_layout_continues_under_another(runs, model, tmp_path):
-    ranks, policy = LAYOUTS["TP=2"]
-    checkpoint = runs["PP=2"][0] / "critic"
-    resumed = run_on_ranks(ranks, resume_critic, tmp_path, model, checkpoint, with_critic=True, **policy)[0]
+def test_a_critic_of_one_layout_continues_under_another(runs):
+    resumed = runs.critic_continued
     expected = runs["PP=2"][1][0]["critic"]
     for name, value in expected["metrics"][2].items():
         if name == "value_clip_share":

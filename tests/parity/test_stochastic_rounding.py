@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.parity.batches import TinyLoss, make_batch
-from tests.parity.ranks import run_on_ranks
+from tests.parity.ranks import run_cases_on_ranks, run_on_one_rank
 from tests.tiny_model import build_tiny_model
 from zs_nemo.config.policy import OptimConfig, Precision
 from zs_nemo.training.worker import MegatronWorker
@@ -39,11 +39,22 @@ def train(worker: MegatronWorker, folder: Path) -> dict:
     return {"first": first, "resumed": parameters(worker), "shared": shared}
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Both ranks' results by layout."""
+    folder = tmp_path_factory.mktemp("runs")
+    model = build_tiny_model(folder / "model", vocab_size=VOCAB)
+    rounded = {"precision": Precision.bf16, "stochastic_rounding": True}
+    cases = {
+        name: (model, {**rounded, **layout}, (folder / str(number),))
+        for number, (name, layout) in enumerate(LAYOUTS.items())
+    }
+    return run_cases_on_ranks(2, train, folder / "ranks", cases)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_copies_of_a_weight_stay_equal_and_a_resume_repeats_the_rounding(layout, tmp_path):
-    model = build_tiny_model(tmp_path / "model", vocab_size=VOCAB)
-    policy = {"precision": Precision.bf16, "stochastic_rounding": True, **LAYOUTS[layout]}
-    one, two = run_on_ranks(2, train, tmp_path / "run", model, tmp_path / "run", **policy)
+def test_copies_of_a_weight_stay_equal_and_a_resume_repeats_the_rounding(runs, layout):
+    one, two = runs[layout]
     names = one["shared"] if layout == "TP=2" else one["first"].keys()
     assert names
     for name in names:
@@ -68,7 +79,7 @@ def test_updates_that_rounding_to_the_nearest_loses_arrive_as_they_do_in_float32
         "stochastic": {"precision": Precision.bf16, "stochastic_rounding": True},
     }.items():
         settings = {**policy, "optim": OptimConfig(lr=2e-6)}
-        ((before, after),) = run_on_ranks(1, loss_after, tmp_path / name, model, **settings)
+        before, after = run_on_one_rank(loss_after, model, **settings)
         gains[name] = before - after
     assert gains["float32"] > 0
     assert gains["stochastic"] == pytest.approx(gains["float32"], rel=0.35)
