@@ -36,6 +36,7 @@ def episode_row(trajectory: Trajectory, *, ended: bool, now_s: float) -> Row:
         "reward": trajectory.reward,
         "search_failures": trajectory.search_failures,
         "last_search_failure": trajectory.last_search_failure,
+        "failed_engine": trajectory.failed_engine,
         "elapsed_s": trajectory.elapsed_s if ended else now_s - trajectory.began_s,
     }
 
@@ -69,6 +70,7 @@ def trajectory_of(row: Row, plan: EpisodePlan, *, now_s: float) -> Trajectory:
         reward=row["reward"],
         search_failures=row["search_failures"],
         last_search_failure=row["last_search_failure"],
+        failed_engine=row["failed_engine"],
         elapsed_s=row["elapsed_s"],
         # What has ended was not run by this process, whose clock is another.
         began_s=0.0 if row["ended"] else now_s - row["elapsed_s"],

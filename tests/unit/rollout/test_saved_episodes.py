@@ -22,7 +22,7 @@ def test_an_episode_comes_back_as_it_was(tmp_path: Path, ended: bool) -> None:
     episode = searching(reward=0.25, key=(3, 1, 2))
     episode.generation_logprobs = [-1 / (3 + place) for place in range(len(episode.token_ids))]
     episode.search_failures, episode.last_search_failure, episode.status = 1, "timeout", Status.turn_limit
-    episode.began_s, episode.elapsed_s = 90.0, 5.0
+    episode.began_s, episode.elapsed_s, episode.failed_engine = 90.0, 5.0, "simulator"
     seal = write_episodes(tmp_path, [episode_row(episode, ended=ended, now_s=100.0)])
     (row,) = read_episodes(tmp_path)
     again = trajectory_of(row, plan_of(episode), now_s=1000.0)
@@ -31,6 +31,7 @@ def test_an_episode_comes_back_as_it_was(tmp_path: Path, ended: bool) -> None:
     assert (again.elapsed_s, again.began_s) == ((5.0, 0.0) if ended else (10.0, 990.0))
     assert replace(again, elapsed_s=5.0) == episode
     assert again.turns[0].sampled_ids == episode.turns[0].sampled_ids
+    assert again.failed_engine == "simulator"
 
 
 def test_a_row_does_not_change_with_the_episode() -> None:
