@@ -1,6 +1,6 @@
 """Registers the schemas with Hydra and turns a composed configuration into dataclasses."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +20,17 @@ Config = TypeVar("Config", bound=RecipeConfig)
 Settings = TypeVar("Settings")
 
 
+class _SharedNodes(dict[str, Any]):
+    """The schemas, which are not copied with what holds them.
+
+    Hydra copies its whole store for every look at a group: some ten seconds of ``--help`` on a slow core. It copies
+    again each schema that it hands out, so the store's own are never written to.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_SharedNodes":
+        return self
+
+
 def register() -> None:
     """Make the schemas known to Hydra under the names that the files in configs/ build on."""
     store = ConfigStore.instance()
@@ -37,6 +48,7 @@ def register() -> None:
     store.store(name="evaluate_simulator_schema", node=EvaluateSimulatorConfig)
     store.store(name="evaluate_schema", node=EvaluateRecipeConfig)
     store.store(name="ask_schema", node=AskRecipeConfig)
+    store.repo = _SharedNodes(store.repo)
 
 
 def to_dataclass(cfg: DictConfig, kind: type[Settings]) -> Settings:
