@@ -3,7 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from zs_nemo.evaluation.comparison import LABELS, check_same_questions, compare_evaluations, read_evaluation
+from zs_nemo.evaluation.comparison import (
+    LABELS,
+    check_same_questions,
+    compare_evaluations,
+    read_evaluation,
+    scored_in_both,
+)
 from zs_nemo.observability import run_tables
 from zs_nemo.observability.charts import Interval
 from zs_nemo.observability.files import write_text
@@ -50,7 +56,8 @@ def write_side_by_side(folder: Path | str, paths: Sequence[Path | str], *, boots
 def differences(runs: Sequence[NamedRun], bootstrap_samples: int) -> Table:
     """Return how much better each run is than the first, paired over the questions that both have answered.
 
-    Only run directories hold the answers; evaluations of other questions than the first run's are left out.
+    Only run directories hold the answers; evaluations of other questions than the first run's are left out, and so are
+    questions whose search failed in either.
     """
     columns = [
         Column(key="run", label="run"),
@@ -78,6 +85,9 @@ def _difference_rows(first: NamedRun, second: NamedRun, name: str, bootstrap_sam
     try:
         check_same_questions(own, other)
     except ValueError:
+        return []
+    own, other, _ = scored_in_both(own, other)
+    if not own:
         return []
     return [
         [

@@ -3,21 +3,19 @@
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
+from tests.composed import composed
 from zs_nemo.config.evaluate import EvaluateRecipeConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig
-from zs_nemo.config.registry import register, to_dataclass
+from zs_nemo.config.registry import to_dataclass
 
 CONFIGS = str(Path(__file__).parents[3] / "configs")
 
 
 def load(*overrides: str, recipe: str = "evaluate"):
     """Compose a recipe's configuration."""
-    register()
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        kind = EvaluateRecipeConfig if recipe == "evaluate" else GrpoRecipeConfig
-        return to_dataclass(compose(recipe, overrides=list(overrides)), kind)
+    kind = EvaluateRecipeConfig if recipe == "evaluate" else GrpoRecipeConfig
+    return to_dataclass(composed(recipe, *overrides), kind)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from tests.composed import composed
 from zs_nemo.config.evaluate import EvaluateRecipeConfig, Method
-from zs_nemo.config.registry import register, to_dataclass
+from zs_nemo.config.registry import to_dataclass
 from zs_nemo.config.search import SimulatedSearchConfig
 from zs_nemo.evaluation.frozen_run import FrozenRun, with_manifest
 from zs_nemo.evaluation.manifest import EvaluationManifest, SetContent, model_sha256
@@ -35,16 +35,14 @@ MANIFEST = EvaluationManifest(
 )
 
 
-def composed(*overrides: str) -> DictConfig:
-    register()
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        return compose("evaluate", overrides=list(overrides))
+def evaluation(*overrides: str) -> DictConfig:
+    return composed("evaluate", *overrides)
 
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Path:
     cfg = to_dataclass(
-        composed(
+        evaluation(
             "search=simulated",
             "search.temperature=0.3",
             "data.test=[pyserini/nq:test]",
@@ -61,17 +59,17 @@ def kept(tmp_path: Path) -> Path:
 
 def test_a_manifest_brings_its_settings_back_under_another_name(kept: Path) -> None:
     overrides = [f"manifest={kept}", "rollout.max_concurrency=7"]
-    cfg = to_dataclass(with_manifest(composed(*overrides), overrides), EvaluateRecipeConfig)
+    cfg = to_dataclass(with_manifest(evaluation(*overrides), overrides), EvaluateRecipeConfig)
     assert isinstance(cfg.search, SimulatedSearchConfig) and cfg.search.temperature == 0.3
     assert cfg.data.test == ["pyserini/nq:test"] and cfg.evaluate.limit == 2
     assert cfg.evaluate.methods == [Method.agent, Method.direct]
     assert (cfg.exp_manager.name, cfg.rollout.max_concurrency, cfg.rollout.max_turns) == ("mine_repeated", 7, 3)
     named = [*overrides, "exp_manager.name=again"]
-    assert with_manifest(composed(*named), named).exp_manager.name == "again"
+    assert with_manifest(evaluation(*named), named).exp_manager.name == "again"
 
 
 def test_without_a_manifest_the_settings_are_as_composed() -> None:
-    settings = composed()
+    settings = evaluation()
     assert with_manifest(settings, []) is settings
 
 
@@ -81,7 +79,7 @@ def test_without_a_manifest_the_settings_are_as_composed() -> None:
 )
 def test_an_override_that_cannot_be_taken_is_named(kept: Path, override: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        with_manifest(composed(f"manifest={kept}"), [f"manifest={kept}", override])
+        with_manifest(evaluation(f"manifest={kept}"), [f"manifest={kept}", override])
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"recipe": "grpo", "format": 1}'])
@@ -90,7 +88,7 @@ def test_another_file_is_no_manifest(tmp_path: Path, content: str | None) -> Non
     if content is not None:
         path.write_text(content)
     with pytest.raises(ValueError, match="manifest="):
-        with_manifest(composed(f"manifest={path}"), [f"manifest={path}"])
+        with_manifest(evaluation(f"manifest={path}"), [f"manifest={path}"])
 
 
 def test_what_would_make_it_another_evaluation_is_refused_by_name(kept: Path) -> None:

@@ -103,6 +103,15 @@ def test_runs_are_compared_over_the_same_questions(runs: list[Path], tmp_path: P
     assert float(f1["difference_low"]) > 0 and float(f1["p"]) < 0.05
 
 
+def test_questions_whose_search_failed_are_not_compared(runs: list[Path], tmp_path: Path) -> None:
+    rows = runs[1] / "evaluations" / "after_bm25_greedy.jsonl"
+    first, *others = [json.loads(line) for line in rows.read_text().splitlines()]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in [first | {"status": "search_failed"}, *others]))
+    write_side_by_side(tmp_path / "out", runs[:2])
+    found = [row for row in rows_of(tmp_path / "out", "differences") if row["evaluation"] == "after_bm25_greedy"]
+    assert {row["questions"] for row in found} == {"19"}
+
+
 def test_kept_reports_stand_beside_run_directories(runs: list[Path], tmp_path: Path) -> None:
     kept = tmp_path / "kept" / "first"
     kept.mkdir(parents=True)
