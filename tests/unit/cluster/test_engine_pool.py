@@ -1,6 +1,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -36,8 +37,11 @@ class FakeRole:
 class FakeReplacer:
     """Starts engines that are called like the dead ones, with a star; the budget is what it is given."""
 
-    def __init__(self, budget: int, start: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, budget: int, start: Callable[[], None] = lambda: None, new: Callable[[str], FakeRole] = FakeRole
+    ) -> None:
         self.budget = budget
+        self._new = new
         self.started: list[FakeRole] = []
         self._start = start
 
@@ -48,7 +52,7 @@ class FakeReplacer:
 
     def replace(self, dead: FakeRole) -> FakeRole:
         self._start()
-        self.started.append(FakeRole(dead.name + "*"))
+        self.started.append(self._new(dead.name + "*"))
         return self.started[-1]
 
 
@@ -166,6 +170,30 @@ async def test_what_a_dead_engine_was_asked_is_asked_again_with_the_same_seed() 
         new.answer()
     await asyncio.gather(*tasks)
     assert pool.usage.num_requests == 3 and pool.num_replaced == 1 and pool.roles == [new]
+
+
+class DyingStream(FakeRole):
+    """Dies after it has told ``num_parts``."""
+
+    def __init__(self, num_parts: int) -> None:
+        super().__init__("a")
+        self._num_parts = num_parts
+
+    async def stream(self, method: str, *arguments: Any) -> AsyncIterator[CompletionPart]:
+        for _ in range(self._num_parts):
+            yield CompletionPart(text="a")
+        raise death()
+
+
+async def test_a_stream_is_begun_again_unless_somebody_has_seen_a_part_of_it() -> None:
+    for num_parts, told in ((0, ["a", "b"]), (1, ["a"])):
+        pool = EnginePool([DyingStream(num_parts)], [1], replacer=FakeReplacer(1, new=StreamingRole))  # type: ignore[list-item, arg-type]
+        seen = []
+        with nullcontext() if not num_parts else pytest.raises(RoleError, match="its process died"):
+            async for part in pool.stream([1, 2, 3], SAMPLING, 7):
+                seen.append(part.text)
+        assert seen == told
+        await until(lambda pool=pool: pool.num_replaced)
 
 
 async def test_the_others_go_on_while_an_engine_is_replaced() -> None:
