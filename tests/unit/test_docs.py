@@ -35,7 +35,7 @@ FOREIGN = {
 # Commands for a cluster are composed by tests/unit/config/test_ladder.py.
 CLUSTER = {"sbatch", "scancel", "squeue"}
 # They take Hydra overrides but have no configuration of their own name.
-BASED_ON = {"plan": "grpo", "doctor": "grpo"}
+BASED_ON = {"plan": "grpo", "doctor": "grpo", "simulate_cluster": "grpo"}
 
 
 @dataclass(frozen=True, kw_only=True)
