@@ -1,6 +1,6 @@
 """A Hugging Face tokenizer with less around it: an episode encodes a few lines a turn, and there may be thousands."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,6 +23,15 @@ class HfTokenizer:
     def eos_token_id(self) -> int:
         """The token that ends a text."""
         return int(self._tokenizer.eos_token_id)
+
+    @property
+    def chat_template(self) -> str | dict[str, str] | None:
+        """The template of a chat, or several by name; nothing where the model is not made for chats."""
+        return self._tokenizer.chat_template
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **options: Any) -> Any:
+        """Write a chat out as transformers does, with its options."""
+        return self._tokenizer.apply_chat_template(messages, **options)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Turn text into token ids."""

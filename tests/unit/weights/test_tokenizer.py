@@ -4,6 +4,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from zs_nemo.search.text_generators import encode_prompt
+from zs_nemo.types.completion import ChatMessage
 from zs_nemo.weights.tokenizer import HfTokenizer
 
 TEXTS = ["a river", "", "river river a unknown", "a " * 50]
@@ -34,6 +36,14 @@ def test_texts_and_the_end_of_text_come_from_hugging_face(wrapped):
     tokenizer = HfTokenizer(wrapped)
     assert tokenizer.decode([3, 4, 2], skip_special_tokens=True) == wrapped.decode([3, 4, 2], skip_special_tokens=True)
     assert tokenizer.eos_token_id == 2
+
+
+def test_a_chat_is_written_out_by_the_template_of_the_model(wrapped):
+    chat = (ChatMessage(role="user", content="a river"),)
+    with pytest.raises(ValueError, match="no chat template"):
+        encode_prompt(chat, HfTokenizer(wrapped))
+    wrapped.chat_template = "{% for message in messages %}{{ message.content }} a{% endfor %}"
+    assert encode_prompt(chat, HfTokenizer(wrapped)) == [3, 4, 3]
 
 
 class Slow:
