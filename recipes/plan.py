@@ -26,15 +26,15 @@ def plan(cfg: RecipeConfig) -> int:
 
     from zs_nemo.cluster.gpu_plan import local_gpus, misfits, plan_gpus, propose_layout
     from zs_nemo.cluster.memory_plan import GIB, plan_memory
-    from zs_nemo.cluster.native_precision import with_settled_precision
     from zs_nemo.cluster.placement import place_on_gpus
     from zs_nemo.cluster.placement_drawing import draw_placement
     from zs_nemo.cluster.seating import planned_seating
+    from zs_nemo.cluster.settled_config import settled
     from zs_nemo.cluster.setups import derive_layout
 
     planned_gpus = cfg.cluster.gpus_per_node * cfg.trainer.num_nodes
     use_gpu = True if planned_gpus else None
-    cfg = with_settled_precision(cfg, use_gpu=use_gpu)
+    cfg = settled(cfg, use_gpu=use_gpu)
     layout = derive_layout(cfg, use_gpu=use_gpu)
     memory = plan_memory(cfg, layout)
     for process in memory.processes:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from zs_nemo.cluster.answering import Answering, answering
-from zs_nemo.cluster.native_precision import with_settled_precision
+from zs_nemo.cluster.settled_config import settled
 from zs_nemo.config.ask import AskRecipeConfig
 from zs_nemo.config.evaluate import Method
 from zs_nemo.config.search import NoSearchConfig
@@ -30,7 +30,7 @@ def ask(cfg: AskRecipeConfig, questions: Iterable[str], console: Console) -> lis
 
     ``questions`` may wait for a person; it is asked for the next one when the one before is answered.
     """
-    cfg, logs = with_settled_precision(cfg), Path(cfg.log_dir)
+    cfg, logs = settled(cfg), Path(cfg.log_dir)
     console.print(f"starting the policy; logs: {logs / 'logs'}", style="bright_black", highlight=False)
     with answering(cfg, load_facts_world(cfg.data), SearchLedger(), logs) as parts, asyncio.Runner() as loop:
         try:

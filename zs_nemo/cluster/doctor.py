@@ -12,7 +12,7 @@ from pathlib import Path
 
 from zs_nemo.cluster.gpu_plan import misfits, propose_layout
 from zs_nemo.cluster.memory_plan import GIB, plan_memory
-from zs_nemo.cluster.native_precision import with_settled_precision
+from zs_nemo.cluster.settled_config import settled
 from zs_nemo.cluster.setups import derive_layout
 from zs_nemo.config.recipe import RecipeConfig
 
@@ -269,7 +269,7 @@ def check_plan(cfg: RecipeConfig, local_gpus: tuple[int, float], available_bytes
     planned = cfg.cluster.gpus_per_node * cfg.trainer.num_nodes
     try:
         use_gpu = True if planned else None
-        cfg = with_settled_precision(cfg, use_gpu=use_gpu)
+        cfg = settled(cfg, use_gpu=use_gpu)
         layout = derive_layout(cfg, use_gpu=use_gpu)
         if not layout.use_gpu:
             needed = plan_memory(cfg, layout).total

@@ -4,7 +4,6 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from zs_nemo.cluster.accelerator import uses_gpu
 from zs_nemo.config.policy import Precision
 from zs_nemo.config.registry import Config
 
@@ -32,18 +31,14 @@ def native_precision(use_gpu: bool) -> Precision:
     return Precision.bf16 if use_gpu or has_native_bf16() else Precision.fp32
 
 
-def with_settled_precision(cfg: Config, *, use_gpu: bool | None = None) -> Config:
-    """Return the configuration with ``policy.precision=auto`` replaced by what the machine computes fast.
-
-    Once, where a command begins, so that every process of the run and its ``config.yaml`` agree. With ``use_gpu`` None
-    the configuration decides on CPU or GPU.
-    """
+def with_settled_precision(cfg: Config, *, use_gpu: bool) -> Config:
+    """Return the configuration with ``policy.precision=auto`` replaced by what the machine computes fast."""
     if cfg.policy.precision is not Precision.auto:
         return cfg
-    precision = native_precision(uses_gpu(cfg) if use_gpu is None else use_gpu)
+    precision = native_precision(use_gpu)
     if precision is Precision.fp32:
         _LOGGER.warning(
             "policy.precision=auto: this CPU has no bf16 arithmetic, so the run is in float32, some four times slower "
-            "than on one that has; with more than two cores, cluster.threads_per_process lets the run use them"
+            "than on as many cores that have"
         )
     return dataclasses.replace(cfg, policy=dataclasses.replace(cfg.policy, precision=precision))

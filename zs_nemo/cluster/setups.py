@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zs_nemo.cluster.accelerator import uses_gpu
+from zs_nemo.cluster.cpu_threads import shared_threads, usable_cores
 from zs_nemo.cluster.native_precision import native_precision
 from zs_nemo.config.algorithm import KlPlace
 from zs_nemo.config.policy import PolicyConfig, Precision
@@ -68,12 +69,18 @@ def derive_layout(cfg: RecipeConfig, *, use_gpu: bool | None = None) -> Layout:
 def derive_simulator(cfg: RecipeConfig) -> tuple[tuple[EngineSetup, ...], bool]:
     """Return the simulator's engines and whether they run on GPUs. Raises ``ValueError`` as ``derive_layout`` does."""
     use_gpu = uses_gpu(cfg)
-    return _simulator_engines(cfg, use_gpu), use_gpu
+    setups = _simulator_engines(cfg, use_gpu)
+    if not use_gpu and not cfg.cluster.threads_per_process:
+        # Nothing but the simulator computes here.
+        processes = sum(setup.tensor_model_parallel_size for setup in setups)
+        threads = shared_threads([processes], usable_cores())
+        setups = tuple(replace(setup, threads=threads) for setup in setups)
+    return setups, use_gpu
 
 
 def _policy_engines(cfg: RecipeConfig, folder: Path, use_gpu: bool) -> tuple[EngineSetup, ...]:
     settings = cfg.generation
-    assert cfg.policy.precision is not Precision.auto, "with_settled_precision comes first"
+    assert cfg.policy.precision is not Precision.auto, "settled() comes first"
     dtype = _DTYPE_OF[cfg.policy.precision] if settings.dtype == "auto" else settings.dtype
     return tuple(
         EngineSetup(
@@ -199,6 +206,7 @@ def rank_environment(cfg: RecipeConfig, use_gpu: bool) -> dict[str, str]:
     if use_gpu:
         # megatron-core's tensor parallelism counts on this order of kernels and communication.
         return environment | {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+    assert cfg.cluster.threads_per_process, "settled() comes first"
     return environment | {"OMP_NUM_THREADS": str(cfg.cluster.threads_per_process), "TORCHDYNAMO_DISABLE": "1"}
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from zs_nemo.cluster.native_precision import with_settled_precision
 from zs_nemo.cluster.recovery import record_death
 from zs_nemo.cluster.roles import RanksLost
+from zs_nemo.cluster.settled_config import settled
 from zs_nemo.cluster.stop_causes import cause_of, describe
 from zs_nemo.cluster.stop_request import PROCESS_STOP, StoppedBySignal
 from zs_nemo.config.registry import Config, to_dataclass
@@ -40,7 +40,7 @@ def run_in_terminal(composed: DictConfig | Callable[[], DictConfig], kind: type[
     """
     PROCESS_STOP.listen()
     try:
-        cfg = with_settled_precision(to_dataclass(composed() if callable(composed) else composed, kind))
+        cfg = settled(to_dataclass(composed() if callable(composed) else composed, kind))
         path = Path(cfg.exp_manager.exp_dir) / cfg.exp_manager.name
         try:
             return _run(cfg, path, train)

@@ -84,11 +84,12 @@ class ClusterConfig:
     """Address of a running Ray cluster; empty starts one on this machine for the time of the run."""
     master_port: int = 0
     """Port for torch.distributed; 0 takes a free one."""
-    threads_per_process: int = 1
-    """Compute threads of one engine or rank on CPU."""
+    threads_per_process: int = 0
+    """Compute threads of one engine or rank on CPU. 0 divides the machine's cores among those that compute at the same
+    time."""
     threads_of_lone_engine: int = 0
     """Compute threads of one policy engine on CPU while nothing else computes: in rollouts and evaluations without the
-    simulator. 0 for threads_per_process."""
+    simulator. 0 divides the machine's cores among the policy's engines."""
     startup_timeout_s: float = 300.0
     gpus_per_node: int = 0
     """GPUs of a node that ``recipes/plan.py`` plans for; 0 asks this machine."""
@@ -106,13 +107,11 @@ class ClusterConfig:
                 f"cluster.gpus_per_node={self.gpus_per_node} and cluster.gpu_memory_gib={self.gpu_memory_gib} belong "
                 "together; set both (8 and 80 for a node of A100-80G), or neither"
             )
-        if self.threads_per_process < 1:
-            raise ValueError(f"cluster.threads_per_process={self.threads_per_process} must be at least 1")
-        if self.threads_of_lone_engine < 0:
-            raise ValueError(
-                f"cluster.threads_of_lone_engine={self.threads_of_lone_engine} must be 0 (as threads_per_process) or "
-                "positive"
-            )
+        for name in ("threads_per_process", "threads_of_lone_engine"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"cluster.{name}={getattr(self, name)} must not be negative; 0 divides the machine's cores"
+                )
         if self.master_port and not 1024 <= self.master_port <= 65535:
             raise ValueError(f"cluster.master_port={self.master_port} must be 0 (any free port) or in 1024..65535")
 

@@ -27,6 +27,11 @@ class EngineSetup:
     seed: int = 0
     """Of the engine itself; every request brings its own."""
 
+    @property
+    def in_process(self) -> bool:
+        """Whether all of vLLM runs in the process that builds the engine: one rank on CPU."""
+        return not self.use_gpu and self.tensor_model_parallel_size == 1
+
 
 def engine_environment(setup: EngineSetup) -> dict[str, str]:
     """Return the environment variables to set before vLLM (and torch) is imported in an engine's process."""
@@ -45,7 +50,5 @@ def engine_environment(setup: EngineSetup) -> dict[str, str]:
         "TORCHDYNAMO_DISABLE": "1",
         # vLLM pins threads to the first cores it may use; several engines and ranks would pin to the same ones.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        # With one rank the model lives in the engine-core process; vLLM's default adds a worker process on CPU, which
-        # costs 0.4 GB and 6 s of imports. Read by vLLM's CPU platform only; AsyncLLM keeps its engine-core process.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if setup.tensor_model_parallel_size == 1 else "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if setup.in_process else "1",
     }

@@ -44,13 +44,11 @@ class VllmEngine:
     def __init__(self, setup: EngineSetup) -> None:
         for name, value in engine_environment(setup).items():
             os.environ.setdefault(name, value)
-        from vllm.v1.engine.async_llm import AsyncLLM
-
         self.setup = setup
         self._tensors = folder_shapes(Path(setup.model_path))
         self._gate = WeightGate()
         self._request_numbers = itertools.count()
-        self._llm = AsyncLLM.from_engine_args(_engine_args(setup))
+        self._llm = _start(setup)
         tied = getattr(self._llm.model_config.hf_config, "tie_word_embeddings", False)
         # A tied output layer is the embedding: a file may repeat it or leave it out.
         self._optional_tensors = frozenset({"lm_head.weight"} if tied else ())
@@ -63,7 +61,7 @@ class VllmEngine:
     async def generate(self, prompt_ids: list[int], sampling: SamplingParams, seed: int) -> Completion:
         """Sample one completion; concurrent calls are batched. Waits while weights are being loaded.
 
-        This and all that follow raise ``EngineDied`` when vLLM's processes have ended.
+        This and all that follow raise ``EngineDied`` when vLLM has failed or its processes have ended.
         """
         self._check_length(prompt_ids, sampling)
         async with self._gate.request() as version:
@@ -124,7 +122,7 @@ class VllmEngine:
         await self._rpc("release_memory")
 
     async def check_alive(self) -> None:
-        """Do nothing, unless vLLM's processes have ended."""
+        """Do nothing, unless vLLM has failed or its processes have ended."""
         if self._llm.errored:
             raise self._death()
 
@@ -146,7 +144,9 @@ class VllmEngine:
             task.cancel()
 
     def _death(self) -> EngineDied:
-        return EngineDied(f"{self.setup.name}: vLLM's processes have ended; its log says why, unless they were killed")
+        return EngineDied(
+            f"{self.setup.name}: vLLM has failed or its processes have ended; its log says why, unless they were killed"
+        )
 
     async def shutdown(self) -> None:
         """End vLLM's processes. The engine is of no use afterwards."""
@@ -181,6 +181,16 @@ class VllmEngine:
         return outputs
 
 
+def _start(setup: EngineSetup) -> Any:
+    if setup.in_process:
+        from zs_nemo.generation.inprocess_llm import InProcessLlm
+
+        return InProcessLlm(_engine_args(setup))
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    return AsyncLLM.from_engine_args(_engine_args(setup))
+
+
 def _engine_args(setup: EngineSetup) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
@@ -191,7 +201,7 @@ def _engine_args(setup: EngineSetup) -> Any:
         # A prompt that is prefilled in parts makes vLLM rewind its random generator, which raises on CPU.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(_PREFILL_TOKENS, setup.max_model_len),
-        "distributed_executor_backend": "uni" if setup.tensor_model_parallel_size == 1 else "mp",
+        "distributed_executor_backend": "uni" if setup.in_process else "mp",
     }
     gpu: dict[str, Any] = {"gpu_memory_utilization": setup.gpu_memory_utilization}
     return AsyncEngineArgs(

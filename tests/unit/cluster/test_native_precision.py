@@ -4,7 +4,6 @@ import pytest
 
 from zs_nemo.cluster import native_precision
 from zs_nemo.cluster.native_precision import has_native_bf16, with_settled_precision
-from zs_nemo.config.experiment import Accelerator
 from zs_nemo.config.policy import Precision
 from zs_nemo.config.recipe import GrpoRecipeConfig
 
@@ -13,7 +12,6 @@ from zs_nemo.config.recipe import GrpoRecipeConfig
 def cfg() -> GrpoRecipeConfig:
     cfg = GrpoRecipeConfig()
     cfg.policy.precision = Precision.auto
-    cfg.trainer.accelerator = Accelerator.cpu
     return cfg
 
 
@@ -44,7 +42,7 @@ def test_auto_becomes_what_the_cpu_computes_fast(
     cfg: GrpoRecipeConfig, monkeypatch: pytest.MonkeyPatch, native: bool, expected: Precision
 ) -> None:
     monkeypatch.setattr(native_precision, "has_native_bf16", lambda: native)
-    assert with_settled_precision(cfg).policy.precision is expected
+    assert with_settled_precision(cfg, use_gpu=False).policy.precision is expected
     assert cfg.policy.precision is Precision.auto, "the configuration given is left alone"
 
 
@@ -55,4 +53,4 @@ def test_on_gpus_auto_is_bf16_whatever_the_cpu(cfg: GrpoRecipeConfig, monkeypatc
 
 def test_a_precision_that_is_named_stays(cfg: GrpoRecipeConfig) -> None:
     cfg.policy.precision = Precision.bf16
-    assert with_settled_precision(cfg) is cfg
+    assert with_settled_precision(cfg, use_gpu=False) is cfg

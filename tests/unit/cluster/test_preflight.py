@@ -262,6 +262,7 @@ def test_several_nodes_need_a_cluster(cfg: GrpoRecipeConfig) -> None:
 
 
 def test_more_threads_than_cores_is_a_warning_only(cfg: GrpoRecipeConfig, caplog: pytest.LogCaptureFixture) -> None:
+    cfg.cluster.threads_per_process = 1
     preflight.warn_of_too_few_cores(cfg, cores=2)
     assert not caplog.records
     preflight.warn_of_too_few_cores(cfg, cores=1)

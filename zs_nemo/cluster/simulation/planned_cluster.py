@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zs_nemo.cluster.native_precision import with_settled_precision
+from zs_nemo.cluster.settled_config import settled
 from zs_nemo.cluster.setups import Layout, critic_settings, derive_layout
 from zs_nemo.cluster.simulation.cluster_model import ClusterModel
 from zs_nemo.cluster.simulation.cpu_model import CpuClusterBuilder
@@ -49,7 +49,7 @@ class PlannedCluster:
         if not (cfg.has_ranks and cfg.has_engines):
             raise ValueError("a step is played of recipes that roll out and train; choose grpo, reinforce_pp or ppo")
         self._use_gpu = bool(cfg.cluster.gpus_per_node)
-        self._cfg = cfg = with_settled_precision(cfg, use_gpu=self._use_gpu)
+        self._cfg = cfg = settled(cfg, use_gpu=self._use_gpu)
         self.sources = Sources()
         self._layout = derive_layout(cfg, use_gpu=self._use_gpu)
         self._measured = self._read_run()
