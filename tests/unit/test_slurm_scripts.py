@@ -48,7 +48,7 @@ class Machine:
         self.root, self.calls = folder / "a project", folder / "calls"
         shutil.copytree(ROOT / "launch", self.root / "launch")
         (self.root / "recipes").mkdir()
-        for recipe in ("grpo", "ppo"):
+        for recipe in ("grpo", "ppo", "evaluate"):
             (self.root / "recipes" / f"{recipe}.py").touch()
         commands = {"srun": SRUN, "scontrol": SCONTROL, "getent": GETENT, "sbatch": SBATCH}
         for name, text in commands.items():
@@ -99,8 +99,8 @@ def test_a_script_is_short_and_stops_at_the_first_error(script: Path) -> None:
     assert len(lines) <= 60 and "set -euo pipefail" in lines and os.access(script, os.X_OK)
 
 
-@pytest.mark.parametrize("name", ["recipe.sbatch", "train_policy.sbatch"])
-def test_jobs_that_train_requeue_and_are_told_before_their_limit(name: str) -> None:
+@pytest.mark.parametrize("name", ["recipe.sbatch", "train_policy.sbatch", "evaluate.sbatch"])
+def test_jobs_requeue_and_are_told_before_their_limit(name: str) -> None:
     lines = (ROOT / "launch" / "slurm" / name).read_text().splitlines()
     assert "#SBATCH --requeue" in lines and "#SBATCH --open-mode=append" in lines
     assert any(line.startswith("#SBATCH --signal=USR1@") for line in lines)
@@ -209,10 +209,12 @@ def test_what_is_missing_is_named_with_the_remedy(machine: Machine) -> None:
     for script, variable, remedy in (
         ("recipe.sbatch", "SLURM_JOB_ID", "start this script with sbatch"),
         ("train_policy.sbatch", "ZS_NEMO_MODELS", "set it to the folder that holds the models"),
-        ("evaluate.sbatch", "MODEL", "set it to the folder of the policy"),
+        ("evaluate.sbatch", "SLURM_JOB_NUM_NODES", "start this script with sbatch"),
     ):
-        ended = machine.run(script, "grpo", **{"ZS_NEMO_MODELS": "m", "MODEL": "m", variable: ""})
+        ended = machine.run(script, "grpo", **{"ZS_NEMO_MODELS": "m", variable: ""})
         assert ended.returncode != 0 and f"{variable}: {remedy}" in ended.stderr
+    nobody = machine.run("evaluate.sbatch", "search=bm25")
+    assert nobody.returncode == 2 and "no policy is named; give policy.model=FOLDER" in nobody.stderr
     assert machine.asked("srun") == []
 
 
@@ -224,11 +226,28 @@ def test_training_takes_the_cluster_that_was_allocated_and_the_user_s_settings_l
     assert "<experiment=zerosearch_ppo_3b><cluster=h100_2x8>" in command and command.endswith("<trainer.max_steps=7>")
 
 
-def test_an_examination_trains_nothing(machine: Machine) -> None:
-    machine.run("evaluate.sbatch", "exp_manager.name=e", MODEL="some/policy", SLURM_JOB_NUM_NODES="1")
-    (command,) = machine.asked("<recipes/grpo.py>")
-    for setting in ("policy.model=some/policy", "trainer.max_steps=0", "warm_start.steps=0", "cluster=a100_1x8"):
-        assert f"<{setting}>" in command
+@pytest.mark.parametrize(
+    ("typed", "nodes", "engines"),
+    [
+        (["policy.model=some/policy", "data.test=[nq:test, popqa:test]"], 1, 8),
+        (["policy=qwen2_5_7b", "search=prompted_14b", "evaluate.limit=500"], 2, 8),
+        (["endpoint.addresses=[http://host1:8000/v1]", "endpoint.served_model=x", "search=none"], 1, 8),
+    ],
+)
+def test_an_evaluation_gives_the_gpus_of_its_nodes_to_engines(
+    machine: Machine, typed: list[str], nodes: int, engines: int
+) -> None:
+    assert machine.run("evaluate.sbatch", *typed, SLURM_JOB_NUM_NODES=str(nodes), RECIPE_CODE="75").returncode == 75
+    (command,) = machine.asked("<recipes/evaluate.py>")
+    chosen = f"<experiment=zerosearch_evaluation><cluster=a100_{nodes}x8><generation.num_engines={engines}>"
+    assert chosen in command and command.endswith("".join(f"<{word}>" for word in typed))
+    assert machine.asked("scontrol requeue")
+
+
+def test_an_evaluation_that_is_repeated_takes_its_limits_from_the_manifest(machine: Machine) -> None:
+    machine.run("evaluate.sbatch", "manifest=runs/a/manifest.json", SLURM_JOB_NUM_NODES="1", GPU="h100")
+    (command,) = machine.asked("<recipes/evaluate.py>")
+    assert command.startswith("<recipes/evaluate.py><cluster=h100_1x8>") and "experiment" not in command
 
 
 def test_a_chain_begins_every_job_after_the_one_before_it(machine: Machine) -> None:

@@ -49,7 +49,7 @@ def place_on_gpus(num_gpus: int, num_ranks: int, engine_sizes: Sequence[int]) ->
 
 def check_sender_is_alone(placement: Placement, *, num_receivers: int) -> None:
     """Raise ``ValueError`` when one of the first ``num_receivers`` engines shares its GPU with the first rank."""
-    if any(bundle == placement.ranks[0][0] for bundle, _ in placement.engines[:num_receivers]):
+    if placement.ranks and any(bundle == placement.ranks[0][0] for bundle, _ in placement.engines[:num_receivers]):
         raise ValueError(
             "generation.refit_transport=nccl, but an engine of the policy shares a GPU with the first training rank, "
             "which NCCL refuses; set generation.refit_transport=shared_memory, or give the run more GPUs"

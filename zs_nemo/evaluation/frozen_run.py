@@ -19,6 +19,8 @@ FORMAT = 1
 REPEATED_SUFFIX = "_repeated"
 _GROUPS = ("seed", "api", "policy", "endpoint", "generation", "rollout", "search", "data", "evaluate")
 """Settings that an evaluation depends on; where and under what name it runs is for who repeats it to say."""
+_CHOSEN = ("cluster", "curriculum")
+"""Groups of which the command line may choose a file."""
 _KINDS: dict[str, type[SearchConfig]] = {
     "simulated": SimulatedSearchConfig,
     "bm25": Bm25SearchConfig,
@@ -125,8 +127,9 @@ def with_manifest(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
             "ones (policy.model=FOLDER), or evaluate without a manifest"
         )
     base = OmegaConf.structured(EvaluateRecipeConfig(search=_KINDS[frozen.search_kind]()))
-    # Groups that the manifest says nothing of are as composed: overridden on the command line or by default.
+    # Groups that the manifest says nothing of are as composed: overridden or chosen on the command line, or by default.
     rest = {name: value for name, value in composed.items() if name not in _GROUPS}
+    values = [each for each in own if not each.startswith("hydra") and each.partition("=")[0] not in _CHOSEN]
     named = any(each.startswith("exp_manager.name=") for each in own)
     try:
         merged = OmegaConf.merge(
@@ -134,7 +137,7 @@ def with_manifest(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
             rest,
             frozen.settings,
             {} if named else {"exp_manager": {"name": frozen.name + REPEATED_SUFFIX}},
-            OmegaConf.from_dotlist([each.lstrip("+") for each in own if not each.startswith("hydra")]),
+            OmegaConf.from_dotlist([each.lstrip("+") for each in values]),
         )
     except OmegaConfBaseException as error:
         reason = str(error).partition("\n")[0]

@@ -1,5 +1,7 @@
 """An evaluation run from its settings to its report, with a scripted policy and a fixed engine for the processes."""
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from recipes.evaluate import evaluate
 from tests.fakes import CharTokenizer, FixedSearch, ScriptedEngine
 from zs_nemo.cluster import evaluation_run
 from zs_nemo.cluster.answering import Answering, AskedPolicy
+from zs_nemo.cluster.stop_request import StoppedBySignal, StopRequest
 from zs_nemo.config.endpoints import ApiKind
 from zs_nemo.config.evaluate import EvaluateConfig, EvaluateRecipeConfig, Method
 from zs_nemo.config.experiment import DataConfig, ExpManagerConfig
@@ -118,6 +121,34 @@ def test_a_run_that_was_broken_off_asks_only_what_is_missing(world: World, tmp_p
     run(tmp_path, cfg)
     assert len(world.policy.calls) == 2
     assert read_json(path / "report.json", None)["evaluation"][NAMES[2]]["n"] == 10
+
+
+def test_a_scheduler_s_signal_ends_the_run_at_once_and_the_next_session_asks_what_is_left(
+    world: World, tmp_path: Path
+) -> None:
+    cfg = world.settings(methods=[Method.agent])
+    cfg.rollout.max_concurrency = 1
+
+    def stopped(prompt: str) -> str:
+        if len(world.policy.calls) == 9:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return script(prompt)
+
+    world.policy.script = stopped
+    kept = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    try:
+        StopRequest().listen()
+        with pytest.raises(StoppedBySignal):
+            run(tmp_path, cfg)
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGUSR1), kept, strict=True):
+            signal.signal(number, handler)
+    world.policy.script = script
+    world.policy.calls.clear()
+    path = run(tmp_path, cfg)
+    # A question takes two calls; the ninth was the first of the fifth question.
+    assert len(world.policy.calls) == 12
+    assert read_json(path / "report.json", None)["evaluation"][NAMES[0]]["em"] == 1.0
 
 
 def test_questions_without_a_search_result_have_no_score_and_are_named(

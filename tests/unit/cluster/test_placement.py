@@ -35,3 +35,7 @@ def test_a_broadcast_needs_a_sender_with_a_gpu_of_its_own_and_only_the_policy_s_
     check_sender_is_alone(policy_engine_apart, num_receivers=1)
     with pytest.raises(ValueError, match=r"refit_transport=nccl.*shares a GPU.*set .*=shared_memory"):
         check_sender_is_alone(policy_engine_apart, num_receivers=2)
+
+
+def test_where_nothing_trains_nobody_sends_weights() -> None:
+    check_sender_is_alone(place_on_gpus(8, num_ranks=0, engine_sizes=[1] * 8), num_receivers=8)

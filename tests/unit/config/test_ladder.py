@@ -15,6 +15,7 @@ from zs_nemo.cluster.gpu_plan import misfits
 from zs_nemo.cluster.memory_plan import GIB, parameters_of
 from zs_nemo.cluster.placement import check_sender_is_alone, place_on_gpus
 from zs_nemo.cluster.setups import derive_layout, num_updates
+from zs_nemo.config.evaluate import EvaluateRecipeConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, RecipeConfig, ReinforcePpRecipeConfig
 from zs_nemo.config.registry import to_dataclass
 from zs_nemo.config.rollout import RefitTransport
@@ -24,6 +25,7 @@ from zs_nemo.weights.families import read_architecture
 ROOT = Path(__file__).parents[3]
 SHAPES = ROOT / "tests" / "data" / "models"
 KINDS = {"grpo": GrpoRecipeConfig, "reinforce_pp": ReinforcePpRecipeConfig, "ppo": PpoRecipeConfig}
+ALL_KINDS = {**KINDS, "evaluate": EvaluateRecipeConfig}
 NODES = {"3b": [1, 2, 4, 8, 16], "7b": [1, 2, 4, 8, 16], "14b": [2, 4, 8, 16]}
 """On how many nodes of eight GPUs with 80 GB the published settings of a size fit."""
 POLICIES = {
@@ -57,7 +59,7 @@ def models(tmp_path_factory: pytest.TempPathFactory):
 
 
 def load(recipe: str, *overrides: str) -> RecipeConfig:
-    return to_dataclass(composed(recipe, *overrides), KINDS[recipe])
+    return to_dataclass(composed(recipe, *overrides), ALL_KINDS[recipe])
 
 
 def problems(recipe: str, *overrides: str) -> list[str]:
@@ -109,12 +111,16 @@ def test_every_simulator_fits_beside_every_size_of_policy(search: str):
         assert problems("grpo", f"experiment=zerosearch_grpo_{size}", f"search={search}") == []
 
 
-def test_an_examination_fits_on_one_node_at_every_size():
-    script = (ROOT / "launch" / "slurm" / "evaluate.sbatch").read_text()
-    fixed = re.findall(r"(?<=\s)[\w.]+=[\w.]+(?=\s)", script.split("recipe.sbatch")[-1])
-    assert {"warm_start.steps=0", "trainer.max_steps=0"} <= set(fixed)
-    for size in NODES:
-        assert problems("grpo", f"experiment=zerosearch_grpo_{size}", "cluster=a100_1x8", *fixed) == []
+@pytest.mark.parametrize(("search", "engines"), [("bm25", 16), ("prompted_14b", 8)])
+def test_an_evaluation_of_the_largest_policy_fits_alone_and_beside_a_simulator(search: str, engines: int):
+    assert problems("evaluate", *evaluation_settings(2, engines), "policy=qwen2_5_14b", f"search={search}") == []
+
+
+def test_an_evaluation_has_the_published_limits():
+    cfg = load("evaluate", *evaluation_settings(1, 8), "policy=qwen2_5_7b")
+    rollout = cfg.rollout
+    assert (rollout.max_turns - 1, rollout.max_turn_tokens, rollout.max_document_tokens) == (5, 500, 2048)
+    assert (rollout.max_sequence_tokens, cfg.search.num_documents, rollout.max_concurrency) == (4596, 5, 1024)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +176,16 @@ def test_a_model_that_is_not_there_is_refused_with_its_setting_and_the_remedy(mo
         derive_layout(cfg, use_gpu=True)
 
 
+def evaluation_settings(nodes: int, engines: int, gpu: str = "a100") -> list[str]:
+    """Return what launch/slurm/evaluate.sbatch sets; tests/unit/test_slurm_scripts.py sees it do so."""
+    return [
+        "experiment=zerosearch_evaluation",
+        f"cluster={gpu}_{nodes}x8",
+        f"generation.num_engines={engines}",
+        f"rollout.max_concurrency={128 * engines}",
+    ]
+
+
 def commands_of(text: str) -> list[list[str]]:
     """Return the words of every sbatch, chain, doctor or NeMo-Run command in a text; continued lines are joined."""
     lines = re.sub(r"\\\n\s*", " ", text).splitlines()
@@ -194,7 +210,7 @@ def overrides_of(command: list[str]) -> tuple[str, list[str]]:
         case "train_policy.sbatch":
             return algorithm, [f"experiment=zerosearch_{algorithm}_{size}", f"cluster={gpu}_{nodes or 2}x8", *rest]
         case "evaluate.sbatch":
-            return "grpo", [f"experiment=zerosearch_grpo_{size}", f"cluster={gpu}_{nodes or 1}x8", "search=bm25", *rest]
+            return "evaluate", [*evaluation_settings(int(nodes or 1), 8, gpu), *rest]
         case "submit.py":
             recipe = next(index for index, word in enumerate(rest) if word in KINDS)
             return rest[recipe], rest[recipe + 1 :]

@@ -68,6 +68,13 @@ def test_a_manifest_brings_its_settings_back_under_another_name(kept: Path) -> N
     assert with_manifest(evaluation(*named), named).exp_manager.name == "again"
 
 
+def test_a_manifest_is_repeated_on_the_cluster_that_is_chosen(kept: Path) -> None:
+    overrides = [f"manifest={kept}", "cluster=a100_2x8", "generation.num_engines=16"]
+    cfg = to_dataclass(with_manifest(evaluation(*overrides), overrides), EvaluateRecipeConfig)
+    assert (cfg.trainer.num_nodes, cfg.cluster.gpus_per_node, cfg.generation.num_engines) == (2, 8, 16)
+    assert cfg.search.temperature == 0.3
+
+
 def test_without_a_manifest_the_settings_are_as_composed() -> None:
     settings = evaluation()
     assert with_manifest(settings, []) is settings
