@@ -212,6 +212,11 @@ def parameters_of(model: Architecture) -> int:
     return sum(_size(shape) for shape in model.hf_shapes().values())
 
 
+def multiplied_parameters(model: Architecture) -> int:
+    """Return the parameters that a token is multiplied with: all but an embedding that is looked up alone."""
+    return parameters_of(model) - (0 if model.tied else model.vocab_size * model.hidden_size)
+
+
 def bytes_per_value(dtype: str) -> int:
     """Return the size of one number of ``bfloat16`` or ``float32``."""
     return 4 if dtype == "float32" else 2

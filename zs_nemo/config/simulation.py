@@ -34,12 +34,13 @@ class SimulationConfig:
     """On CPU: play engines and ranks on machines of their own, each like the measured one. Else they share it."""
     gpu: GpuModel = GpuModel.a100
     training_efficiency: float = 0.35
-    """Share of the peak FLOP/s that training and scoring reach."""
+    """Share of the peak FLOP/s that training and scoring reach, what is computed again counted; careful for A100."""
     prefill_efficiency: float = 0.5
     """Share of the peak FLOP/s that an engine reaches on prompts."""
-    bandwidth_efficiency: float = 0.6
-    """Share of the memory's bandwidth that an engine reaches while it decodes."""
-    engine_step_overhead_s: float = 0.004
+    bandwidth_efficiency: float = 0.7
+    """Share of the memory's bandwidth that an engine reaches while it decodes. With the next one fitted to Qwen's speed
+    benchmark of vLLM on one A100 (Qwen2.5 7B and 14B, bf16, one sequence)."""
+    engine_step_overhead_s: float = 0.002
     """What an engine's step takes besides the GPU's work: scheduling, sampling, launches."""
     allreduce_s: float = 20e-6
     """One all-reduce of a small message between the GPUs of an engine; two a layer."""

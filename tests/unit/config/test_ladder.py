@@ -6,6 +6,7 @@ as Hugging Face serves them; read from the copies in github.com/citsjtu2020/LLM-
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, RecipeConfi
 from zs_nemo.config.registry import to_dataclass
 from zs_nemo.config.rollout import RefitTransport
 from zs_nemo.config.search import SimulatedSearchConfig
+from zs_nemo.config.simulation import GpuModel
 from zs_nemo.weights.families import read_architecture
 
 ROOT = Path(__file__).parents[3]
@@ -88,7 +90,8 @@ def test_nodes_of_h100_are_laid_out_as_those_of_a100_and_have_the_gpus_that_thei
         a100, h100 = (
             load("grpo", "experiment=zerosearch_grpo_7b", f"cluster={gpu}_{nodes}x8") for gpu in ("a100", "h100")
         )
-        assert a100 == h100
+        assert (a100.simulation.gpu, h100.simulation.gpu) == (GpuModel.a100, GpuModel.h100)
+        assert replace(h100, simulation=a100.simulation) == a100
         assert (a100.trainer.num_nodes, a100.cluster.gpus_per_node) == (nodes, 8)
 
 

@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from zs_nemo.cluster.memory_plan import GIB, engine_memory, kv_bytes_per_token, parameters_of
+from zs_nemo.cluster.memory_plan import GIB, engine_memory, kv_bytes_per_token, multiplied_parameters, parameters_of
 from zs_nemo.cluster.setups import Layout, critic_settings
 from zs_nemo.cluster.simulation.batching_engine import EngineSpeed
 from zs_nemo.cluster.simulation.cluster_model import ClusterModel, EngineRole
 from zs_nemo.cluster.simulation.hardware import GPUS
 from zs_nemo.cluster.simulation.quantities import Source, Sources
-from zs_nemo.cluster.simulation.workload import Workload
+from zs_nemo.cluster.simulation.workload import Workload, max_completion_tokens
 from zs_nemo.config.algorithm import KlPlace
 from zs_nemo.config.policy import PolicyConfig, Recompute
 from zs_nemo.config.recipe import RecipeConfig
@@ -70,32 +70,35 @@ class GpuClusterBuilder:
     def _engines(self, role: str, setups: tuple[EngineSetup, ...], context: float) -> EngineRole:
         setup = setups[0]
         model, ranks = read_architecture(Path(setup.model_path)), setup.tensor_model_parallel_size
-        parameters = parameters_of(model)
         kv = kv_bytes_per_token(model, tensor_parallel=ranks, dtype=setup.dtype)
         free = setup.gpu_memory_utilization * self._cfg.cluster.gpu_memory_gib * GIB - engine_memory(setup).total
         held = max(1, int(free / (kv * context)))
-        room = min(setup.max_num_seqs, held)
-        step_s = self._decode_step(model, ranks, kv * context)
-        prompt_token_s = 2 * parameters / (ranks * self._prefill_flops)
+        speed = self.engine_speed(model, ranks=ranks, kv_bytes=kv * context, room=min(setup.max_num_seqs, held))
+        room, step_s = speed.room, speed.step_s
         note = self._sources.note
-        note(f"{role}: parameters", parameters / 1e9, "billion", Source.model, "config.json")
+        note(f"{role}: parameters", parameters_of(model) / 1e9, "billion", Source.model, "config.json")
         note(f"{role}: sequences at once", room, "an engine", Source.model, f"{role}'s max_num_seqs and GPU memory")
         note(f"{role}: step with 1 sequence", 1e3 * step_s(1), "ms", Source.model, "weights over bandwidth, overhead")
-        note(f"{role}: step with {room}", 1e3 * step_s(room), "ms", Source.model, "weights and keys over bandwidth")
-        note(f"{role}: prompts", 1 / prompt_token_s, "tokens/s", Source.model, "2 FLOP a parameter and token")
-        return EngineRole(
-            count=len(setups),
-            speed=EngineSpeed(step_s=step_s, prompt_token_s=prompt_token_s, room=room),
-            gpus_per_engine=ranks,
+        note(f"{role}: step with {room}", 1e3 * step_s(room), "ms", Source.model, "2 FLOP a parameter, keys, overhead")
+        note(f"{role}: prompts", 1 / speed.prompt_token_s, "tokens/s", Source.model, "2 FLOP a parameter and token")
+        return EngineRole(count=len(setups), speed=speed, gpus_per_engine=ranks)
+
+    def engine_speed(self, model: Architecture, *, ranks: int, kv_bytes: float, room: int) -> EngineSpeed:
+        """Return how fast an engine on ``ranks`` GPUs is, with ``kv_bytes`` behind every sequence on each of them."""
+        return EngineSpeed(
+            step_s=self._decode_step(model, ranks, kv_bytes),
+            prompt_token_s=2 * multiplied_parameters(model) / (ranks * self._prefill_flops),
+            room=room,
         )
 
     def _decode_step(self, model: Architecture, ranks: int, kv_bytes: float) -> Callable[[int], float]:
-        parameters = parameters_of(model)
+        parameters = multiplied_parameters(model)
         fixed_s = self._overhead_s + (2 * model.num_layers * self._allreduce_s if ranks > 1 else 0.0)
         weights_s = 2.0 * parameters / ranks / self._bandwidth
         sequence_s = kv_bytes / self._bandwidth
         compute_s = 2 * parameters / (ranks * self._prefill_flops)
-        return lambda batch: fixed_s + max(weights_s + batch * sequence_s, batch * compute_s)
+        # Weights are read while they are multiplied with; keys and values by attention, before and after that.
+        return lambda batch: fixed_s + max(weights_s, batch * compute_s) + batch * sequence_s
 
     def _stages(self) -> dict[str, float]:
         cfg, layout = self._cfg, self._layout
@@ -130,7 +133,7 @@ class GpuClusterBuilder:
         micro_batches = math.ceil(tokens / settings.train_mb_tokens)
         rounds = math.ceil(micro_batches / copies)
         per_micro_batch = tokens / micro_batches if rounds == 1 else tokens / (rounds * copies)
-        flops = flop_per_parameter * parameters_of(model) * per_micro_batch
+        flops = flop_per_parameter * multiplied_parameters(model) * per_micro_batch
         seconds = flops / (settings.model_parallel_size * self._training_flops)
         return parts * (rounds + settings.pipeline_model_parallel_size - 1) * seconds
 
@@ -162,4 +165,5 @@ def assumed_workload(cfg: RecipeConfig, sources: Sources, *, requests_per_search
         simulator_requests=requests_per_search,
         simulator_prompt_tokens=assumed("simulator_prompt_tokens", "tokens"),
         simulator_completion_tokens=assumed("simulator_completion_tokens", "tokens"),
+        simulator_max_tokens=max_completion_tokens(cfg.search),
     )

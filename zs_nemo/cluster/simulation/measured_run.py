@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from zs_nemo.cluster.simulation.workload import Workload
+from zs_nemo.cluster.simulation.workload import Workload, max_completion_tokens
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.observability.files import read_json, read_json_lines
 from zs_nemo.observability.phase import Phase
@@ -87,6 +87,7 @@ def _measured(
         simulator_requests=requests_per_search,
         simulator_prompt_tokens=asked * tokens * (1 - written),
         simulator_completion_tokens=asked * tokens * written,
+        simulator_max_tokens=asked * max_completion_tokens(cfg.search),
     )
     sequence = row["rollout/prompt_tokens"] + row["rollout/response_tokens"] + row["rollout/document_tokens"]
     kept = row["tokens/trained"] / (row["rollout/response_tokens"] * episodes)

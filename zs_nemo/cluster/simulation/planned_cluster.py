@@ -51,7 +51,7 @@ class PlannedCluster:
         self._use_gpu = bool(cfg.cluster.gpus_per_node)
         self._cfg = cfg = settled(cfg, use_gpu=self._use_gpu)
         self.sources = Sources()
-        self._layout = derive_layout(cfg, use_gpu=self._use_gpu)
+        self.layout = derive_layout(cfg, use_gpu=self._use_gpu)
         self._measured = self._read_run()
         self._machine: CpuClusterBuilder | None = None
         if not self._use_gpu:
@@ -61,16 +61,16 @@ class PlannedCluster:
                     "simulation.calibrate_on to the directory of a run on such a machine, or choose a cluster such as "
                     "cluster=a100_1x8"
                 )
-            self._machine = CpuClusterBuilder(cfg, self._layout, self._calibrated_on, self.sources)
+            self._machine = CpuClusterBuilder(cfg, self.layout, self._calibrated_on, self.sources)
         self.workload = self._workload(cfg)
 
     def as_configured(self) -> Played:
         """Play the configuration as it is."""
-        return self._play("as configured", self._cfg, self._layout)
+        return self._play("as configured", self._cfg, self.layout)
 
     def with_more(self) -> list[Played]:
         """Play it with one more engine, or one more copy of a trained model, for each role in turn."""
-        return [self._play(name, self._cfg, layout) for name, layout in grown_layouts(self._cfg, self._layout)]
+        return [self._play(name, self._cfg, layout) for name, layout in grown_layouts(self._cfg, self.layout)]
 
     def on_nodes(self) -> list[Played]:
         """Play it on ``simulation.nodes``; on CPU, where a node is a machine like the measured one, too."""
@@ -91,7 +91,7 @@ class PlannedCluster:
                 rollout=replace(self._cfg.rollout, max_staleness=staleness),
                 algorithm=replace(self._cfg.algorithm, importance=importance),
             )
-            played.append(self._play(f"max_staleness={staleness}", cfg, self._layout))
+            played.append(self._play(f"max_staleness={staleness}", cfg, self.layout))
         return played
 
     def check(self) -> list[CheckedStep]:
@@ -152,9 +152,9 @@ class PlannedCluster:
             return self._machine.build(cfg, layout, workload, trained)
         there, needed = cfg.cluster.gpus_per_node * cfg.trainer.num_nodes, _gpus_of(layout)
         # A cluster on which every role has GPUs of its own gets more of them when a role grows.
-        if _gpus_of(self._layout) <= self._cfg.cluster.gpus_per_node * self._cfg.trainer.num_nodes:
+        if _gpus_of(self.layout) <= self._cfg.cluster.gpus_per_node * self._cfg.trainer.num_nodes:
             there = max(there, needed)
-        sources = self.sources if layout is self._layout else Sources()
+        sources = self.sources if layout is self.layout else Sources()
         return GpuClusterBuilder(cfg, layout, workload, sources).build(num_gpus=there)
 
 

@@ -1,11 +1,13 @@
 """What the episodes of a step do, drawn from a few means: measured in a run, or assumed."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from zs_nemo.cluster.simulation.batching_engine import EngineWork
 from zs_nemo.cluster.simulation.episodes import EpisodeWork, SearchWork, TurnWork
+from zs_nemo.config.search import SearchConfig, SimulatedSearchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,8 @@ class Workload:
     simulator_prompt_tokens: float
     """That its prefix cache does not hold."""
     simulator_completion_tokens: float
+    simulator_max_tokens: float = math.inf
+    """A completion is cut there."""
 
     @property
     def sequence_tokens(self) -> float:
@@ -43,6 +47,11 @@ class Workload:
         return self.prompt_tokens + (self.sequence_tokens - self.prompt_tokens) / 2
 
 
+def max_completion_tokens(search: SearchConfig) -> float:
+    """Return the longest completion of a simulator; infinity for an engine that is none."""
+    return search.max_tokens if isinstance(search, SimulatedSearchConfig) else math.inf
+
+
 def draw_episodes(workload: Workload, draws: np.random.Generator) -> list[EpisodeWork]:
     """Draw the episodes of one step: binomial numbers of turns, log-normal lengths, exponential latencies."""
     more = max(0, workload.max_turns - 1)
@@ -52,16 +61,20 @@ def draw_episodes(workload: Workload, draws: np.random.Generator) -> list[Episod
 
 
 def _episode(workload: Workload, num_turns: int, draws: np.random.Generator) -> EpisodeWork:
-    lengths = _lengths(workload.tokens_per_turn, workload.spread_of_tokens, num_turns, draws)
+    lengths = draw_lengths(workload.tokens_per_turn, workload.spread_of_tokens, num_turns, draws)
     turns = []
     for number, length in enumerate(lengths):
         search = None
         if number < num_turns - 1:
-            written = _lengths(
+            written = draw_lengths(
                 workload.simulator_completion_tokens, workload.spread_of_tokens, workload.simulator_requests, draws
             )
             requests = tuple(
-                EngineWork(prompt_tokens=workload.simulator_prompt_tokens, new_tokens=tokens) for tokens in written
+                EngineWork(
+                    prompt_tokens=workload.simulator_prompt_tokens,
+                    new_tokens=min(tokens, workload.simulator_max_tokens),
+                )
+                for tokens in written
             )
             search = SearchWork(latency_s=float(draws.exponential(workload.search_latency_s)), requests=requests)
         # What the policy wrote itself is in the engine's prefix cache.
@@ -71,6 +84,7 @@ def _episode(workload: Workload, num_turns: int, draws: np.random.Generator) -> 
     return turns
 
 
-def _lengths(mean: float, spread: float, count: int, draws: np.random.Generator) -> list[float]:
+def draw_lengths(mean: float, spread: float, count: int, draws: np.random.Generator) -> list[float]:
+    """Return log-normal lengths in tokens; ``spread`` is the standard deviation of their logarithm."""
     values = mean * np.exp(spread * draws.standard_normal(count) - spread**2 / 2)
     return [max(1.0, float(value)) for value in values]

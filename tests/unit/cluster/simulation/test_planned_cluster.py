@@ -4,15 +4,19 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from zs_nemo.cluster.simulation.gpu_model import GpuClusterBuilder
 from zs_nemo.cluster.simulation.planned_cluster import PlannedCluster, on_nodes
-from zs_nemo.cluster.simulation.quantities import Source
+from zs_nemo.cluster.simulation.quantities import Source, Sources
 from zs_nemo.cluster.simulation.result_page import advice, check_table, document, picture, sources_table, table
+from zs_nemo.cluster.simulation.workload import draw_episodes
 from zs_nemo.config.recipe import RecipeConfig, ReinforcePpRecipeConfig
 from zs_nemo.config.registry import register, to_dataclass
+from zs_nemo.weights.families import read_architecture
 
 ROOT = Path(__file__).parents[4]
 SHAPES = ROOT / "tests" / "data" / "models"
@@ -53,8 +57,33 @@ def test_every_number_of_a_rung_says_where_it_comes_from():
 def test_a_step_trains_eight_flop_a_parameter_and_token_with_recomputation():
     planned = PlannedCluster(rung("simulation.network_bytes_per_s=1e30", "policy.train_mb_tokens=1"))
     tokens = 40 * planned.workload.sequence_tokens
-    seconds = 8 * 7.6156e9 * tokens / (8 * 312e12 * 0.35)
+    # Of 7.616 billion parameters 0.545 are the embedding, which is looked up.
+    seconds = 8 * 7.0706e9 * tokens / (8 * 312e12 * 0.35)
     assert planned.as_configured().steps.stage_s["train"] == pytest.approx(seconds, rel=0.01)
+
+
+def test_a_decode_step_reads_weights_while_it_multiplies_and_keys_besides():
+    planned = PlannedCluster(rung())
+    speed = GpuClusterBuilder(rung(), planned.layout, planned.workload, Sources()).engine_speed(
+        read_architecture(SHAPES / "Qwen2.5-7B"), ranks=1, kv_bytes=1e8, room=256
+    )
+    keys_s, read_s, multiplied_s = (
+        1e8 / (0.7 * 2039e9),
+        2 * 7.0706e9 / (0.7 * 2039e9),
+        256 * 2 * 7.0706e9 / (0.5 * 312e12),
+    )
+    assert speed.step_s(1) == pytest.approx(0.002 + read_s + keys_s, rel=1e-3)
+    assert speed.step_s(256) == pytest.approx(0.002 + multiplied_s + 256 * keys_s, rel=1e-3)
+    assert multiplied_s > read_s
+
+
+def test_a_simulator_writes_no_more_than_its_limit():
+    planned = PlannedCluster(rung("simulation.spread_of_tokens=2.0", "search.max_tokens=300"))
+    episodes = draw_episodes(planned.workload, np.random.default_rng(0))
+    written = [
+        request.new_tokens for turns in episodes for turn in turns if turn.search for request in turn.search.requests
+    ]
+    assert max(written) == 300 and min(written) < 100
 
 
 def test_more_gpus_than_micro_batches_do_not_make_training_faster():
