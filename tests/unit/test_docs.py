@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from recipes import settings_reference
+from recipes import rung_reference, settings_reference
 from tests.composed import composed_dataclass
 
 ROOT = Path(__file__).parents[2]
@@ -210,6 +210,24 @@ def test_the_reference_says_name_type_default_and_meaning_of_a_setting() -> None
     assert any(row.startswith("| `search.url` | text |") for row in rows)
     assert any(row.startswith("| `server.port` | integer |") for row in rows)
     assert any(row.startswith("| `critic.optim.lr` | number |") for row in rows)
+
+
+def test_the_page_of_the_7b_rung_has_what_planner_and_simulation_say() -> None:
+    from zs_nemo.cluster.simulation.planned_cluster import PlannedCluster
+    from zs_nemo.cluster.simulation.result_page import table
+
+    page, cfg = rung_reference.PAGE.read_text(), rung_reference.configuration()
+    assert f"```text\n{rung_reference.planned(cfg).rstrip()}\n```" in page
+    cluster = PlannedCluster(cfg)
+    row = table({"configured": [cluster.as_configured()]}).splitlines()[-1].split()
+    assert row in [line.split() for line in page.splitlines()]
+    for number in cluster.sources.quantities.values():
+        assert f"| {number.name} | {number.value:.4g} | {number.unit} | {number.source.value}: {number.told} |" in page
+
+
+@pytest.mark.long
+def test_the_page_of_the_7b_rung_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    assert rung_reference.main(["--check"]) == 0, capsys.readouterr().err
 
 
 def test_the_published_comparison_of_the_docs_can_be_made_again(tmp_path: Path) -> None:
