@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.slurm.cluster import SlurmCluster, wait_for
@@ -42,12 +43,41 @@ class Jobs:
     def submit(self, name: str, *options: str, nodes: int = 2, **variables: str) -> str:
         """Submit launch/slurm/recipe.sbatch with a run of this name and return the job's number."""
         ranks = (f"trainer.num_nodes={nodes}", f"trainer.devices={3 - nodes}")
-        script = ("launch/slurm/recipe.sbatch", "grpo", f"exp_manager.name={name}", *ranks, *self._settings)
+        return self._submit("grpo", name, options, (*ranks, *self._settings), nodes, variables)
+
+    def submit_evaluation(self, name: str, num_questions: int) -> str:
+        """Submit an evaluation over two nodes with an engine on each, which asks one question after the other."""
+        settings = (
+            self._settings[0],
+            "search=bm25",
+            f"exp_manager.exp_dir={self.folder}",
+            "trainer.accelerator=cpu",
+            "trainer.num_nodes=2",
+            "trainer.devices=1",
+            "policy.precision=fp32",
+            "generation.num_engines=2",
+            "rollout.max_concurrency=1",
+            f"evaluate.limit={num_questions}",
+        )
+        return self._submit("evaluate", name, (), settings, 2, {})
+
+    def _submit(
+        self,
+        recipe: str,
+        name: str,
+        options: Sequence[str],
+        settings: Sequence[str],
+        nodes: int,
+        variables: Mapping[str, str],
+    ) -> str:
         return self.cluster.submit(
             f"--nodes={nodes}",
             f"--output={self.folder / name}-%j.out",
             *options,
-            *script,
+            "launch/slurm/recipe.sbatch",
+            recipe,
+            f"exp_manager.name={name}",
+            *settings,
             ZS_NEMO_RAY_OPTIONS="--object-store-memory 200000000",
             **variables,
         )
@@ -69,6 +99,12 @@ class Jobs:
     def wait_for_steps(self, name: str, count: int) -> None:
         """Return when a run has made so many steps."""
         wait_for(lambda: len(self.steps(name)) >= count, START_S, f"{name} makes {count} steps")
+
+    def answers(self, name: str) -> list[str]:
+        """Return the questions that an evaluation has answers to, in their order."""
+        found = (self.folder / name / "answers").glob("*/*.jsonl")
+        lines = [line for path in found for line in path.read_text().rpartition("\n")[0].splitlines()]
+        return [json.loads(line)["question_id"] for line in lines]
 
     def must_complete(self, number: str, name: str) -> dict[str, str]:
         """Wait for a job's end, hold that it was a good one, and return it."""

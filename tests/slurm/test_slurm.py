@@ -56,6 +56,24 @@ def test_a_job_that_is_told_of_its_limit_is_requeued_and_ends_with_the_metrics_o
 
 @pytest.mark.long
 @pytest.mark.timeout(1500)
+def test_an_evaluation_over_two_nodes_that_is_told_of_its_limit_is_requeued_and_asks_only_what_is_left(
+    cluster: SlurmCluster, jobs: Jobs
+) -> None:
+    number = jobs.submit_evaluation("examined", 60)
+    wait_for(lambda: len(jobs.answers("examined")) >= 3, 2 * START_S, "the first answers come")
+    # What SLURM does so long before the limit.
+    cluster.output_of("scancel", "--signal=USR1", number)
+    job = jobs.must_complete(number, "examined")
+    assert int(job["Restarts"]) == 1
+    answers = jobs.answers("examined")
+    assert len(answers) == len(set(answers)) == 60, "no question was asked twice"
+    report = json.loads((jobs.folder / "examined" / "report.json").read_text())
+    assert report["evaluation"]["agent_bm25_greedy"]["n"] == 60 and report["sessions"] == 2
+    assert_nothing_is_left(cluster, number)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("node", NODES)
 def test_a_job_survives_the_loss_of_a_node_and_its_slurmd(
     cluster: SlurmCluster, jobs: Jobs, run_through: Path, node: str
