@@ -27,8 +27,10 @@ _RANK_PROCESS = {False: 0.7 * GIB, True: 2.5 * GIB}
 """Python, torch and megatron-core on CPU; the CUDA context with NCCL's buffers on a GPU."""
 _HEAP_SHARE = {False: 0.25, True: 0.05}
 """What the allocator holds beyond what is in use, as a share of it."""
-_ENGINE_PROCESSES = {False: 1.0 * GIB, True: 2.5 * GIB}
-_TENSOR_PARALLEL_WORKER = 0.5 * GIB
+_ENGINE_PROCESSES = {False: 0.55 * GIB, True: 2.5 * GIB}
+"""Python, torch and vLLM on CPU; on a GPU the CUDA context and what vLLM keeps free for a pass."""
+_ENGINE_CORE, _TENSOR_PARALLEL_WORKER = 0.5 * GIB, 0.5 * GIB
+"""vLLM's own processes on CPU: there are none for one rank."""
 _CPU_REQUESTS = 0.5 * GIB
 """What requests leave in an engine's heap on CPU until it is told to give it back."""
 
@@ -190,7 +192,8 @@ def engine_memory(setup: EngineSetup) -> ProcessMemory:
             "weights": 2 * weights,
             "KV cache": ranks * setup.kv_cache_gib * GIB,
             "requests": _CPU_REQUESTS,
-            "process": _ENGINE_PROCESSES[False] + (ranks * _TENSOR_PARALLEL_WORKER if ranks > 1 else 0),
+            "process": _ENGINE_PROCESSES[False]
+            + (0 if setup.in_process else _ENGINE_CORE + ranks * _TENSOR_PARALLEL_WORKER),
         },
     )
 

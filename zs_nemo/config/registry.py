@@ -1,5 +1,6 @@
 """Registers the schemas with Hydra and turns a composed configuration into dataclasses."""
 
+from functools import cache
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
@@ -31,8 +32,9 @@ class _SharedNodes(dict[str, Any]):
         return self
 
 
+@cache
 def register() -> None:
-    """Make the schemas known to Hydra under the names that the files in configs/ build on."""
+    """Make the schemas known to Hydra under the names that the files in configs/ build on. Once: it takes a second."""
     store = ConfigStore.instance()
     store.store(name="grpo_schema", node=GrpoRecipeConfig)
     store.store(name="reinforce_pp_schema", node=ReinforcePpRecipeConfig)
