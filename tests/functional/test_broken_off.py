@@ -52,12 +52,24 @@ def test_a_run_that_is_broken_off_leaves_nothing_behind(
         start_new_session=True,
         cwd=Path(__file__).parents[2],
     )
+    try:
+        errors = break_off(driver, number)
+    finally:
+        # The run's reaper ends what a failed test leaves.
+        driver.kill()
+    if number is signal.SIGINT:
+        assert errors.rstrip().endswith("KeyboardInterrupt"), errors
+        assert errors.count("Traceback") <= 2, errors
+
+
+def break_off(driver: subprocess.Popen[str], number: signal.Signals) -> str:
+    """Send the driver the signal once it works, see all its processes end, and return what it wrote of errors."""
     assert driver.stdout is not None
     token = driver.stdout.readline().strip()
     assert len(token) == 32, driver.communicate()[1]
     time.sleep(1)
     pids = marked_processes(token)
-    assert len(pids) >= 12
+    assert len(pids) >= 10, pids
     sent = time.monotonic()
     os.killpg(driver.pid, number) if number is signal.SIGINT else os.kill(driver.pid, number)
     while any(map(is_running, pids)) or driver.poll() is None or list(Path("/dev/shm").glob(f"*{token[:8]}*")):
@@ -65,6 +77,4 @@ def test_a_run_that_is_broken_off_leaves_nothing_behind(
         time.sleep(0.1)
     _, errors = driver.communicate()
     assert not marked_processes(token)
-    if number is signal.SIGINT:
-        assert errors.rstrip().endswith("KeyboardInterrupt"), errors
-        assert errors.count("Traceback") <= 2, errors
+    return errors
