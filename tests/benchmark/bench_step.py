@@ -10,10 +10,11 @@ weigh alike, advantages by the group's mean, clipping, KL to the start), learnin
 simulator through ``recipes/serve_search.py``. Its mask leaves the policy's tokens alone in the loss. One side runs at
 a time, with all cores; nothing else should.
 
-TRL is given what was fastest for it among what works on a CPU: two data-parallel processes of one thread (``--trl-
-processes``), micro-batches of a few rows (``--trl-rows``), no gradient checkpointing, ``rollout_func`` with all
-searches of a turn at once and a simulator with all cores meanwhile, since nothing else computes then.
-``--trl-generation`` chooses among what ``trl_step.py`` describes.
+TRL is given the fastest that works on a CPU: two data-parallel processes of one thread (two threads of one process
+wait for each other), micro-batches of a few rows, no gradient checkpointing, a ``rollout_func`` with all searches of a
+turn under way at once, a simulator with all cores meanwhile, since nothing else computes then, and its colocated vLLM
+engine, whose way of taking weights is mended for it. The options beginning with ``--trl-`` choose otherwise;
+``trl_step.py`` describes the kinds of generation.
 
 ``ratio`` is ours over TRL's in trajectories a minute: those that were graded, over the seconds of their steps. Both
 sides leave out those whose search failed; those without an advantage count on both sides, although ours spends no
@@ -169,23 +170,9 @@ def write_work(
     options: argparse.Namespace, cfg: GrpoRecipeConfig, work: Path, policy: Path, url: str
 ) -> tuple[Path, int]:
     """Write down what TRL has to do; return the file and the rows of a micro-batch."""
-    train = load_questions(cfg.data, load_facts_world(cfg.data)).train
-    curriculum = NoiseCurriculum.from_config(cfg.curriculum, max_steps=cfg.trainer.max_steps)
-    simulated = isinstance(cfg.search, SimulatedSearchConfig)
-    steps = [
-        {
-            "noise": curriculum.noise_at(step) if simulated else 0.0,
-            "questions": [
-                {"prompt": policy_prompt(each.text), "question": each.text, "answers": list(each.answers)}
-                for each in questions_of_step(train, step, cfg.rollout.num_prompts_per_step, cfg.seed)
-            ],
-        }
-        for step in range(cfg.trainer.max_steps)
-    ]
-    rollout, algorithm, optim = cfg.rollout, cfg.algorithm, cfg.policy.optim
-    share = rollout.num_prompts_per_step * rollout.num_generations_per_prompt // options.trl_processes
+    share = cfg.rollout.num_prompts_per_step * cfg.rollout.num_generations_per_prompt // options.trl_processes
     rows = next(size for size in range(min(options.trl_rows, share), 0, -1) if share % size == 0)
-    max_steps = cfg.trainer.max_steps
+    optim, max_steps = cfg.policy.optim, cfg.trainer.max_steps
     content = {
         "model": str(policy),
         "url": url,
@@ -199,29 +186,51 @@ def write_work(
             learning_rate(optim.sched, lr=optim.lr, step=step, max_steps=max_steps) for step in range(max_steps)
         ],
         "adam": {"betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay},
-        "grpo": {
-            "seed": cfg.seed,
-            "max_steps": max_steps,
-            "num_generations": rollout.num_generations_per_prompt,
-            "max_completion_length": rollout.max_sequence_tokens,
-            "per_device_train_batch_size": rows,
-            "gradient_accumulation_steps": share // rows,
-            "max_grad_norm": cfg.policy.gradient_clip_val,
-            "temperature": cfg.generation.temperature,
-            "top_p": cfg.generation.top_p,
-            "beta": algorithm.kl.coef if algorithm.kl.where is KlPlace.loss else 0.0,
-            "epsilon": algorithm.clip_ratio_low,
-            "epsilon_high": algorithm.clip_ratio_high,
-            "entropy_coef": algorithm.entropy_coef,
-            "loss_type": LOSS_TYPES[algorithm.loss_aggregation],
-            "scale_rewards": "group" if algorithm.normalize_std else "none",
-            "bf16": cfg.policy.precision is Precision.bf16,
-        },
-        "steps": steps,
+        "grpo": grpo_settings(cfg)
+        | {"per_device_train_batch_size": rows, "gradient_accumulation_steps": share // rows},
+        "steps": steps_of(cfg),
     }
     path = work / TRL / "work.json"
     path.write_text(json.dumps(content))
     return path, rows
+
+
+def grpo_settings(cfg: GrpoRecipeConfig) -> dict[str, Any]:
+    """Return what our settings are in TRL's terms."""
+    algorithm = cfg.algorithm
+    return {
+        "seed": cfg.seed,
+        "max_steps": cfg.trainer.max_steps,
+        "num_generations": cfg.rollout.num_generations_per_prompt,
+        "max_completion_length": cfg.rollout.max_sequence_tokens,
+        "max_grad_norm": cfg.policy.gradient_clip_val,
+        "temperature": cfg.generation.temperature,
+        "top_p": cfg.generation.top_p,
+        "beta": algorithm.kl.coef if algorithm.kl.where is KlPlace.loss else 0.0,
+        "epsilon": algorithm.clip_ratio_low,
+        "epsilon_high": algorithm.clip_ratio_high,
+        "entropy_coef": algorithm.entropy_coef,
+        "loss_type": LOSS_TYPES[algorithm.loss_aggregation],
+        "scale_rewards": "group" if algorithm.normalize_std else "none",
+        "bf16": cfg.policy.precision is Precision.bf16,
+    }
+
+
+def steps_of(cfg: GrpoRecipeConfig) -> list[dict[str, Any]]:
+    """Return the questions and the noise that our run has at each step."""
+    train = load_questions(cfg.data, load_facts_world(cfg.data)).train
+    curriculum = NoiseCurriculum.from_config(cfg.curriculum, max_steps=cfg.trainer.max_steps)
+    is_simulated = isinstance(cfg.search, SimulatedSearchConfig)
+    return [
+        {
+            "noise": curriculum.noise_at(step) if is_simulated else 0.0,
+            "questions": [
+                {"prompt": policy_prompt(each.text), "question": each.text, "answers": list(each.answers)}
+                for each in questions_of_step(train, step, cfg.rollout.num_prompts_per_step, cfg.seed)
+            ],
+        }
+        for step in range(cfg.trainer.max_steps)
+    ]
 
 
 @contextmanager
@@ -288,6 +297,8 @@ def run_trl(options: argparse.Namespace, cfg: GrpoRecipeConfig, work: Path, poli
                 "VLLM_CPU_KVCACHE_SPACE": "1",
                 "VLLM_CPU_OMP_THREADS_BIND": "nobind",
                 "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+                # Nothing is compiled, as in our engines; TRL has no setting for it.
+                "VLLM_USE_AOT_COMPILE": "0",
             },
         )
     ranks = [
@@ -430,7 +441,7 @@ def main() -> None:
     parser.add_argument("--trl", type=Path, default=ROOT / ".trl/site-packages", help="the folder with TRL")
     parser.add_argument("--trl-processes", type=int, default=2)
     parser.add_argument("--trl-rows", type=int, default=6, help="most rows of TRL's micro-batch")
-    parser.add_argument("--trl-generation", choices=["transformers", "continuous", "vllm"], default="transformers")
+    parser.add_argument("--trl-generation", choices=["vllm", "transformers", "continuous"], default="vllm")
     parser.add_argument("--trl-simulator-threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("overrides", nargs="*", help="settings of recipes/grpo.py for both sides")
     options = parser.parse_args()

@@ -6,11 +6,14 @@ The episodes are those of ``trl_rollout.py``; the loss, its mask (``env_mask``: 
 reference and the optimizer are TRL's. Each process writes ``trl_RANK.jsonl`` with one line a step. How a turn is
 generated:
 
-``transformers``  ``generate`` with stop strings, whole batches: the fastest of those that TRL has for a CPU.
-``continuous``    TRL's ``use_transformers_continuous_batching``: knows no stop strings, so that every turn is written
-                  to its limit and cut afterwards.
-``vllm``          TRL's colocated engine. As it comes it fails on a CPU, where the weights cannot be written into the
-                  engine's layers in place; here they are loaded as our own engines load them.
+``vllm``          TRL's colocated engine, which takes rows out of the batch as they end and keeps their prefixes. TRL
+                  writes new weights straight into its layers, which are packed otherwise on a CPU; here they are loaded
+                  as our own engines load them. As in those, nothing is compiled.
+``transformers``  ``generate`` with stop strings; a batch lasts as long as its longest row.
+``continuous``    ``use_transformers_continuous_batching``; it knows no stop strings, so that every turn is written to
+                  its limit and cut afterwards.
+
+vLLM's server, TRL's other way, takes new weights by NCCL alone: on GPUs.
 """
 
 import copy
