@@ -268,6 +268,7 @@ def build_trainer(work: dict[str, Any], folder: Path) -> TimedTrainer:
         remove_unused_columns=False,
         gradient_checkpointing=False,
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
         **work["grpo"],
         **generation_settings(work),
     )
