@@ -12,9 +12,9 @@ a time, with all cores; nothing else should.
 
 TRL is given the fastest that works on a CPU: two data-parallel processes of one thread (two threads of one process
 wait for each other), micro-batches of a few rows, no gradient checkpointing, a ``rollout_func`` with all searches of a
-turn under way at once, a simulator with all cores meanwhile, since nothing else computes then, and its colocated vLLM
-engine, whose way of taking weights is mended for it. The options beginning with ``--trl-`` choose otherwise;
-``trl_step.py`` describes the kinds of generation.
+turn under way at once, and a simulator with all cores meanwhile, since nothing else computes then. It trains once with
+each kind of generation (``trl_step.py`` describes them), and ours is held against the fastest. The options beginning
+with ``--trl-`` choose otherwise.
 
 ``ratio`` is ours over TRL's in trajectories a minute: those that were graded, over the seconds of their steps. Both
 sides leave out those whose search failed; those without an advantage count on both sides, although ours spends no
@@ -43,7 +43,7 @@ sys.path.insert(0, str(ROOT))
 
 from hydra import compose, initialize_config_dir  # noqa: E402
 
-from zs_nemo.cluster.native_precision import with_settled_precision  # noqa: E402
+from zs_nemo.cluster.settled_config import settled  # noqa: E402
 from zs_nemo.config.algorithm import KlPlace, LossAggregation, ZeroVariance  # noqa: E402
 from zs_nemo.config.policy import Precision  # noqa: E402
 from zs_nemo.config.recipe import GrpoRecipeConfig  # noqa: E402
@@ -70,6 +70,7 @@ ONLY_TRAINING = [
 SERVED = "is served at "
 START_TIMEOUT_S = 600.0
 TEMPERATURES = (0.0, 1.0)
+KINDS = ("transformers", "vllm", "continuous")
 
 
 def settings_of(options: argparse.Namespace) -> tuple[list[str], GrpoRecipeConfig]:
@@ -82,7 +83,7 @@ def settings_of(options: argparse.Namespace) -> tuple[list[str], GrpoRecipeConfi
     overrides += options.overrides
     register()
     with initialize_config_dir(config_dir=str(ROOT / "configs"), version_base="1.3"):
-        cfg = with_settled_precision(to_dataclass(compose("grpo", overrides=overrides), GrpoRecipeConfig))
+        cfg = settled(to_dataclass(compose("grpo", overrides=overrides), GrpoRecipeConfig))
     check_comparable(cfg)
     return overrides, cfg
 
@@ -167,7 +168,7 @@ def our_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_work(
-    options: argparse.Namespace, cfg: GrpoRecipeConfig, work: Path, policy: Path, url: str
+    options: argparse.Namespace, cfg: GrpoRecipeConfig, folder: Path, policy: Path, url: str
 ) -> tuple[Path, int]:
     """Write down what TRL has to do; return the file and the rows of a micro-batch."""
     share = cfg.rollout.num_prompts_per_step * cfg.rollout.num_generations_per_prompt // options.trl_processes
@@ -176,12 +177,12 @@ def write_work(
     content = {
         "model": str(policy),
         "url": url,
-        "generation": options.trl_generation,
+        "generation": folder.name.removeprefix(f"{TRL}_"),
         "threads": max(1, len(os.sched_getaffinity(0)) // options.trl_processes),
         "search_threads": share,
         "num_documents": cfg.search.num_documents,
         "limits": asdict(episode_limits(cfg)),
-        "policy_to": str(work / TRL / "policy"),
+        "policy_to": str(folder / "policy"),
         "learning_rates": [
             learning_rate(optim.sched, lr=optim.lr, step=step, max_steps=max_steps) for step in range(max_steps)
         ],
@@ -190,7 +191,7 @@ def write_work(
         | {"per_device_train_batch_size": rows, "gradient_accumulation_steps": share // rows},
         "steps": steps_of(cfg),
     }
-    path = work / TRL / "work.json"
+    path = folder / "work.json"
     path.write_text(json.dumps(content))
     return path, rows
 
@@ -276,15 +277,15 @@ def address_of(server: subprocess.Popen[bytes], log: Path) -> str:
     raise RuntimeError(f"the search server did not start:\n{end_of(log)}")
 
 
-def run_trl(options: argparse.Namespace, cfg: GrpoRecipeConfig, work: Path, policy: Path) -> dict[str, Any]:
-    """Train with TRL; return its steps, one row each."""
-    (work / TRL).mkdir()
+def run_trl(options: argparse.Namespace, cfg: GrpoRecipeConfig, folder: Path, policy: Path) -> dict[str, Any]:
+    """Train with TRL and the kind of generation that the folder is named after; return its steps, one row each."""
+    folder.mkdir()
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.trl_processes)]
-    with search_server(options, cfg, work) as url:
-        path, rows = write_work(options, cfg, work, policy, url)
+    with search_server(options, cfg, folder) as url:
+        path, rows = write_work(options, cfg, folder, policy, url)
         wall_s = run(
             [sys.executable, *launcher, ROOT / "tests/benchmark/trl_step.py", path],
-            work / f"{TRL}.log",
+            folder / "output.log",
             {
                 # Behind the project's packages: it holds what those lack, and nothing of theirs.
                 "PYTHONPATH": os.pathsep.join([str(ROOT), str(options.trl.resolve())]),
@@ -302,7 +303,7 @@ def run_trl(options: argparse.Namespace, cfg: GrpoRecipeConfig, work: Path, poli
             },
         )
     ranks = [
-        [json.loads(line) for line in (work / TRL / f"trl_{rank}.jsonl").read_text().splitlines()]
+        [json.loads(line) for line in (folder / f"trl_{rank}.jsonl").read_text().splitlines()]
         for rank in range(options.trl_processes)
     ]
     return {"wall_s": wall_s, "micro_batch_rows": rows, "steps": [trl_row(each) for each in zip(*ranks, strict=True)]}
@@ -390,21 +391,28 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     load = os.getloadavg()[0]
     done = {OURS: run_ours(overrides, work)}
     policy = work / OURS / "reference"
-    done[TRL] = run_trl(options, cfg, work, policy)
+    for kind in options.trl_generation:
+        done[f"{TRL}_{kind}"] = run_trl(options, cfg, work / f"{TRL}_{kind}", policy)
     sides = {name: summary(side, options.warm_up) for name, side in done.items()}
-    parts: dict[str, Any] = sides | {"steps": {name: side["steps"] for name, side in done.items()}}
+    fastest = max((name for name in sides if name != OURS), key=lambda name: sides[name]["trajectories_per_min"])
+    parts: dict[str, Any] = {
+        OURS: sides[OURS],
+        TRL: sides[fastest],
+        "trl_by_generation": {name: side for name, side in sides.items() if name != OURS},
+        "steps": {name: side["steps"] for name, side in done.items()},
+    }
     if options.evaluate:
-        folders = {"start": policy, OURS: work / OURS / "policy", TRL: work / TRL / "policy"}
+        folders = {"start": policy, OURS: work / OURS / "policy", TRL: work / fastest / "policy"}
         parts["f1"] = {name: evaluate(options, work, folder, name) for name, folder in folders.items()}
     return {
         "name": "step",
-        "ratio": round(sides[OURS]["trajectories_per_min"] / sides[TRL]["trajectories_per_min"], 3),
+        "ratio": round(parts[OURS]["trajectories_per_min"] / parts[TRL]["trajectories_per_min"], 3),
         "parts": parts,
         "settings": overrides,
         "trl": {
             "processes": options.trl_processes,
-            "micro_batch_rows": done[TRL]["micro_batch_rows"],
-            "generation": options.trl_generation,
+            "micro_batch_rows": done[fastest]["micro_batch_rows"],
+            "generation": fastest.removeprefix(f"{TRL}_"),
             "simulator_threads": options.trl_simulator_threads,
         },
         "precision": cfg.policy.precision.name,
@@ -441,10 +449,11 @@ def main() -> None:
     parser.add_argument("--trl", type=Path, default=ROOT / ".trl/site-packages", help="the folder with TRL")
     parser.add_argument("--trl-processes", type=int, default=2)
     parser.add_argument("--trl-rows", type=int, default=6, help="most rows of TRL's micro-batch")
-    parser.add_argument("--trl-generation", choices=["vllm", "transformers", "continuous"], default="vllm")
+    parser.add_argument("--trl-generation", choices=KINDS, action="append", help="may be repeated; default: two kinds")
     parser.add_argument("--trl-simulator-threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("overrides", nargs="*", help="settings of recipes/grpo.py for both sides")
     options = parser.parse_args()
+    options.trl_generation = options.trl_generation or list(KINDS[:2])
     try:
         check_trl(options.trl)
         if options.work and options.work.exists() and any(options.work.iterdir()):
