@@ -12,9 +12,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.composed import composed
+from zs_nemo.config.collect import CollectRecipeConfig
 from zs_nemo.config.evaluate import EvaluateRecipeConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, ReinforcePpRecipeConfig
 from zs_nemo.config.registry import to_dataclass
+from zs_nemo.config.sft_simulator import SftSimulatorRecipeConfig
 
 ROOT = Path(__file__).parents[2]
 CODE = sorted(path for folder in ("zs_nemo", "recipes", "tests") for path in (ROOT / folder).rglob("*.py"))
@@ -28,6 +30,8 @@ RECIPES = {
     "reinforce_pp": ReinforcePpRecipeConfig,
     "ppo": PpoRecipeConfig,
     "evaluate": EvaluateRecipeConfig,
+    "collect_interactions": CollectRecipeConfig,
+    "sft_simulator": SftSimulatorRecipeConfig,
 }
 SKIPPED_FOLDERS = {".git", ".venv", "runs", "outputs", "__pycache__", "build", "dist"}
 TEXT_SUFFIXES = {".py", ".sh", ".md", ".yaml", ".toml", ".txt", ".j2", ".json", ".jsonl", ".sbatch", ""}
@@ -102,11 +106,7 @@ def test_the_groups_of_the_configuration_are_found() -> None:
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group, names in GROUPS.items() for name in names])
 def test_every_shipped_configuration_composes_and_passes_its_checks(choice: str) -> None:
     closed_book = ["evaluate.methods=[direct]"] if choice == "search=none" else []
-    recipe = (
-        "evaluate"
-        if closed_book
-        else next((name for name in ("reinforce_pp", "ppo") if f"zerosearch_{name}" in choice), "grpo")
-    )
+    recipe = "evaluate" if closed_book else next((name for name in RECIPES if f"zerosearch_{name}" in choice), "grpo")
     # The quickstart's two ranks are too few for the larger policies.
     cfg = to_dataclass(composed(recipe, choice, "trainer.devices=4", *closed_book), RECIPES[recipe])
     assert cfg.search.num_documents >= 1

@@ -48,7 +48,7 @@ class Machine:
         self.root, self.calls = folder / "a project", folder / "calls"
         shutil.copytree(ROOT / "launch", self.root / "launch")
         (self.root / "recipes").mkdir()
-        for recipe in ("grpo", "ppo", "evaluate"):
+        for recipe in ("grpo", "ppo", "evaluate", "sft_simulator"):
             (self.root / "recipes" / f"{recipe}.py").touch()
         commands = {"srun": SRUN, "scontrol": SCONTROL, "getent": GETENT, "sbatch": SBATCH}
         for name, text in commands.items():
@@ -99,7 +99,7 @@ def test_a_script_is_short_and_stops_at_the_first_error(script: Path) -> None:
     assert len(lines) <= 60 and "set -euo pipefail" in lines and os.access(script, os.X_OK)
 
 
-@pytest.mark.parametrize("name", ["recipe.sbatch", "train_policy.sbatch", "evaluate.sbatch"])
+@pytest.mark.parametrize("name", ["recipe.sbatch", "train_policy.sbatch", "sft_simulator.sbatch", "evaluate.sbatch"])
 def test_jobs_requeue_and_are_told_before_their_limit(name: str) -> None:
     lines = (ROOT / "launch" / "slurm" / name).read_text().splitlines()
     assert "#SBATCH --requeue" in lines and "#SBATCH --open-mode=append" in lines
@@ -209,6 +209,8 @@ def test_what_is_missing_is_named_with_the_remedy(machine: Machine) -> None:
     for script, variable, remedy in (
         ("recipe.sbatch", "SLURM_JOB_ID", "start this script with sbatch"),
         ("train_policy.sbatch", "ZS_NEMO_MODELS", "set it to the folder that holds the models"),
+        ("sft_simulator.sbatch", "ZS_NEMO_MODELS", "set it to the folder that holds the models"),
+        ("sft_simulator.sbatch", "SLURM_JOB_NUM_NODES", "start this script with sbatch"),
         ("evaluate.sbatch", "SLURM_JOB_NUM_NODES", "start this script with sbatch"),
     ):
         ended = machine.run(script, "grpo", **{"ZS_NEMO_MODELS": "m", variable: ""})
@@ -224,6 +226,24 @@ def test_training_takes_the_cluster_that_was_allocated_and_the_user_s_settings_l
     )
     (command,) = machine.asked("<recipes/ppo.py>")
     assert "<experiment=zerosearch_ppo_3b><cluster=h100_2x8>" in command and command.endswith("<trainer.max_steps=7>")
+
+
+@pytest.mark.parametrize(
+    ("variables", "chosen", "name"),
+    [
+        ({"SLURM_JOB_NUM_NODES": "1"}, "a100_1x8", "zerosearch_sft_simulator_7b"),
+        ({"SIZE": "14b", "GPU": "h100"}, "h100_2x8", "zerosearch_sft_simulator_14b"),
+    ],
+)
+def test_a_simulator_is_tuned_by_the_experiment_of_its_size_and_requeued_when_asked_to_stop(
+    machine: Machine, variables: dict[str, str], chosen: str, name: str
+) -> None:
+    typed = ["sft.examples=runs/some examples", "exp_manager.name=mine"]
+    ended = machine.run("sft_simulator.sbatch", *typed, ZS_NEMO_MODELS="m", RECIPE_CODE="75", **variables)
+    (command,) = machine.asked("<recipes/sft_simulator.py>")
+    settings = [f"experiment={name}", f"cluster={chosen}", f"exp_manager.name={name}", *typed]
+    assert command.endswith("".join(f"<{word}>" for word in settings))
+    assert ended.returncode == 75 and machine.asked("scontrol requeue")
 
 
 @pytest.mark.parametrize(

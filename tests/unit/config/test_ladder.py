@@ -16,18 +16,28 @@ from zs_nemo.cluster.gpu_plan import misfits
 from zs_nemo.cluster.memory_plan import GIB, parameters_of
 from zs_nemo.cluster.placement import check_sender_is_alone, place_on_gpus
 from zs_nemo.cluster.setups import derive_layout, num_updates
+from zs_nemo.config.collect import CollectRecipeConfig
 from zs_nemo.config.evaluate import EvaluateRecipeConfig
+from zs_nemo.config.evaluate_simulator import EvaluateSimulatorConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, RecipeConfig, ReinforcePpRecipeConfig
 from zs_nemo.config.registry import to_dataclass
 from zs_nemo.config.rollout import RefitTransport
 from zs_nemo.config.search import SimulatedSearchConfig
+from zs_nemo.config.sft_simulator import SftSimulatorRecipeConfig
 from zs_nemo.config.simulation import GpuModel
+from zs_nemo.search.prompt_template import load_template
 from zs_nemo.weights.families import read_architecture
 
 ROOT = Path(__file__).parents[3]
 SHAPES = ROOT / "tests" / "data" / "models"
 KINDS = {"grpo": GrpoRecipeConfig, "reinforce_pp": ReinforcePpRecipeConfig, "ppo": PpoRecipeConfig}
-ALL_KINDS = {**KINDS, "evaluate": EvaluateRecipeConfig}
+ALL_KINDS = {
+    **KINDS,
+    "evaluate": EvaluateRecipeConfig,
+    "collect_interactions": CollectRecipeConfig,
+    "sft_simulator": SftSimulatorRecipeConfig,
+    "evaluate_simulator": EvaluateSimulatorConfig,
+}
 NODES = {"3b": [1, 2, 4, 8, 16], "7b": [1, 2, 4, 8, 16], "14b": [2, 4, 8, 16]}
 """On how many nodes of eight GPUs with 80 GB the published settings of a size fit."""
 POLICIES = {
@@ -126,6 +136,33 @@ def test_an_evaluation_has_the_published_limits():
     assert (rollout.max_sequence_tokens, cfg.search.num_documents, rollout.max_concurrency) == (4596, 5, 1024)
 
 
+@pytest.mark.parametrize("size", NODES)
+def test_a_simulator_of_every_size_is_tuned_by_all_gpus_of_every_cluster(size: str):
+    for nodes in (1, 2, 4, 8, 16):
+        chosen = tuning_settings(size, nodes)
+        assert problems("sft_simulator", *chosen) == [], nodes
+        layout = derive_layout(load("sft_simulator", *chosen), use_gpu=True)
+        assert (layout.num_ranks, layout.engines) == (8 * nodes, ())
+
+
+@pytest.mark.parametrize("size", NODES)
+def test_a_simulator_is_tuned_as_published_with_the_prompts_that_it_is_asked_with_afterwards(size: str):
+    cfg = load("sft_simulator", *tuning_settings(size, 1))
+    assert cfg.policy.optim.lr == 1e-6 and cfg.policy.model.endswith(f"/Qwen2.5-{size.upper()}-Instruct")
+    assert isinstance(cfg.search, SimulatedSearchConfig)
+    assert (cfg.search.num_documents, cfg.search.num_words) == (5, 30)
+    afterwards = load("grpo", f"experiment=zerosearch_grpo_{size}", f"search=finetuned_{size}").search
+    assert replace(afterwards, model=cfg.search.model, num_engines=cfg.search.num_engines) == cfg.search
+    load_template(cfg.search.template, cfg.search.documents_per_completion)
+
+
+def test_what_a_simulator_learns_from_is_collected_by_all_gpus_of_a_node():
+    assert problems("collect_interactions", "experiment=zerosearch_collect_interactions") == []
+    cfg = load("collect_interactions", "experiment=zerosearch_collect_interactions")
+    layout = derive_layout(cfg, use_gpu=True)
+    assert (layout.num_ranks, len(layout.engines), cfg.search.num_documents) == (0, 8, 5)
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
@@ -189,6 +226,11 @@ def evaluation_settings(nodes: int, engines: int, gpu: str = "a100") -> list[str
     ]
 
 
+def tuning_settings(size: str, nodes: int, gpu: str = "a100") -> list[str]:
+    """Return what launch/slurm/sft_simulator.sbatch sets; tests/unit/test_slurm_scripts.py sees it do so."""
+    return [f"experiment=zerosearch_sft_simulator_{size}", f"cluster={gpu}_{nodes}x8"]
+
+
 def commands_of(text: str) -> list[list[str]]:
     """Return the words of every sbatch, chain, doctor or NeMo-Run command in a text; continued lines are joined."""
     lines = re.sub(r"\\\n\s*", " ", text).splitlines()
@@ -212,6 +254,8 @@ def overrides_of(command: list[str]) -> tuple[str, list[str]]:
     match Path(command[script]).name:
         case "train_policy.sbatch":
             return algorithm, [f"experiment=zerosearch_{algorithm}_{size}", f"cluster={gpu}_{nodes or 2}x8", *rest]
+        case "sft_simulator.sbatch":
+            return "sft_simulator", [*tuning_settings(size, int(nodes or 1), gpu), *rest]
         case "evaluate.sbatch":
             return "evaluate", [*evaluation_settings(int(nodes or 1), 8, gpu), *rest]
         case "submit.py":
