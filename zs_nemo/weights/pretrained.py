@@ -79,6 +79,11 @@ def _convert(gguf_file: Path, target: Path) -> None:
 
 def load_tokenizer(folder: Path) -> HfTokenizer:
     """Load the tokenizer of a Hugging Face folder; transformers is imported here, since it takes seconds."""
+    if (folder / "tokenizer.json").is_file():
+        # Without the models, which AutoTokenizer brings along and which take three quarters of its time.
+        from transformers import PreTrainedTokenizerFast
+
+        return HfTokenizer(PreTrainedTokenizerFast.from_pretrained(str(folder)))
     from transformers import AutoTokenizer
 
     return HfTokenizer(AutoTokenizer.from_pretrained(str(folder)))
