@@ -39,7 +39,14 @@ def is_running(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "SIGKILL"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, id="Ctrl-C"),
+        # As a whole run does whose driver is killed (test_grpo_recipe.py).
+        pytest.param(signal.SIGKILL, id="SIGKILL", marks=pytest.mark.long),
+    ],
+)
 def test_a_run_that_is_broken_off_leaves_nothing_behind(
     tiny_model: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
