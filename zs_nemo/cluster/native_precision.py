@@ -38,7 +38,7 @@ def with_settled_precision(cfg: Config, *, use_gpu: bool) -> Config:
     precision = native_precision(use_gpu)
     if precision is Precision.fp32:
         _LOGGER.warning(
-            "policy.precision=auto: this CPU has no bf16 arithmetic, so the run is in float32, three to four times slower "
-            "than on as many cores that have"
+            "policy.precision=auto: this CPU has no bf16 arithmetic, so the run is in float32, three to four times "
+            "slower than on as many cores that have"
         )
     return dataclasses.replace(cfg, policy=dataclasses.replace(cfg.policy, precision=precision))
