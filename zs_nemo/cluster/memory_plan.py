@@ -28,7 +28,7 @@ _RANK_PROCESS = {False: 0.7 * GIB, True: 2.5 * GIB}
 _HEAP_SHARE = {False: 0.25, True: 0.05}
 """What the allocator holds beyond what is in use, as a share of it."""
 _ENGINE_PROCESSES = {False: 0.55 * GIB, True: 2.5 * GIB}
-"""Python, torch and vLLM on CPU; on a GPU the CUDA context and what vLLM keeps free for a pass."""
+"""Python, torch and vLLM on CPU; on a GPU what the process holds of it besides weights, keys and values."""
 _ENGINE_CORE, _TENSOR_PARALLEL_WORKER = 0.5 * GIB, 0.5 * GIB
 """vLLM's own processes on CPU: there are none for one rank."""
 _CPU_REQUESTS = 0.5 * GIB

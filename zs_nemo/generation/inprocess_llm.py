@@ -12,8 +12,8 @@ _LOGGER = logging.getLogger(__name__)
 class InProcessLlm:
     """Has the calls of vLLM's ``AsyncLLM`` that ``VllmEngine`` makes, without its engine-core process.
 
-    On CPU that process costs as much again as the engine itself to start, half a minute of imports on two slow cores,
-    and 0.5 GiB; what it brings, tokens turned into text beside the next forward pass, is nothing beside a pass on CPU.
+    On CPU that process costs a second import of vLLM, some 15 s of a slow core, and 0.5 GiB; what it brings, tokens
+    turned into text beside the next forward pass, is little beside a pass on CPU.
     One thread makes every call of vLLM, passes included: OpenMP's number of threads is that of the calling thread.
     """
 
@@ -23,6 +23,7 @@ class InProcessLlm:
         self._streams: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Queue[Any]]] = {}
         self._failure: BaseException | None = None
         self._stepping = False
+        self._closing = False
         self._engine: Any = self._thread.submit(_start, engine_args).result()
         self.model_config = self._engine.model_config
 
@@ -46,7 +47,7 @@ class InProcessLlm:
                 yield output
         finally:
             del self._streams[request_id]
-            if not finished and not self.errored:
+            if not (finished or self.errored or self._closing):
                 self._thread.submit(self._engine.abort_request, [request_id])
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
@@ -59,6 +60,8 @@ class InProcessLlm:
 
     def shutdown(self, timeout: float) -> None:
         """End the engine; do not wait for longer than ``timeout`` seconds for a pass to end."""
+        # A pass that comes after it would fail on what is gone.
+        self._closing = True
         ended = self._thread.submit(self._engine.engine_core.shutdown)
         wait([ended], timeout)
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -79,9 +82,11 @@ class InProcessLlm:
         self._thread.submit(self._pass).add_done_callback(self._after_pass)
 
     def _pass(self) -> None:
+        if self._closing:
+            return
         for output in self._engine.step():
             self._deliver(output.request_id, output)
-        self._stepping = self._engine.has_unfinished_requests()
+        self._stepping = self._engine.has_unfinished_requests() and not self._closing
         if self._stepping:
             self._submit_pass()
 
