@@ -83,12 +83,15 @@ require_memory() { # require_memory GIB PURPOSE
 
 quiet_pip() { "$python" -m pip "$1" -qq --no-input --disable-pip-version-check "${@:2}"; }
 
+# pip would compile all of it on one core, which takes as long as the rest; what is imported, Python compiles by itself.
+pip_install() { quiet_pip install --no-compile "$@"; }
+
 # One installation; a failure names the package and the remedy.
 install() { # install WHAT PIP-ARGUMENTS...
     local what=$1 began=$SECONDS log="$venv/pip-errors.log" package
     shift
     say "  $what ..."
-    if ! quiet_pip install "$@" 2>"$log"; then
+    if ! pip_install "$@" 2>"$log"; then
         cat -- "$log" >&2
         package=$(sed -nE 's/.*(No matching distribution found for|Failed building wheel for|that satisfies the requirement) ([^ ]+).*/\2/p' "$log")
         fail "pip could not install ${package%%$'\n'*}${package:+ (part of: }$what${package:+)}; its own message is above." \
@@ -103,7 +106,7 @@ install_torch() {
     pin=$(grep '^torch==' "$pins")
     if [[ $kind == cpu ]]; then
         say "  torch, CPU build ..."
-        if quiet_pip install -c "$pins" "$pin+cpu" 2>/dev/null; then
+        if pip_install -c "$pins" "$pin+cpu" 2>/dev/null; then
             say "  torch, CPU build: $((SECONDS - began)) s"
             return
         fi
@@ -120,7 +123,7 @@ install_transformer_engine() {
     local pins began=$SECONDS
     mapfile -t pins < <(grep '^transformer-engine' "$root/requirements/cuda.txt")
     say "  Transformer Engine, built on this machine ..."
-    if quiet_pip install --no-deps --no-build-isolation "${pins[@]}"; then
+    if pip_install --no-deps --no-build-isolation "${pins[@]}"; then
         say "  Transformer Engine: $((SECONDS - began)) s"
         return
     fi

@@ -57,6 +57,8 @@ def read_batch(path: Path, model: Path) -> TrainBatch:
     """Return the trajectories of a run's ``trajectories/step_NNNN.jsonl`` as a batch with GRPO's advantages."""
     tokenizer = load_tokenizer(model)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
+    # In the file they are drawn over the groups; a step trains them group by group.
+    rows.sort(key=lambda row: (row["key"]["prompt"], row["key"]["member"]))
     ids, mask, rewards, lengths = [], [], [], []
     for row in rows:
         start = len(ids)

@@ -44,6 +44,7 @@ def overrides(tiny_model: Path, folder: Path, name: str) -> list[str]:
         "rollout.max_turn_tokens=48",
         "algorithm.zero_variance=keep",
         "warm_start.steps=60",
+        "warm_start.global_batch_size=6",
         "warm_start.lr=3e-3",
         "evaluation.num_questions=6",
         "evaluation.split=validation",

@@ -28,10 +28,8 @@ RECIPES = {
 
 def run_recipe(recipe: str, tiny_model: Path, folder: Path, name: str, *more: str, fails: bool = False) -> str:
     """Run a recipe for three steps on every second of which it saves; return what it printed."""
-    settings = [item for item in overrides(tiny_model, folder, name) if "zero_variance" not in item]
-    if recipe == "ppo":
-        # One engine less beside the critic's rank; the simulator is the other recipes'.
-        settings = with_real_search(settings)
+    # The simulator, an engine more to start, is seen at work in GRPO's runs.
+    settings = with_real_search([item for item in overrides(tiny_model, folder, name) if "zero_variance" not in item])
     steps = ["trainer.max_steps=3", "evaluation.num_questions=4", "evaluation.temperatures=[0.0]"]
     done = subprocess.run(
         [sys.executable, f"recipes/{recipe}.py", *settings, *steps, *RECIPES[recipe], *more],

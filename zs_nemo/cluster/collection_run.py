@@ -52,7 +52,7 @@ class CollectionRun(EngineRun):
         self._ledger.phase = Phase.rl
         self._progress.begin("collection", len(rounds), len(rounds) - len(todo))
         for step in todo:
-            with self.timer("rollout"), self._engines_at_work(simulated=False):
+            with self.timer("rollout"), self._engines_at_work():
                 groups = self._collector.collect(
                     rounds[step],
                     self._engines.training(0.0),

@@ -1,10 +1,9 @@
 """The engines of one role behind one client: the least loaded is asked first, and one that dies is replaced."""
 
 import asyncio
-import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -103,6 +102,15 @@ class EnginePool:
         self.num_replaced = 0
         """Engines that were replaced so far."""
         self.usage = EngineUsage()
+        self.is_busy = False
+        """Whether a request is under way at any engine."""
+        self.on_turn: Callable[[], None] | None = None
+        """Called when ``is_busy`` has changed; before the first request is sent."""
+
+    @property
+    def num_processes(self) -> int:
+        """Processes that compute, over all engines."""
+        return sum(self._num_ranks)
 
     @property
     def roles(self) -> list[Role]:
@@ -114,14 +122,14 @@ class EnginePool:
         while True:
             engine = await self._least_loaded()
             role = engine.role
-            engine.begin()
+            self._begin(engine)
             try:
                 completion: Completion = await role.call("generate", prompt_ids, sampling, seed)
                 break
             except RoleError as error:
                 self._lose(engine, role, error)
             finally:
-                self.usage.busy_s += engine.end()
+                self._end(engine)
         self._count(prompt_ids, completion)
         return completion
 
@@ -134,7 +142,7 @@ class EnginePool:
         while True:
             engine = await self._least_loaded()
             role = engine.role
-            engine.begin()
+            self._begin(engine)
             try:
                 async for part in role.stream("stream", prompt_ids, sampling, seed):
                     has_told = True
@@ -147,7 +155,22 @@ class EnginePool:
                 if has_told:
                     raise
             finally:
-                self.usage.busy_s += engine.end()
+                self._end(engine)
+
+    def _begin(self, engine: _Engine) -> None:
+        engine.begin()
+        self._look_busy()
+
+    def _end(self, engine: _Engine) -> None:
+        self.usage.busy_s += engine.end()
+        self._look_busy()
+
+    def _look_busy(self) -> None:
+        is_busy = any(engine.num_running for engine in self._engines)
+        if is_busy != self.is_busy:
+            self.is_busy = is_busy
+            if self.on_turn is not None:
+                self.on_turn()
 
     def _count(self, prompt_ids: list[int], completion: Completion) -> None:
         self.usage.num_requests += 1
@@ -174,19 +197,20 @@ class EnginePool:
         gather(self.roles, references, "receive_weights", self._timeout_s)
         self._version = version
 
-    @contextlib.contextmanager
-    def threads(self, num_threads: int, afterwards: int) -> Iterator[None]:
-        """Let every engine compute with ``num_threads`` CPU threads while open, then with ``afterwards``.
-
-        After an error nothing is set back: the run ends, and a dead engine's refusal would hide why.
-        """
-        self._set_threads(num_threads)
-        yield
-        self._set_threads(afterwards)
-
-    def _set_threads(self, num_threads: int) -> None:
+    def set_threads(self, num_threads: int) -> None:
+        """Let every engine compute with ``num_threads`` CPU threads from now on."""
         self._num_threads = num_threads
         self._call_all("set_threads", num_threads)
+
+    def lend_threads(self, num_threads: int) -> None:
+        """Do as ``set_threads``, without waiting: engines change between two of their passes."""
+        if num_threads == self._num_threads:
+            return
+        self._num_threads = num_threads
+        for engine in self._engines:
+            # One that is being replaced comes with the number that holds then.
+            if engine.successor is None:
+                engine.role.tell("set_threads", num_threads)
 
     def release_memory(self) -> None:
         """Have every engine hand memory that is free back to the system."""

@@ -5,7 +5,7 @@ Owns starting and ending them and the record of what they cost. Owns no training
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -114,9 +114,9 @@ class EngineRun:
         self._progress.say(drawing if fits else f"who sits where: {path}")
 
     @contextmanager
-    def _engines_at_work(self, *, simulated: bool) -> Iterator[None]:
-        """Give the policy's engines all cores, unless the simulator needs its share; then give the ranks memory."""
-        with nullcontext() if simulated else self.system.engines_alone():
+    def _engines_at_work(self) -> Iterator[None]:
+        """Give the engines all cores, then the ranks memory."""
+        with self.system.engines_alone():
             yield
         self.system.generation.release_memory()
 

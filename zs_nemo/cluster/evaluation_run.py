@@ -92,7 +92,7 @@ class EvaluationRun(EngineRun):
         answerer = Answerer(
             method, policy.engine, policy.tokenizer, episode_limits(cfg), policy.form, self._parts.search
         )
-        alone = policy.system.engines_alone if policy.system and policy.simulator is None else nullcontext
+        alone = policy.system.engines_alone if policy.system else nullcontext
         try:
             with self.timer("evaluation"), alone():
                 self._loop.run(

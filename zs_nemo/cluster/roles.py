@@ -55,6 +55,11 @@ class Role:
         """Start a call and return Ray's reference to its result."""
         return getattr(self._actor, method).remote(*arguments, **options)
 
+    def tell(self, method: str, *arguments: Any) -> None:
+        """Start a call that nobody waits for. That it failed shows in the next one."""
+        # Looked at, for Ray reports errors that nobody has seen.
+        self.submit(method, *arguments).future().add_done_callback(lambda ended: ended.exception())
+
     async def call(self, method: str, *arguments: Any) -> Any:
         """Await a call. Cancelling the caller cancels the call in the actor too."""
         import ray

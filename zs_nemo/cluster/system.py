@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from zs_nemo.cluster import preflight
+from zs_nemo.cluster.core_loan import CoreLoan
 from zs_nemo.cluster.engine_pool import EnginePool, EngineUsage, OneEngine
 from zs_nemo.cluster.gpu_plan import local_gpus
 from zs_nemo.cluster.memory_plan import engine_weight_bytes
@@ -122,12 +123,16 @@ class System:
                 raise
             raise RanksLost.saying(f"{error}\nthe ranks wait for it", error) from error
 
-    def engines_alone(self) -> AbstractContextManager[None]:
-        """While open, nothing but the policy's engines computes: on CPU they get ``cluster.threads_of_lone_engine``."""
+    def engines_alone(self) -> AbstractContextManager[object]:
+        """While open, nothing but engines computes: on CPU those that are busy get the cores of those that wait."""
         cluster = self._cfg.cluster
         if self._layout.use_gpu or cluster.threads_of_lone_engine in (0, cluster.threads_per_process):
             return contextlib.nullcontext()
-        return self.generation.threads(cluster.threads_of_lone_engine, afterwards=cluster.threads_per_process)
+        threads_alone = {self.generation: cluster.threads_of_lone_engine}
+        if self.simulator is not None:
+            cores = cluster.threads_of_lone_engine * self.generation.num_processes
+            threads_alone[self.simulator] = max(cluster.threads_per_process, cores // self.simulator.num_processes)
+        return CoreLoan(threads_alone, shared=cluster.threads_per_process)
 
     def usage(self) -> dict[str, EngineUsage]:
         """Return tokens and busy seconds by role."""

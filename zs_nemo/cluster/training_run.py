@@ -202,7 +202,7 @@ class TrainingRun(EngineRun):
             groups = self._ahead.collect(draw)
             self.system.generation.release_memory()
         else:
-            with self._engines_at_work(simulated=self.system.simulator is not None):
+            with self._engines_at_work():
                 groups = self._collector.collect(
                     draw.questions,
                     draw.search,
@@ -349,7 +349,7 @@ class TrainingRun(EngineRun):
                     self.refit(step)
                     simulated = name.engine == SimulatedSearchEngine.name
                     count = self._cfg.evaluation.num_simulator_questions if simulated else 0
-                    with self._engines_at_work(simulated=simulated):
+                    with self._engines_at_work():
                         search = self._engines.evaluation(name.engine)
                         self._evaluator.evaluate(
                             name, search, step=step, num_questions=count, engine_is_told_answers=simulated

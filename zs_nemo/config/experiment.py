@@ -88,8 +88,9 @@ class ClusterConfig:
     """Compute threads of one engine or rank on CPU. 0 divides the machine's cores among those that compute at the same
     time."""
     threads_of_lone_engine: int = 0
-    """Compute threads of one policy engine on CPU while nothing else computes: in rollouts and evaluations without the
-    simulator. 0 divides the machine's cores among the policy's engines."""
+    """Compute threads of one policy engine on CPU while nothing else computes, neither ranks nor the simulator. 0
+    divides the machine's cores among the policy's engines. The simulator's get as many together while the policy's
+    wait for them."""
     startup_timeout_s: float = 300.0
     gpus_per_node: int = 0
     """GPUs of a node that ``recipes/plan.py`` plans for; 0 asks this machine."""

@@ -66,6 +66,9 @@ class WorkerExtension:
         """Set the number of compute threads of this process, at most one per core; return what it is now."""
         import torch
 
+        from zs_nemo.generation.threaded_products import follow_threads
+
+        follow_threads()
         # vLLM replaces torch.set_num_threads by a warning, for workers whose threads are bound to cores; ours are not.
         torch._C.set_num_threads(min(num_threads, len(os.sched_getaffinity(0))))
         return torch.get_num_threads()

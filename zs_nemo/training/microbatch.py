@@ -5,9 +5,10 @@ sequence too has the same hidden states there: it is computed once, and the grad
 """
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -69,16 +70,6 @@ class _PrefixTree:
             path.append(node)
         return path
 
-    def num_known(self, sequence: Sequence[int]) -> int:
-        """Return how many of the sequence's first tokens are there already."""
-        node = -1
-        for depth, token in enumerate(sequence):
-            child = self._children.get((node, token))
-            if child is None:
-                return depth
-            node = child
-        return len(sequence)
-
 
 def used_tokens(batch: TrainBatch) -> list[list[int]]:
     """Return, for each sequence, the tokens that are model input: those before its last masked token.
@@ -94,56 +85,69 @@ def used_tokens(batch: TrainBatch) -> list[list[int]]:
     return [batch.token_ids[start:end].tolist() for start, end in zip(starts.tolist(), ends, strict=True)]
 
 
-def num_computed(sequences: Sequence[Sequence[int]], *, share_prefixes: bool) -> int:
+def num_computed(sequences: Sequence[list[int]], *, share_prefixes: bool) -> int:
     """Return how many tokens a micro-batch of these sequences makes the model compute."""
     if not share_prefixes:
         return sum(map(len, sequences))
-    tree = _PrefixTree()
-    for sequence in sequences:
-        tree.add(sequence)
-    return len(tree.tokens)
+    ordered = sorted(sequences)
+    return sum(map(len, ordered)) - sum(_num_alike(*pair) for pair in pairwise(ordered))
 
 
 def plan_microbatches(
-    sequences: Sequence[Sequence[int]], *, num_ranks: int, max_tokens: int, share_prefixes: bool
+    sequences: Sequence[list[int]], *, num_ranks: int, max_tokens: int, share_prefixes: bool
 ) -> list[list[list[int]]]:
     """Return for each rank its micro-batches, each a list of indices into ``sequences``.
 
     Every sequence that is not empty appears once. Ranks get about the same number of tokens to compute; so do the
     micro-batches of one rank, none above ``max_tokens`` unless it holds a single sequence. A rank may get none.
-    Neighbours stay together where that keeps the ranks even: they may begin alike. The plan depends on the arguments
-    alone, so every rank can make it for itself.
+    Sequences that begin alike stay together where that keeps the ranks even. The plan depends on the arguments alone,
+    so every rank can make it for itself.
     """
-    indices = [index for index, sequence in enumerate(sequences) if sequence]
-    total = num_computed([sequences[index] for index in indices], share_prefixes=share_prefixes)
-    runs, costs = _runs(indices, sequences, min(max_tokens, -(-total // (2 * num_ranks))), share_prefixes)
-    shares = _spread(list(range(len(runs))), costs, num_ranks)
-    return [
-        [sorted(index for run in members for index in runs[run]) for members in _fill(share, costs, max_tokens)]
-        for share in shares
-    ]
+    lengths = [len(sequence) for sequence in sequences]
+    indices = [index for index, length in enumerate(lengths) if length]
+    if not share_prefixes:
+        return [_fill(share, lengths, max_tokens) for share in _spread(indices, lengths, num_ranks)]
+    runs = [[index] for index in indices if lengths[index] > max_tokens]
+    runs += _even_runs([index for index in indices if lengths[index] <= max_tokens], sequences, num_ranks, max_tokens)
+    costs = [num_computed([sequences[index] for index in run], share_prefixes=True) for run in runs]
+    return [[sorted(runs[run]) for run in share] for share in _spread(list(range(len(runs))), costs, num_ranks)]
 
 
-def _runs(
-    indices: list[int], sequences: Sequence[Sequence[int]], max_tokens: int, share_prefixes: bool
-) -> tuple[list[list[int]], list[int]]:
-    """Cut the sequences into runs of neighbours of at most ``max_tokens``; return them with what each computes."""
-    runs: list[list[int]] = []
-    costs: list[int] = []
-    tree = _PrefixTree()
-    for index in indices:
-        sequence = sequences[index]
-        num_new = len(sequence) - tree.num_known(sequence)
-        if runs and costs[-1] + num_new <= max_tokens:
-            runs[-1].append(index)
-            costs[-1] += num_new
-        else:
-            runs.append([index])
-            costs.append(len(sequence))
-            tree = _PrefixTree()
-        if share_prefixes:
-            tree.add(sequence)
-    return runs, costs
+def _num_alike(one: list[int], other: list[int]) -> int:
+    """Return how many tokens two sequences have in common before they part."""
+    pairs = zip(one, other, strict=False)
+    return next((place for place, pair in enumerate(pairs) if pair[0] != pair[1]), min(len(one), len(other)))
+
+
+def _even_runs(indices: list[int], sequences: Sequence[list[int]], num_ranks: int, max_tokens: int) -> list[list[int]]:
+    """Cut the sequences, none above ``max_tokens``, into runs that compute about as much, as many for every rank.
+
+    In the order of their tokens each sequence shares most with its neighbours, and a run computes of each what its
+    predecessor in the run does not have.
+    """
+    if not indices:
+        return []
+    ordered = sorted(indices, key=lambda index: sequences[index])
+    lengths = [len(sequences[index]) for index in ordered]
+    alike = [_num_alike(sequences[one], sequences[other]) for one, other in pairwise(ordered)]
+    own = [length - known for length, known in zip(lengths, [0, *alike], strict=True)]
+
+    def cut(budget: int) -> list[list[int]]:
+        runs: list[list[int]] = []
+        room = 0
+        for index, length, num_new in zip(ordered, lengths, own, strict=True):
+            if runs and num_new <= room:
+                runs[-1].append(index)
+                room -= num_new
+            else:
+                runs.append([index])
+                room = budget - length
+        return runs
+
+    budgets = range(max(lengths), max_tokens + 1)
+    least = len(cut(max_tokens))
+    count = num_ranks * -(-least // num_ranks)
+    return cut(budgets[bisect_left(budgets, True, key=lambda budget: len(cut(budget)) <= count)])
 
 
 def _spread(indices: list[int], lengths: list[int], num_bins: int) -> list[list[int]]:

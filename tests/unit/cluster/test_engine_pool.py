@@ -142,18 +142,6 @@ async def test_a_failed_request_frees_its_place_and_counts_no_tokens() -> None:
     again.cancel()
 
 
-def test_threads_are_set_back_afterwards_but_not_in_the_way_of_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[Any, ...]] = []
-    pool = pool_of(FakeRole("a"))
-    monkeypatch.setattr(pool, "_call_all", lambda *call: calls.append(call))
-    with pool.threads(2, afterwards=1):
-        assert calls == [("set_threads", 2)]
-    assert calls == [("set_threads", 2), ("set_threads", 1)]
-    with pytest.raises(RuntimeError, match="the engine died"), pool.threads(2, afterwards=1):
-        raise RuntimeError("the engine died")
-    assert calls[2:] == [("set_threads", 2)]
-
-
 async def test_what_a_dead_engine_was_asked_is_asked_again_with_the_same_seed() -> None:
     role, replacer, loaded = FakeRole("a"), FakeReplacer(1), []
     pool = EnginePool([role], [1], replacer=replacer, load_weights=lambda new, version: loaded.append(version))  # type: ignore[list-item, arg-type]

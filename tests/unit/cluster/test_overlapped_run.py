@@ -84,7 +84,7 @@ def policy(monkeypatch: pytest.MonkeyPatch) -> Policy:
             evaluation=lambda name: None,
             evaluates_with_simulator=False,
         )
-        run._engines_at_work = lambda simulated: MagicMock()
+        run._engines_at_work = MagicMock
         run._evaluator = MagicMock()
 
     monkeypatch.setattr(EngineRun, "_start", start)

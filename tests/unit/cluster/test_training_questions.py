@@ -31,7 +31,7 @@ def test_training_asks_the_sets_that_are_named_and_the_warm_start_scripts_the_fa
     run._run_dir = SimpleNamespace(rollbacks=[])
     run.system = SimpleNamespace(simulator=None)
     run._engines = SimpleNamespace(training=lambda noise: None)
-    run._engines_at_work = lambda simulated: nullcontext()
+    run._engines_at_work = nullcontext
     run._commit_checkpoint = lambda: None
     run._collector = SimpleNamespace(collect=lambda questions, *_, **__: asked.extend(questions))
     run.collect(0, noise=0.0)

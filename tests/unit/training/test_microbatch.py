@@ -119,6 +119,25 @@ def test_samples_of_a_prompt_stay_together_and_the_ranks_even():
     assert [sum(len(members) for members in rank) * 100 for rank in apart] == [1200, 1200]
 
 
+def test_shares_are_even_and_do_not_depend_on_the_order_of_the_batch():
+    generator = torch.Generator().manual_seed(5)
+    lengths = torch.randint(30, 120, (42,), generator=generator).tolist()
+    sequences = [[number % 7] * 60 + [100 + number] * length for number, length in enumerate(lengths)]
+    grouped = sorted(sequences)
+    planned = [
+        [[num_computed([each[i] for i in members], share_prefixes=True) for members in rank] for rank in ranks]
+        for each in (sequences, grouped)
+        for ranks in [plan(each, num_ranks=2, max_tokens=384)]
+    ]
+    assert planned[0] == planned[1]
+    first, second = planned[0]
+    assert len(first) == len(second), "one rank would wait for the other's last micro-batch"
+    assert abs(sum(first) - sum(second)) < 0.05 * sum(first)
+    together = num_computed(sequences, share_prefixes=True)
+    assert together == 7 * 60 + sum(lengths)
+    assert sum(first) + sum(second) < together + 60 * (len(first) + len(second))
+
+
 def test_a_rank_may_get_nothing():
     assert plan(unlike([7]), num_ranks=2, max_tokens=100) == [[[0]], []]
     assert plan([[], []], num_ranks=2, max_tokens=100) == [[], []]
