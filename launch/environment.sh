@@ -83,15 +83,23 @@ require_memory() { # require_memory GIB PURPOSE
 
 quiet_pip() { "$python" -m pip "$1" -qq --no-input --disable-pip-version-check "${@:2}"; }
 
-# pip would compile all of it on one core, which takes as long as the rest; what is imported, Python compiles by itself.
-pip_install() { quiet_pip install --no-compile "$@"; }
+# In place of pip, which compiles on one core and takes as long for it as for the rest; the packages' own tests are left
+# out. Left to the first import it would be done again by every process where PYTHONDONTWRITEBYTECODE is set, as it is
+# in many containers.
+compile_installed() {
+    local began=$SECONDS
+    say "  compiling ..."
+    # Some packages carry templates that are no Python.
+    "$python" -m compileall -qq -j 0 -x '/tests?/' "$venv"/lib/python3.11/site-packages || true
+    say "  compiling: $((SECONDS - began)) s"
+}
 
 # One installation; a failure names the package and the remedy.
 install() { # install WHAT PIP-ARGUMENTS...
     local what=$1 began=$SECONDS log="$venv/pip-errors.log" package
     shift
     say "  $what ..."
-    if ! pip_install "$@" 2>"$log"; then
+    if ! quiet_pip install "$@" 2>"$log"; then
         cat -- "$log" >&2
         package=$(sed -nE 's/.*(No matching distribution found for|Failed building wheel for|that satisfies the requirement) ([^ ]+).*/\2/p' "$log")
         fail "pip could not install ${package%%$'\n'*}${package:+ (part of: }$what${package:+)}; its own message is above." \
@@ -106,7 +114,7 @@ install_torch() {
     pin=$(grep '^torch==' "$pins")
     if [[ $kind == cpu ]]; then
         say "  torch, CPU build ..."
-        if pip_install -c "$pins" "$pin+cpu" 2>/dev/null; then
+        if quiet_pip install --no-compile -c "$pins" "$pin+cpu" 2>/dev/null; then
             say "  torch, CPU build: $((SECONDS - began)) s"
             return
         fi
@@ -115,7 +123,7 @@ install_torch() {
         require_disk 12 "The CUDA build of PyTorch"
     fi
     # With its dependencies: the CUDA build does not import without the libraries that it brings.
-    install "torch, CUDA build" -c "$pins" "$pin"
+    install "torch, CUDA build" --no-compile -c "$pins" "$pin"
 }
 
 # No wheel exists for it, and the rest works without: a failure is told and is not the end.
@@ -123,7 +131,7 @@ install_transformer_engine() {
     local pins began=$SECONDS
     mapfile -t pins < <(grep '^transformer-engine' "$root/requirements/cuda.txt")
     say "  Transformer Engine, built on this machine ..."
-    if pip_install --no-deps --no-build-isolation "${pins[@]}"; then
+    if quiet_pip install --no-deps --no-build-isolation "${pins[@]}"; then
         say "  Transformer Engine: $((SECONDS - began)) s"
         return
     fi
@@ -161,10 +169,11 @@ install_runtime() {
     install "setuptools" --no-deps "$(grep '^setuptools==' "$root/requirements/$kind.txt")"
     install_torch
     # --no-deps: the lists are whole, and some packages ask for others that break here (requirements/cpu.txt says which).
-    install "vLLM, megatron-core, Ray and the rest" --no-deps --no-build-isolation \
+    install "vLLM, megatron-core, Ray and the rest" --no-compile --no-deps --no-build-isolation \
         -r <(grep -v '^transformer-engine' "$root/requirements/$kind.txt")
     [[ $kind == cpu ]] || install_transformer_engine
     install "zs-nemo" --no-deps --no-build-isolation --editable "$root"
+    compile_installed
     say "Installed in $((SECONDS - began)) s."
 }
 
