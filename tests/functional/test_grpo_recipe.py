@@ -44,7 +44,6 @@ def overrides(tiny_model: Path, folder: Path, name: str) -> list[str]:
         "rollout.max_turn_tokens=48",
         "algorithm.zero_variance=keep",
         "warm_start.steps=60",
-        "warm_start.global_batch_size=6",
         "warm_start.lr=3e-3",
         "evaluation.num_questions=6",
         "evaluation.split=validation",
@@ -52,8 +51,9 @@ def overrides(tiny_model: Path, folder: Path, name: str) -> list[str]:
 
 
 def with_real_search(settings: list[str]) -> list[str]:
-    """Return the settings without a simulator, whose engines take their time to start."""
-    return [*(each for each in settings if not each.startswith("search.model=")), "search=bm25"]
+    """Return the settings of a shorter run: without a simulator, and of a policy that hardly knows the tags."""
+    kept = [each for each in settings if not each.startswith("search.model=")]
+    return [*kept, "search=bm25", "warm_start.global_batch_size=6"]
 
 
 def start(arguments: list[str]) -> subprocess.Popen:
