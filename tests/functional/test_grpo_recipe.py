@@ -168,8 +168,9 @@ def test_every_trained_token_was_sampled_and_every_document_was_read(whole_run):
 def test_engine_and_trainer_agree_on_the_sampled_tokens_in_every_step(whole_run):
     for row in steps_of(whole_run[0]):
         assert row["train/num_updates"] == 2
-        assert row["train/ratio_max"] < 1.5
-    assert steps_of(whole_run[0])[0]["train/generation_mismatch_max"] < 1e-3
+        assert row["train/generation_mismatch_max"] < 1e-3
+        # The largest ratio is that of a rare token in the second update, and may be anything.
+        assert abs(row["train/ratio"] - 1) < 0.1
 
 
 def test_noise_follows_the_curriculum(whole_run):
