@@ -90,7 +90,7 @@ compile_installed() {
     local began=$SECONDS
     say "  compiling ..."
     # Some packages carry templates that are no Python.
-    "$python" -m compileall -qq -j 0 -x '/tests?/' "$venv"/lib/python3.11/site-packages || true
+    "$python" -m compileall -qq -j 0 -x 'site-packages/(.*/)?tests?/' "$venv"/lib/python3.11/site-packages || true
     say "  compiling: $((SECONDS - began)) s"
 }
 

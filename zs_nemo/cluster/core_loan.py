@@ -11,7 +11,7 @@ class CoreLoan:
     """While open, nothing but engines computes, and a pool of them that is busy alone has all their cores.
 
     Episodes begin together, so at first the simulator waits for the policy's queries; in the end a few long ones are
-    left. Without the loan a core of two is idle for a third of a rollout.
+    left, and one pool has nothing to do.
     """
 
     def __init__(self, threads_alone: Mapping[EnginePool, int], *, shared: int) -> None:
