@@ -12,7 +12,8 @@ import pytest
 
 from zs_nemo.cluster.reaper import marked_processes
 
-pytestmark = pytest.mark.faults
+# As what a user's run leaves after Ctrl-C or the driver's death (test_grpo_recipe.py), with less around it.
+pytestmark = [pytest.mark.faults, pytest.mark.long]
 
 DRIVER = """
 import asyncio, sys
@@ -40,12 +41,7 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(signal.SIGINT, id="Ctrl-C"),
-        # As a whole run does whose driver is killed (test_grpo_recipe.py).
-        pytest.param(signal.SIGKILL, id="SIGKILL", marks=pytest.mark.long),
-    ],
+    "number", [pytest.param(signal.SIGINT, id="Ctrl-C"), pytest.param(signal.SIGKILL, id="SIGKILL")]
 )
 def test_a_run_that_is_broken_off_leaves_nothing_behind(
     tiny_model: Path, tmp_path: Path, number: signal.Signals

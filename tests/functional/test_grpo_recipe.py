@@ -218,9 +218,9 @@ def test_a_run_that_lost_a_rank_and_then_its_driver_repeats_the_same_prompts_coi
 @pytest.mark.parametrize(
     ("number", "code"),
     [
-        # That Ctrl-C leaves nothing of a whole system is seen in test_broken_off, what it says in test_stop_request.
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.long, id="Ctrl-C"),
-        pytest.param(signal.SIGTERM, 75, id="SIGTERM"),
+        pytest.param(signal.SIGINT, 130, id="Ctrl-C"),
+        # What a signal does to the step under way is seen in tests/unit/cluster/test_stop_request.py too.
+        pytest.param(signal.SIGTERM, 75, marks=pytest.mark.long, id="SIGTERM"),
     ],
 )
 def test_an_interrupt_ends_every_process_and_says_how_to_go_on(tiny_model, tmp_path, monkeypatch, number, code):

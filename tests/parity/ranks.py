@@ -1,5 +1,6 @@
 """Runs a function on several ranks, each a process of its own, and brings back what every rank returned."""
 
+import multiprocessing
 import random
 import socket
 from collections.abc import Callable
@@ -61,8 +62,17 @@ def run_on_ranks(
     port = free_port()
     setups = [make_setup(model, rank=rank, ranks=ranks, port=port, **policy) for rank in range(ranks)]
     folder.mkdir(parents=True, exist_ok=True)
-    torch.multiprocessing.spawn(_one_rank, (setups, scenario, folder, args), nprocs=ranks)
+    _start(ranks, _one_rank, setups, scenario, folder, args)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
+
+
+def _start(ranks: int, rank_main: Callable[..., None], *args: Any) -> None:
+    """Run ``rank_main(rank, *args)`` in a process for each rank, until all have ended.
+
+    They are forked from a server that has imported what takes seconds of a core to import.
+    """
+    multiprocessing.set_forkserver_preload(["tests.parity.ranks"])
+    torch.multiprocessing.start_processes(rank_main, args, nprocs=ranks, start_method="forkserver")
 
 
 def _one_rank(rank: int, setups: list[WorkerSetup], scenario: Callable[..., Any], folder: Path, args: tuple) -> None:
@@ -94,7 +104,7 @@ def run_cases_on_ranks(
         setups[name] = [make_setup(model, rank=rank, ranks=ranks, port=port, **policy) for rank in range(ranks)]
     arguments = {name: args for name, (_, _, args) in cases.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    torch.multiprocessing.spawn(_one_rank_of_cases, (setups, scenario, folder, arguments), nprocs=ranks)
+    _start(ranks, _one_rank_of_cases, setups, scenario, folder, arguments)
     results = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
     return {name: [result[name] for result in results] for name in cases}
 
