@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from zs_nemo.config.answering import AnsweringConfig
 from zs_nemo.config.recipe import PpoRecipeConfig, RecipeConfig
 from zs_nemo.config.registry import Config
 from zs_nemo.config.search import SimulatedSearchConfig
@@ -49,7 +50,9 @@ def _processes(cfg: RecipeConfig) -> tuple[int, int, int]:
     ranks = nodes * cfg.trainer.devices if cfg.has_ranks else 0
     if isinstance(cfg, PpoRecipeConfig):
         ranks += cfg.critic.num_ranks
-    policy = cfg.generation.num_engines * cfg.generation.tensor_model_parallel_size if cfg.has_engines else 0
+    served = isinstance(cfg, AnsweringConfig) and bool(cfg.endpoint.addresses)
+    has_policy = cfg.has_engines and not served
+    policy = cfg.generation.num_engines * cfg.generation.tensor_model_parallel_size if has_policy else 0
     search, simulator = cfg.search, 0
     if cfg.has_engines and isinstance(search, SimulatedSearchConfig) and search.needs_engines:
         simulator = search.num_engines * search.tensor_model_parallel_size

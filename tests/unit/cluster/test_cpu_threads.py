@@ -53,6 +53,12 @@ def test_an_evaluation_has_no_ranks_and_a_simulator_is_trained_without_engines()
     assert _threads("sft_simulator", 8)[0] == 4
 
 
+def test_a_policy_that_servers_serve_takes_no_core_from_the_simulator() -> None:
+    served = ["endpoint.addresses=[http://127.0.0.1:8000/v1]", "endpoint.served_model=policy"]
+    assert _threads("evaluate", 8, "search=simulated")[0] == 4
+    assert _threads("evaluate", 8, "search=simulated", *served)[0] == 8
+
+
 def test_on_cpu_a_run_knows_its_threads_and_precision_before_it_starts() -> None:
     cfg = settled(composed_dataclass("grpo", "trainer.accelerator=cpu"))
     assert 1 <= cfg.cluster.threads_per_process <= cfg.cluster.threads_of_lone_engine <= usable_cores()
