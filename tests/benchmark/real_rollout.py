@@ -113,7 +113,7 @@ class RealRollout(EngineRun):
                     key=replace(item.key, turn=number),
                     num_documents=search.num_documents,
                 )
-                calls.append(search_within_deadline(search.callback, request, cfg.rollout.search_deadline_s))
+                calls.append(search_within_deadline(search.callback, request, search.deadline_s(episode_limits(cfg))))
         began = time.perf_counter()
         await asyncio.gather(*calls)
         return time.perf_counter() - began

@@ -104,7 +104,12 @@ def answering(
         search = None
         if engine is not None:
             callback = EngineSearch(ledger.watch(engine))
-            search = SearchSetting(callback=callback, num_documents=cfg.search.num_documents)
+            search = SearchSetting(
+                callback=callback,
+                num_documents=cfg.search.num_documents,
+                # Engines beside a policy that servers serve have no watchdog.
+                has_deadline=policy.system is None or not cfg.search.needs_engines,
+            )
         yield Answering(policy=policy, search=search, remote=remote, simulator=simulator)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +16,6 @@ from zs_nemo.evaluation.answerer import Answerer, question_key
 from zs_nemo.qa.facts import load_facts_world
 from zs_nemo.rollout.build import episode_limits
 from zs_nemo.rollout.collector import Decoding, check_prompts_fit
-from zs_nemo.rollout.episode import SearchSetting
 from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.rollout.live_episode import EpisodePainter, WatchedCallback, WatchedEngine
 from zs_nemo.types.question import Question
@@ -43,8 +43,7 @@ async def _answer(cfg: AskRecipeConfig, parts: Answering, text: str, console: Co
     painter = EpisodePainter(console)
     policy, search = parts.policy, parts.search
     if search is not None:
-        callback = WatchedCallback(search.callback, painter)
-        search = SearchSetting(callback=callback, num_documents=search.num_documents)
+        search = replace(search, callback=WatchedCallback(search.callback, painter))
     method = Method.direct if isinstance(cfg.search, NoSearchConfig) else Method.agent
     limits = episode_limits(cfg)
     answerer = Answerer(method, WatchedEngine(policy.engine, painter), policy.tokenizer, limits, policy.form, search)

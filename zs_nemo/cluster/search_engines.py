@@ -72,6 +72,8 @@ class SearchEngines:
             num_documents=self._cfg.search.num_documents,
             noise_probability=noise,
             engine=self.training_name,
+            # A callback of the user's own may ask others than the run's engines.
+            has_deadline=bool(self._cfg.rollout.callback) or not self._cfg.search.needs_engines,
         )
 
     def evaluation(self, engine: str) -> SearchSetting | None:
@@ -81,7 +83,10 @@ class SearchEngines:
         if chosen is None:
             return None
         return SearchSetting(
-            callback=EngineSearch(chosen), num_documents=self._cfg.evaluation.num_documents, engine=chosen.name
+            callback=EngineSearch(chosen),
+            num_documents=self._cfg.evaluation.num_documents,
+            engine=chosen.name,
+            has_deadline=chosen is not self._simulated or not self._cfg.search.needs_engines,
         )
 
     @property

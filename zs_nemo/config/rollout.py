@@ -75,7 +75,8 @@ class RolloutConfig:
     collect and train in turn; with more, as many later steps are collected while one trains, and
     ``algorithm.importance`` corrects for the difference."""
     search_deadline_s: float = 60.0
-    """Time for one search call with all its retries."""
+    """Time for one search call with all its retries. A simulator in engines of the run has as long as it needs: what
+    waits there waits for its turn, and ``faults.hang_timeout_s`` finds one that hangs."""
     trajectory_deadline_s: float = 1200.0
     """Time for one trajectory from its first request on. It is then given up, counted and not trained on, so that one
     stuck request holds up no step; 0 for none. Far more than the slowest healthy one takes, or long ones are lost."""

@@ -43,6 +43,11 @@ class SearchConfig:
     num_documents: int = 1
     """Documents per search."""
 
+    @property
+    def needs_engines(self) -> bool:
+        """Whether engines that the run starts answer."""
+        return False
+
     def __post_init__(self) -> None:
         if self.num_documents < 1:
             raise ValueError(f"search.num_documents={self.num_documents} must be at least 1")
@@ -106,7 +111,7 @@ class SimulatedSearchConfig(SearchConfig):
 
     @property
     def needs_engines(self) -> bool:
-        """Whether the run starts engines for the simulator: not with endpoints, and not when all answers are read."""
+        """Whether engines that the run starts answer: not with endpoints, and not when all answers are read."""
         return not self.endpoints and self.recording.mode is not RecordingMode.replay
 
     def __post_init__(self) -> None:

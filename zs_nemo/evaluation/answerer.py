@@ -88,7 +88,8 @@ class Answerer:
             num_documents=self._search.num_documents,
             noise_probability=self._search.noise_probability,
         )
-        result, failures = await search_within_deadline(self._search.callback, request, self._limits.search_deadline_s)
+        deadline_s = self._search.deadline_s(self._limits)
+        result, failures = await search_within_deadline(self._search.callback, request, deadline_s)
         search_s = time.monotonic() - began
         if result is None:
             trajectory = Trajectory(

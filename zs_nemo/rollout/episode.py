@@ -50,6 +50,13 @@ class SearchSetting:
     noise_probability: float = 0.0
     engine: str = ""
     """Name of the engine behind the callback, for messages."""
+    has_deadline: bool = True
+    """Whether a search has a deadline of its own. Not where engines of the run answer it: a search that waits there
+    waits for its turn, however slow the machine, and an engine that dies or hangs is found and replaced."""
+
+    def deadline_s(self, limits: EpisodeLimits) -> float | None:
+        """Return the time for one search, None for as long as it takes."""
+        return limits.search_deadline_s if self.has_deadline else None
 
 
 class EpisodeRunner:
@@ -192,7 +199,8 @@ class EpisodeRunner:
             num_documents=search.num_documents,
             noise_probability=search.noise_probability,
         )
-        result, failures = await search_within_deadline(search.callback, request, self._limits.search_deadline_s)
+        deadline_s = search.deadline_s(self._limits)
+        result, failures = await search_within_deadline(search.callback, request, deadline_s)
         trajectory.search_failures += len(failures)
         trajectory.last_search_failure = str(failures[-1]) if failures else trajectory.last_search_failure
         trajectory.failed_engine = search.engine if failures else trajectory.failed_engine

@@ -1,6 +1,7 @@
 """One search call within its deadline, retried with growing pauses."""
 
 import asyncio
+import math
 import time
 from dataclasses import replace
 
@@ -14,24 +15,26 @@ MAX_EMPTY_ANSWERS = 3
 
 
 async def search_within_deadline(
-    callback: RolloutCallback, request: SearchRequest, deadline_s: float
+    callback: RolloutCallback, request: SearchRequest, deadline_s: float | None
 ) -> tuple[SearchResult | None, list[SearchFailure]]:
     """Return (the result, or None when there is none to be had, and the failures on the way).
 
     An engine that cannot be reached or answers nonsense is asked again until the deadline: pauses double from 0.2 s to
     5 s, with jitter keyed by the request, so that many callers do not return at once. One that answers with nothing is
     asked again at once, ``MAX_EMPTY_ANSWERS`` times in all; one that refuses, or has no recorded answer, is not asked
-    again. Anything but ``SearchFailure`` is a defect of the callback and is raised.
+    again. Anything but ``SearchFailure`` is a defect of the callback and is raised. None is no deadline.
     """
-    give_up_at = time.monotonic() + deadline_s
+    give_up_at = math.inf if deadline_s is None else time.monotonic() + deadline_s
     failures: list[SearchFailure] = []
     pause = FIRST_PAUSE_S
     num_empty = 0
     while True:
         try:
-            async with asyncio.timeout(max(give_up_at - time.monotonic(), 0)):
+            async with asyncio.timeout(None if deadline_s is None else max(give_up_at - time.monotonic(), 0)):
                 return await callback.search(replace(request, attempt=len(failures))), failures
         except TimeoutError:
+            if deadline_s is None:
+                raise  # Not ours: the callback's own, and not told as a failed search.
             before = f"; before that, {failures[-1]}" if failures else ""
             failures.append(SearchFailure(SearchFailureKind.timeout, f"no answer within {deadline_s:g} s{before}"))
             return None, failures

@@ -11,7 +11,9 @@ import pytest
 from aiohttp import web
 from transformers import LlamaConfig
 
+from tests.fakes import CharTokenizer, ScriptedEngine
 from tests.loopback import serving
+from zs_nemo.cluster import search_engines
 from zs_nemo.cluster.roles import RoleError
 from zs_nemo.cluster.search_engines import SearchEngines, build_real_engines, build_remote_engines
 from zs_nemo.cluster.served_engine import LostIsUnavailable, served_engine
@@ -19,7 +21,7 @@ from zs_nemo.cluster.simulator_system import simulator_engines
 from zs_nemo.config.experiment import Accelerator, EvaluationConfig, TrainerConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig
 from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
-from zs_nemo.config.search import Bm25SearchConfig, SearchConfig, SimulatedSearchConfig
+from zs_nemo.config.search import Bm25SearchConfig, DocumentsPerCompletion, SearchConfig, SimulatedSearchConfig
 from zs_nemo.config.server import ServerConfig, ServerNoiseConfig, ServeSearchConfig
 from zs_nemo.observability.phase import Phase
 from zs_nemo.qa.facts import FactsWorld
@@ -108,6 +110,33 @@ def test_with_the_same_settings_training_and_judging_share_one_engine(corpus: Pa
     simulated = config(SimulatedSearchConfig(), Bm25SearchConfig(corpus=str(corpus)))
     real = build_real_engines(simulated, world_of(corpus), build_remote_engines(simulated, SearchLedger()))
     assert real.training is None and real.judge is not None and real.judge.name == "bm25"
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "callback", "has_deadline"),
+    [
+        ([], "", False),
+        (["http://127.0.0.1:8000/v1"], "", True),
+        ([], "zs_nemo.rollout.callbacks.SimulatedSearch", True),
+    ],
+    ids=["engines of the run", "endpoints", "a callback of one's own"],
+)
+def test_what_engines_of_the_run_write_has_no_deadline(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, endpoints: list[str], callback: str, has_deadline: bool
+) -> None:
+    monkeypatch.setattr(search_engines, "build_demonstrations", lambda world: None)
+    search = SimulatedSearchConfig(
+        endpoints=endpoints, served_model="simulator", documents_per_completion=DocumentsPerCompletion.all
+    )
+    cfg = config(search, Bm25SearchConfig(corpus=str(corpus)))
+    cfg.rollout.callback = callback
+    real = build_real_engines(cfg, world_of(corpus), build_remote_engines(cfg, SearchLedger()))
+    engine, tokenizer = ScriptedEngine(lambda prompt: ""), CharTokenizer()
+    found = SearchEngines(cfg, world_of(corpus), SearchLedger(), real, engine, tokenizer)
+    assert found.training(0.0).has_deadline is has_deadline
+    by_simulator, by_judge = found.evaluation("simulator"), found.evaluation("bm25")
+    assert by_simulator is not None and by_simulator.has_deadline is bool(endpoints)
+    assert by_judge is not None and by_judge.has_deadline
 
 
 def test_a_resumed_run_has_spent_what_it_had_spent(monkeypatch: pytest.MonkeyPatch) -> None:

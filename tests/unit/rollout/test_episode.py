@@ -34,6 +34,7 @@ def run(
     limits: EpisodeLimits = LIMITS,
     engine: FixedSearch | None = None,
     closed: bool = False,
+    has_deadline: bool = True,
 ) -> tuple[Trajectory, ScriptedEngine, FixedSearch]:
     """Run one episode and return it with everything it touched."""
     policy, search = ScriptedEngine(script), engine or FixedSearch()
@@ -44,7 +45,7 @@ def run(
         prompt_ids=CharTokenizer().encode(prompt),
         opened="<answer>" if closed else "",
     )
-    setting = SearchSetting(callback=EngineSearch(search), num_documents=1)
+    setting = SearchSetting(callback=EngineSearch(search), num_documents=1, has_deadline=has_deadline)
     runner = EpisodeRunner(policy, CharTokenizer(), limits)
     trajectory = asyncio.run(runner.run(plan, None if closed else setting, temperature=1.0, top_p=1.0))
     return trajectory, policy, search
@@ -193,6 +194,22 @@ def test_a_search_that_never_succeeds_ends_the_episode_and_shows_no_document():
     assert trajectory.status is Status.search_failed
     assert Role.document not in trajectory.roles
     assert trajectory.search_failures >= 1
+
+
+@pytest.mark.parametrize(
+    ("has_deadline", "status"), [(True, Status.search_failed), (False, Status.answered)], ids=["foreign", "own"]
+)
+def test_a_search_that_waits_for_its_turn_in_an_engine_of_the_run_is_not_given_up(has_deadline, status):
+    class SlowSearch(FixedSearch):
+        async def search(self, request):
+            await asyncio.sleep(0.3)
+            return await super().search(request)
+
+    trajectory, _, _ = run(
+        engine=SlowSearch(), limits=replace(LIMITS, search_deadline_s=0.1), has_deadline=has_deadline
+    )
+    assert trajectory.status is status
+    assert trajectory.search_failures == has_deadline
 
 
 def test_an_engine_that_keeps_writing_nothing_does_not_hold_up_the_step():
