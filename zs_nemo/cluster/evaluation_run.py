@@ -50,6 +50,7 @@ from zs_nemo.rollout.collector import Decoding, check_prompts_fit
 from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.types.generation import Tokenizer
 from zs_nemo.types.question import Question
+from zs_nemo.types.trajectory import Status
 from zs_nemo.weights.pretrained import resolve_model
 
 _IN_FIELDS_OF_THEIR_OWN = ("num_documents", "model", "corpus")
@@ -79,9 +80,13 @@ class EvaluationRun(EngineRun):
         self._stack.callback(lambda: self._loop.run(self._parts.aclose()))
 
     def evaluate(self, method: Method) -> None:
-        """Answer all questions by one method and keep the outcome, unless an earlier session has done so."""
+        """Answer all questions by one method and keep the outcome, unless an earlier session has done so.
+
+        Questions whose search failed then are asked again.
+        """
         cfg, settings, name = self._cfg, self._cfg.evaluate, self._name(method)
-        if self._run_dir.finished_evaluation(str(name), step=0) is not None:
+        kept = self._run_dir.finished_evaluation(str(name), step=0)
+        if kept is not None and not any(Status[row["status"]].is_lost for row in kept):
             return
         questions = self._asked(method)
         log = AnswerLog(self._run_dir.path / "answers" / str(name), questions)

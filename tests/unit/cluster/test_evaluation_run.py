@@ -172,6 +172,12 @@ def test_questions_without_a_search_result_have_no_score_and_are_named(
     told = capsys.readouterr().out
     assert "1 questions are left out, because their search failed: nq/test/0000" in told
     assert "| macro average | 9 |" in told
+    world.policy.calls.clear()
+    # The evaluation was done, its run had others to do.
+    run(tmp_path, world.settings(methods=[Method.agent], max_failed_share=0.1))
+    assert len(world.policy.calls) == 2, "one question, a turn before its search and one after it"
+    entry = read_json(path / "report.json", None)["evaluation"][NAMES[0]]
+    assert (entry["n"], entry["unscored"]["num_questions"]) == (10, 0)
 
 
 def test_above_the_budget_the_run_stops_and_goes_on_later(world: World, tmp_path: Path) -> None:
