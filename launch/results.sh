@@ -44,13 +44,5 @@ for recipe in ${RECIPES:-grpo}; do
     done
 done
 
-table=$("$python" recipes/report.py --table docs/results/*/)
-# Only what stands between the two marks is generated.
-TABLE=$table "$python" - docs/results.md <<'PYTHON'
-import os, pathlib, re, sys
-
-page = pathlib.Path(sys.argv[1])
-marked = re.compile(r"(<!-- table -->\n).*(<!-- end of table -->)", re.DOTALL)
-page.write_text(marked.sub(lambda match: match[1] + os.environ["TABLE"] + "\n" + match[2], page.read_text()))
-PYTHON
+"$python" recipes/report.py --table --into docs/results.md runs docs/results/*_seed*/
 say "docs/results.md is up to date."

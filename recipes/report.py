@@ -3,7 +3,7 @@
 A run is its directory, under way or done; with --table and --side-by-side also a folder with its report.json alone.
 
 python recipes/report.py runs/quickstart
-python recipes/report.py --table runs/seed1 runs/seed2 runs/seed3     # a Markdown table, for docs/results.md
+python recipes/report.py --table runs/seed1 runs/seed2 runs/seed3     # a Markdown table; also of recipes/evaluate.py's
 python recipes/report.py --side-by-side compared runs/seed1 docs/results/*/   # a page; CSV, LaTeX and SVG for a paper
 """
 
@@ -18,6 +18,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
     parser.add_argument("--table", action="store_true", help="print a Markdown table over the runs; write nothing")
     parser.add_argument(
+        "--into",
+        nargs=2,
+        metavar=("PAGE", "MARK"),
+        help="with --table: write it between the lines <!-- MARK --> and <!-- end of MARK --> of a page instead",
+    )
+    parser.add_argument(
         "--side-by-side",
         type=Path,
         metavar="FOLDER",
@@ -28,13 +34,22 @@ def main(arguments: list[str] | None = None) -> int:
     from zs_nemo.evaluation.evaluation_report import RECIPE as EVALUATE
     from zs_nemo.evaluation.evaluation_report import write_evaluation_report
     from zs_nemo.evaluation.side_by_side import write_side_by_side
-    from zs_nemo.observability.files import read_json
+    from zs_nemo.observability.files import read_json, write_between_marks
     from zs_nemo.observability.report import write_report
     from zs_nemo.observability.results_table import results_table
+    from zs_nemo.observability.run_tables import evaluations, read_runs
 
     try:
         if options.table:
-            print(results_table(options.run_dirs), end="")
+            runs = read_runs(options.run_dirs)
+            of_evaluations = {run.report["recipe"] == EVALUATE for run in runs}
+            if len(of_evaluations) > 1:
+                raise ValueError("--table shows training runs or evaluations, not both; name one kind alone")
+            table = evaluations(runs).markdown() if of_evaluations == {True} else results_table(options.run_dirs)
+            if options.into:
+                write_between_marks(Path(options.into[0]), options.into[1], table)
+            else:
+                print(table, end="")
         elif options.side_by_side:
             print(write_side_by_side(options.side_by_side, options.run_dirs))
         else:

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from tests.functional.injected_faults import FAULTS, ROOT, Trial, run_trial
 from tests.tiny_model import build_tiny_model
+from zs_nemo.observability.files import write_between_marks
 
-_BEGIN, _END = "<!-- faults: begin -->", "<!-- faults: end -->"
+_MARK = "faults"
+"""In docs/cluster.md, around the table."""
 _NAMES = {
     "engine": "policy engine killed",
     "simulator": "simulator engine killed",
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     counts = summary(trials)
     out = ROOT / "docs" / "results" / "faults.json"
     out.write_text(json.dumps({"seed": asked.seed, "faults": counts}, indent=2) + "\n")
-    write_table(ROOT / "docs" / "cluster.md", counts)
+    write_between_marks(ROOT / "docs" / "cluster.md", _MARK, table(counts))
     print(table(counts))
     return 0 if all(row["survived"] == row["injected"] for row in counts.values()) else 1
 
@@ -93,14 +95,7 @@ def table(counts: dict[str, dict[str, float]]) -> str:
         f"{row['orphans']} |"
         for fault, row in counts.items()
     ]
-    return "\n".join([head, "| --- | --- | --- | --- | --- | --- |", *rows])
-
-
-def write_table(page: Path, counts: dict[str, dict[str, float]]) -> None:
-    """Put the table between its marks."""
-    before, _, rest = page.read_text().partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    page.write_text(f"{before}{_BEGIN}\n{table(counts)}\n{_END}{after}")
+    return "\n".join([head, "| --- | --- | --- | --- | --- | --- |", *rows, ""])
 
 
 if __name__ == "__main__":

@@ -19,6 +19,19 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def write_between_marks(page: Path, mark: str, text: str) -> None:
+    """Replace what stands in ``page`` between the lines ``<!-- MARK -->`` and ``<!-- end of MARK -->``.
+
+    Raises ``ValueError`` where the page has not both, in this order.
+    """
+    begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->"
+    before, has_begin, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, has_end, after = rest.partition(end)
+    if not (has_begin and has_end):
+        raise ValueError(f"{page} has no lines {begin.strip()!r} and {end!r}; write them where the text belongs")
+    write_text(page, f"{before}{begin}{text}{end}{after}")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write one indented JSON document in one step."""
     write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""Tables that are written in several forms: CSV for programs, LaTeX (booktabs) for papers, text cells for pages."""
+"""Tables that are written in several forms: CSV for programs, LaTeX (booktabs) for papers, Markdown, text for pages."""
 
 import csv
 import io
@@ -64,6 +64,12 @@ class Table:
     def is_number(self, index: int) -> bool:
         """Return whether the column holds numbers, which stand to the right."""
         return any(not isinstance(row[index], str | None) for row in self.rows)
+
+    def markdown(self) -> str:
+        """Return the table as Markdown."""
+        lines = [[column.label for column in self.columns]]
+        lines.append(["---:" if self.is_number(index) else "---" for index in range(len(self.columns))])
+        return "".join("| " + " | ".join(line) + " |\n" for line in [*lines, *self.texts()])
 
     def csv(self) -> str:
         """Return the table as CSV, numbers in full, an empty field for what was not measured."""

@@ -16,7 +16,12 @@ from tests.unit.observability.runs import config, group, searching
 from zs_nemo.config.policy import Recompute
 from zs_nemo.config.rollout import RefitTransport
 from zs_nemo.observability.config_file import redact
-from zs_nemo.observability.files import read_json_lines, write_json_lines, write_text
+from zs_nemo.observability.files import (
+    read_json_lines,
+    write_between_marks,
+    write_json_lines,
+    write_text,
+)
 from zs_nemo.observability.phase import Phase
 from zs_nemo.observability.run_dir import RunDir
 from zs_nemo.observability.timeline import read_timeline
@@ -111,6 +116,15 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="no space"):
         write_text(path, "new")
     assert path.read_text() == "old"
+
+
+def test_what_is_generated_replaces_only_what_stands_between_its_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- x -->\nold\n<!-- end of x -->\nb <!-- end of x -->\n")
+    write_between_marks(page, "x", "new\n")
+    assert page.read_text() == "a\n<!-- x -->\nnew\n<!-- end of x -->\nb <!-- end of x -->\n"
+    with pytest.raises(ValueError, match=r"page\.md has no lines '<!-- y -->' and '<!-- end of y -->'"):
+        write_between_marks(page, "y", "new\n")
 
 
 def test_two_runs_never_write_the_same_directory(tmp_path: Path) -> None:

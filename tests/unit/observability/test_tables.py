@@ -31,6 +31,13 @@ def test_people_read_rounded_numbers_and_a_dash_for_what_was_not_measured() -> N
     assert table().texts() == [["[a]_1", "1,234", "0.123 [0.100, 0.200]"], ["mean", "–", "0.500"]]
 
 
+def test_markdown_has_its_numbers_to_the_right() -> None:
+    assert table().markdown() == (
+        "| run & seed | n | F1 |\n| --- | ---: | ---: |\n"
+        "| [a]_1 | 1,234 | 0.123 [0.100, 0.200] |\n| mean | – | 0.500 |\n"
+    )
+
+
 def test_latex_is_a_booktabs_table_in_which_every_special_character_is_escaped() -> None:
     text = table().latex()
     assert r"\begin{tabular}{lrr}" in text and text.count(r"\\") == 3
