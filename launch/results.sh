@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the numbers of docs/results.md: the quickstart over several seeds, algorithms and search engines.
 set -euo pipefail
+shopt -s nullglob
 
 usage() {
     cat <<'TEXT'
@@ -11,7 +12,8 @@ default ones), keeps every report.json under docs/results/, and writes the table
 docs/results.md. A run that is done is not repeated. Settings apply to all of them.
 
 Environment: RECIPES (default "grpo"; also reinforce_pp and ppo), SEEDS (default "1 2 3"), ENGINES (default
-"simulated bm25"), and as launch/quickstart.sh --help says.
+"simulated bm25"), TABLE (default "runs"; another one of the page's tables, for runs with other settings), and as
+launch/quickstart.sh --help says.
 TEXT
 }
 
@@ -25,11 +27,14 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 . "$here/environment.sh"
 ensure_environment
 cd -- "$root"
+table=${TABLE:-runs}
+prefix=${table}_
+if [[ $table == runs ]]; then prefix=; fi
 
 run() {
     local recipe=$1 engine=$2 seed=$3 name
     shift 3
-    name=${recipe}_${engine}_seed$seed
+    name=$prefix${recipe}_${engine}_seed$seed
     "$python" "recipes/$recipe.py" "search=$engine" "seed=$seed" exp_manager.exp_dir=runs/results \
         "exp_manager.name=$name" "$@"
     mkdir -p "docs/results/$name"
@@ -44,5 +49,6 @@ for recipe in ${RECIPES:-grpo}; do
     done
 done
 
-"$python" recipes/report.py --table --into docs/results.md runs docs/results/*_seed*/
+"$python" recipes/report.py --table --into docs/results.md "$table" \
+    docs/results/"$prefix"{grpo,ppo,reinforce_pp}_*_seed*/
 say "docs/results.md is up to date."
