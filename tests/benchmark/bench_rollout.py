@@ -48,7 +48,7 @@ from tests.benchmark.rollout_workload import (  # noqa: E402
     build_workload,
 )
 from zs_nemo.rollout.callbacks import SimulatedSearch  # noqa: E402
-from zs_nemo.rollout.collector import Decoding, RolloutCollector  # noqa: E402
+from zs_nemo.rollout.collector import Decoding, RolloutCollector, StepBudgets  # noqa: E402
 from zs_nemo.rollout.episode import EpisodeRunner, SearchSetting  # noqa: E402
 from zs_nemo.rollout.rewards import f1  # noqa: E402
 from zs_nemo.types.generation import SamplingParams, Tokenizer  # noqa: E402
@@ -84,7 +84,7 @@ def our_run(workload: Workload, tokenizer: Tokenizer, engines: Engines, *, charg
             f1,
             run_seed=workload.run_seed,
             max_concurrency=num_trajectories,
-            max_failure_share=0.0,
+            budgets=StepBudgets(failed=0.0),
         )
         groups = collector.collect(
             workload.questions,

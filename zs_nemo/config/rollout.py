@@ -84,6 +84,9 @@ class RolloutConfig:
     """Share of a step's trajectories that may pass ``trajectory_deadline_s``; above it the step stops with an error."""
     search_max_failure_share: float = 0.1
     """Share of a step's search calls that may fail; above it the step stops with an error."""
+    search_max_empty_share: float = 0.5
+    """Share of a step's search calls for which a simulator may write nothing, however often it is asked; above it the
+    step stops with an error. A simulator that works does so too where a policy that has just begun asks nonsense."""
     callback: str = ""
     """Import path of your own rollout callback, as ``package.module.ClassName``; empty for the search group's own."""
 
@@ -115,8 +118,9 @@ class RolloutConfig:
             )
         if not 0 <= self.max_deadline_share <= 1:
             raise ValueError(f"rollout.max_deadline_share={self.max_deadline_share} must lie in [0, 1]")
-        if not 0 <= self.search_max_failure_share <= 1:
-            raise ValueError(f"rollout.search_max_failure_share={self.search_max_failure_share} must lie in [0, 1]")
+        for name in ("search_max_failure_share", "search_max_empty_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"rollout.{name}={getattr(self, name)} must lie in [0, 1]")
 
 
 class CurriculumName(Enum):

@@ -1,7 +1,7 @@
 """Builds the rollout side of a run from its settings."""
 
 from zs_nemo.config.recipe import RecipeConfig
-from zs_nemo.rollout.collector import RolloutCollector
+from zs_nemo.rollout.collector import RolloutCollector, StepBudgets
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodeRunner
 from zs_nemo.rollout.loop_thread import LoopThread
 from zs_nemo.rollout.rewards import build_reward
@@ -28,7 +28,10 @@ def build_collector(cfg: RecipeConfig, engine: GenerationEngine, tokenizer: Toke
         build_reward(cfg.reward.weights()),
         run_seed=cfg.seed,
         max_concurrency=cfg.rollout.max_concurrency,
-        max_failure_share=cfg.rollout.search_max_failure_share,
-        max_deadline_share=cfg.rollout.max_deadline_share,
+        budgets=StepBudgets(
+            failed=cfg.rollout.search_max_failure_share,
+            empty=cfg.rollout.search_max_empty_share,
+            late=cfg.rollout.max_deadline_share,
+        ),
         loop=LoopThread() if cfg.rollout.max_staleness else None,
     )

@@ -19,6 +19,7 @@ from zs_nemo.rollout.rewards import Reward
 from zs_nemo.types.generation import Tokenizer
 from zs_nemo.types.keys import SampleKey, seed_of_attempt
 from zs_nemo.types.question import Question
+from zs_nemo.types.search import SearchFailureKind
 from zs_nemo.types.trajectory import Status, Trajectory, TrajectoryGroup
 
 _TOKENS_WITHOUT_BYTES = 16
@@ -35,7 +36,7 @@ class Decoding:
 
 
 class SearchBudgetExceeded(RuntimeError):  # noqa: N818  (it says what happened)
-    """More search calls failed than ``rollout.search_max_failure_share`` allows."""
+    """More search calls failed, or brought nothing, than the shares of ``rollout`` or ``evaluate`` allow."""
 
     def __init__(self, message: str, engine: str = "") -> None:
         """``engine`` is the name of the one that was asked."""
@@ -45,6 +46,45 @@ class SearchBudgetExceeded(RuntimeError):  # noqa: N818  (it says what happened)
 
 class DeadlineBudgetExceeded(RuntimeError):  # noqa: N818  (it says what happened)
     """More trajectories passed their deadline than ``rollout.max_deadline_share`` allows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBudgets:
+    """Shares that a step may lose before it stops; see ``config.rollout.RolloutConfig``."""
+
+    failed: float
+    """Of its search calls, for any reason but the next."""
+    empty: float = 1.0
+    """Of its search calls, because a simulator wrote nothing."""
+    late: float = 1.0
+    """Of its trajectories, because their time ran out."""
+
+    def check(self, trajectories: Sequence[Trajectory]) -> None:
+        """Raise ``SearchBudgetExceeded`` or ``DeadlineBudgetExceeded`` when more was lost."""
+        lost = [trajectory for trajectory in trajectories if trajectory.status is Status.search_failed]
+        empty = [each for each in lost if each.search_failure_kind is SearchFailureKind.empty]
+        failed = [each for each in lost if each.search_failure_kind is not SearchFailureKind.empty]
+        calls = len(lost) + sum(trajectory.num_searches for trajectory in trajectories)
+        if len(failed) > self.failed * calls:
+            raise SearchBudgetExceeded(
+                f"{len(failed)} of {calls} search calls failed, more than rollout.search_max_failure_share="
+                f"{self.failed:g} allows; look at the engine's log, or raise it or rollout.search_deadline_s. "
+                f"The last failure: {failed[-1].last_search_failure}",
+                engine=failed[-1].failed_engine,
+            )
+        if len(empty) > self.empty * calls:
+            raise SearchBudgetExceeded(
+                f"for {len(empty)} of {calls} search calls the simulator wrote nothing, more than "
+                f"rollout.search_max_empty_share={self.empty:g} allows; look at its template and at what the policy "
+                f"asks (trajectories/), or raise it. The last one: {empty[-1].last_search_failure}",
+                engine=empty[-1].failed_engine,
+            )
+        late = sum(trajectory.status is Status.deadline for trajectory in trajectories)
+        if late > self.late * len(trajectories):
+            raise DeadlineBudgetExceeded(
+                f"{late} of {len(trajectories)} trajectories did not end within rollout.trajectory_deadline_s, more "
+                f"than rollout.max_deadline_share={self.late:g} allows; look at the engines' logs, or raise it"
+            )
 
 
 class RolloutCollector:
@@ -58,8 +98,7 @@ class RolloutCollector:
         *,
         run_seed: int,
         max_concurrency: int,
-        max_failure_share: float,
-        max_deadline_share: float = 1.0,
+        budgets: StepBudgets,
         loop: EpisodeLoop | None = None,
     ) -> None:
         """``loop`` is where episodes run, by default one of the calling thread's."""
@@ -68,8 +107,7 @@ class RolloutCollector:
         self._reward = reward
         self._run_seed = run_seed
         self._max_concurrency = max_concurrency
-        self._max_failure_share = max_failure_share
-        self._max_deadline_share = max_deadline_share
+        self._budgets = budgets
         # One loop for the life of the collector: engine clients keep connections that belong to a loop.
         self.loop: EpisodeLoop = loop or asyncio.Runner()
 
@@ -120,7 +158,7 @@ class RolloutCollector:
         self, questions: Sequence[Question], trajectories: Sequence[Trajectory], *, first_prompt: int = 0
     ) -> list[TrajectoryGroup]:
         """Return the groups of ended episodes. Raises as ``collect`` does when too many of them were lost."""
-        _check_budgets(trajectories, self._max_failure_share, self._max_deadline_share)
+        self._budgets.check(trajectories)
         groups = [TrajectoryGroup(question=question, trajectories=[]) for question in questions]
         for trajectory in trajectories:
             group = groups[trajectory.key.prompt - first_prompt]
@@ -149,7 +187,7 @@ class RolloutCollector:
             for prompt, question in enumerate(questions)
         ]
         trajectories = self.loop.run(self._run_all(plans, search, decoding, on_done))
-        _check_budgets(trajectories, self._max_failure_share, self._max_deadline_share)
+        self._budgets.check(trajectories)
         return trajectories
 
     def _plan(self, question: Question, key: SampleKey, *, closed_book: bool = False) -> EpisodePlan:
@@ -254,22 +292,3 @@ def check_prompts_fit(
                 f"(rollout.max_turn_tokens={limits.max_turn_tokens}); "
                 "raise it or shorten the question"
             )
-
-
-def _check_budgets(trajectories: Sequence[Trajectory], max_failure_share: float, max_deadline_share: float) -> None:
-    failed = sum(trajectory.status is Status.search_failed for trajectory in trajectories)
-    calls = failed + sum(trajectory.num_searches for trajectory in trajectories)
-    if failed > max_failure_share * calls:
-        last = next(item for item in reversed(trajectories) if item.status is Status.search_failed)
-        raise SearchBudgetExceeded(
-            f"{failed} of {calls} search calls brought nothing, in time or at all, more than "
-            f"rollout.search_max_failure_share={max_failure_share:g} allows; look at the engine's log, or raise it or "
-            f"rollout.search_deadline_s. The last failure: {last.last_search_failure}",
-            engine=last.failed_engine,
-        )
-    late = sum(trajectory.status is Status.deadline for trajectory in trajectories)
-    if late > max_deadline_share * len(trajectories):
-        raise DeadlineBudgetExceeded(
-            f"{late} of {len(trajectories)} trajectories did not end within rollout.trajectory_deadline_s, more than "
-            f"rollout.max_deadline_share={max_deadline_share:g} allows; look at the engines' logs, or raise it"
-        )

@@ -202,8 +202,10 @@ class EpisodeRunner:
         deadline_s = search.deadline_s(self._limits)
         result, failures = await search_within_deadline(search.callback, request, deadline_s)
         trajectory.search_failures += len(failures)
-        trajectory.last_search_failure = str(failures[-1]) if failures else trajectory.last_search_failure
-        trajectory.failed_engine = search.engine if failures else trajectory.failed_engine
+        if failures:
+            trajectory.last_search_failure = str(failures[-1])
+            trajectory.search_failure_kind = failures[-1].kind
+            trajectory.failed_engine = search.engine
         return result
 
 

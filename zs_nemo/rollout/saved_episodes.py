@@ -13,7 +13,7 @@ from typing import Any
 from zs_nemo.observability.files import read_json_lines, write_json_lines
 from zs_nemo.rollout.episode import EpisodePlan
 from zs_nemo.types.keys import SampleKey
-from zs_nemo.types.search import Document, SearchResult
+from zs_nemo.types.search import Document, SearchFailureKind, SearchResult
 from zs_nemo.types.trajectory import Role, Status, Trajectory, Turn
 
 FILE = "episodes.jsonl"
@@ -36,6 +36,7 @@ def episode_row(trajectory: Trajectory, *, ended: bool, now_s: float) -> Row:
         "reward": trajectory.reward,
         "search_failures": trajectory.search_failures,
         "last_search_failure": trajectory.last_search_failure,
+        "search_failure_kind": trajectory.search_failure_kind.name if trajectory.search_failure_kind else None,
         "failed_engine": trajectory.failed_engine,
         "elapsed_s": trajectory.elapsed_s if ended else now_s - trajectory.began_s,
     }
@@ -58,6 +59,7 @@ def trajectory_of(row: Row, plan: EpisodePlan, *, now_s: float) -> Trajectory:
             f"{plan.key.prompt}, but the data now give {plan.question.id!r} or another prompt there; put the data back "
             "as they were, or start a new run with another exp_manager.name"
         )
+    failure = row["search_failure_kind"]
     return Trajectory(
         key=plan.key,
         question=plan.question,
@@ -70,6 +72,7 @@ def trajectory_of(row: Row, plan: EpisodePlan, *, now_s: float) -> Trajectory:
         reward=row["reward"],
         search_failures=row["search_failures"],
         last_search_failure=row["last_search_failure"],
+        search_failure_kind=SearchFailureKind[failure] if failure else None,
         failed_engine=row["failed_engine"],
         elapsed_s=row["elapsed_s"],
         # What has ended was not run by this process, whose clock is another.

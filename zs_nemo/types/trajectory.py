@@ -5,7 +5,7 @@ from enum import Enum, IntEnum
 
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.question import Question
-from zs_nemo.types.search import SearchResult
+from zs_nemo.types.search import SearchFailureKind, SearchResult
 
 
 class Role(IntEnum):
@@ -83,6 +83,8 @@ class Trajectory:
     """Calls that failed and were tried again."""
     last_search_failure: str = ""
     """What went wrong in the last of them."""
+    search_failure_kind: SearchFailureKind | None = None
+    """Of which kind that was; None where none failed."""
     failed_engine: str = field(default="", compare=False)
     """Name of the engine that was asked in it."""
     elapsed_s: float = 0.0

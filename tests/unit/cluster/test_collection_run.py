@@ -21,7 +21,7 @@ from zs_nemo.observability.progress import Progress
 from zs_nemo.observability.run_dir import RunDir
 from zs_nemo.qa.question_source import QuestionSource
 from zs_nemo.rollout.callbacks import EngineSearch
-from zs_nemo.rollout.collector import RolloutCollector
+from zs_nemo.rollout.collector import RolloutCollector, StepBudgets
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodeRunner, SearchSetting
 from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.rollout.rewards import f1
@@ -63,7 +63,7 @@ def policy(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     def start(run: CollectionRun) -> None:
         runner = EpisodeRunner(engine, CharTokenizer(), LIMITS)
         run._collector = RolloutCollector(
-            runner, CharTokenizer(), f1, run_seed=7, max_concurrency=64, max_failure_share=0.1
+            runner, CharTokenizer(), f1, run_seed=7, max_concurrency=64, budgets=StepBudgets(failed=0.1)
         )
         run._stack.callback(run._collector.close)
         run._questions = QuestionSource(train=QUESTIONS, validation=[], test=QUESTIONS[:3])

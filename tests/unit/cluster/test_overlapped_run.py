@@ -22,7 +22,7 @@ from zs_nemo.observability.files import read_json_lines
 from zs_nemo.observability.progress import Progress
 from zs_nemo.observability.run_dir import RunDir
 from zs_nemo.rollout.callbacks import SimulatedSearch
-from zs_nemo.rollout.collector import RolloutCollector, questions_of_step
+from zs_nemo.rollout.collector import RolloutCollector, StepBudgets, questions_of_step
 from zs_nemo.rollout.episode import EpisodeRunner, SearchSetting
 from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.rollout.loop_thread import LoopThread
@@ -72,7 +72,7 @@ def policy(monkeypatch: pytest.MonkeyPatch) -> Policy:
             f1,
             run_seed=run._cfg.seed,
             max_concurrency=64,
-            max_failure_share=0.0,
+            budgets=StepBudgets(failed=0.0),
             loop=LoopThread(),
         )
         run._stack.callback(run._collector.close)

@@ -14,7 +14,7 @@ from zs_nemo.observability.files import read_json, read_json_lines
 from zs_nemo.observability.progress import Progress
 from zs_nemo.observability.run_dir import RunDir
 from zs_nemo.rollout.callbacks import EngineSearch
-from zs_nemo.rollout.collector import RolloutCollector
+from zs_nemo.rollout.collector import RolloutCollector, StepBudgets
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodeRunner, SearchSetting
 from zs_nemo.rollout.rewards import f1
 from zs_nemo.types.question import Question
@@ -45,7 +45,9 @@ def answer(prompt: str) -> str:
 @pytest.fixture
 def run(tmp_path: Path):
     runner = EpisodeRunner(ScriptedEngine(answer), CharTokenizer(), LIMITS)
-    collector = RolloutCollector(runner, CharTokenizer(), f1, run_seed=1, max_concurrency=4, max_failure_share=0.1)
+    collector = RolloutCollector(
+        runner, CharTokenizer(), f1, run_seed=1, max_concurrency=4, budgets=StepBudgets(failed=0.1)
+    )
     progress = Progress("test", Console(file=(tmp_path / "told").open("w")))
     conditions = Conditions(policy="folder", seed=1, limits=LIMITS, corpora={}, models={"simulator": "a model"})
     with RunDir(tmp_path, config()) as run_dir:

@@ -15,12 +15,15 @@ from zs_nemo.rollout.collector import (
     Decoding,
     RolloutCollector,
     SearchBudgetExceeded,
+    StepBudgets,
     check_prompts_fit,
     questions_of_step,
 )
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodeRunner, SearchSetting
 from zs_nemo.rollout.rewards import f1
+from zs_nemo.rollout.search_call import MAX_EMPTY_ANSWERS
 from zs_nemo.types.question import Question
+from zs_nemo.types.search import SearchFailureKind
 from zs_nemo.types.trajectory import Status
 
 LIMITS = EpisodeLimits(
@@ -40,7 +43,9 @@ def script(prompt: str) -> str:
 def build(policy: ScriptedEngine, concurrency: int = 64) -> RolloutCollector:
     """Return a collector around a scripted policy."""
     runner = EpisodeRunner(policy, CharTokenizer(), LIMITS)
-    return RolloutCollector(runner, CharTokenizer(), f1, run_seed=7, max_concurrency=concurrency, max_failure_share=0.1)
+    return RolloutCollector(
+        runner, CharTokenizer(), f1, run_seed=7, max_concurrency=concurrency, budgets=StepBudgets(failed=0.1)
+    )
 
 
 def setting(search: FixedSearch, noise: float = 0.0) -> SearchSetting:
@@ -105,6 +110,26 @@ def test_too_many_failed_searches_stop_the_step():
         collect(ScriptedEngine(script), FixedSearch(failures=10**6))
 
 
+@pytest.mark.parametrize(("max_empty_share", "stops"), [(0.5, False), (0.2, True)])
+def test_a_simulator_that_wrote_nothing_has_a_budget_of_its_own(max_empty_share, stops):
+    collector = RolloutCollector(
+        EpisodeRunner(ScriptedEngine(script), CharTokenizer(), LIMITS),
+        CharTokenizer(),
+        f1,
+        run_seed=7,
+        max_concurrency=1,
+        budgets=StepBudgets(failed=0.0, empty=max_empty_share),
+    )
+    # The first of three questions asks for nothing that can be answered, as often as it may.
+    search = FixedSearch(failures=MAX_EMPTY_ANSWERS, failure_kind=SearchFailureKind.empty)
+    setting = SearchSetting(callback=EngineSearch(search), num_documents=1)
+    told = r"for 1 of 3 search calls the simulator wrote nothing.*rollout\.search_max_empty_share=0\.2"
+    with pytest.raises(SearchBudgetExceeded, match=told) if stops else nullcontext():
+        groups = collector.collect(QUESTIONS[:3], setting, Decoding(temperature=1.0), step=0, group_size=1)
+        assert [len(group.trajectories) for group in groups] == [0, 1, 1]
+    collector.close()
+
+
 def test_a_group_goes_on_without_the_trajectory_whose_search_failed():
     hasty = replace(LIMITS, search_deadline_s=0.0001)
     collector = RolloutCollector(
@@ -113,7 +138,7 @@ def test_a_group_goes_on_without_the_trajectory_whose_search_failed():
         f1,
         run_seed=7,
         max_concurrency=1,
-        max_failure_share=0.5,
+        budgets=StepBudgets(failed=0.5),
     )
     search = FixedSearch(failures=1)
     flaky = SearchSetting(callback=EngineSearch(search), num_documents=1)
@@ -131,8 +156,7 @@ def test_a_step_goes_on_without_trajectories_past_their_deadline_up_to_a_share(s
         f1,
         run_seed=7,
         max_concurrency=8,
-        max_failure_share=0.1,
-        max_deadline_share=share,
+        budgets=StepBudgets(failed=0.1, late=share),
     )
     many = SearchSetting(callback=EngineSearch(FixedSearch()), num_documents=1)
     allowed = share > 1 / 3

@@ -13,7 +13,7 @@ import pytest
 from tests.fakes import CharTokenizer, FixedSearch, ScriptedEngine
 from tests.unit.rollout.test_collector import LIMITS, QUESTIONS, script
 from zs_nemo.rollout.callbacks import SimulatedSearch
-from zs_nemo.rollout.collector import Decoding, RolloutCollector
+from zs_nemo.rollout.collector import Decoding, RolloutCollector, StepBudgets
 from zs_nemo.rollout.episode import EpisodeRunner, SearchSetting
 from zs_nemo.rollout.loop_thread import LoopThread
 from zs_nemo.rollout.overlap import StepDraw, StepsAhead
@@ -91,7 +91,7 @@ def started(*, max_staleness: int = 1, concurrency: int = 64, attempt: int = 0) 
         f1,
         run_seed=7,
         max_concurrency=1000,
-        max_failure_share=0.1,
+        budgets=StepBudgets(failed=0.1),
         loop=LoopThread(),
     )
     ahead = StepsAhead(

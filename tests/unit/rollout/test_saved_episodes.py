@@ -8,6 +8,7 @@ import pytest
 from tests.unit.observability.runs import searching
 from zs_nemo.rollout.episode import EpisodePlan
 from zs_nemo.rollout.saved_episodes import damage, episode_row, key_of, read_episodes, trajectory_of, write_episodes
+from zs_nemo.types.search import SearchFailureKind
 from zs_nemo.types.trajectory import Status, Trajectory
 
 PROMPT = [ord(char) for char in "prompt"]
@@ -23,6 +24,7 @@ def test_an_episode_comes_back_as_it_was(tmp_path: Path, ended: bool) -> None:
     episode.generation_logprobs = [-1 / (3 + place) for place in range(len(episode.token_ids))]
     episode.search_failures, episode.last_search_failure, episode.status = 1, "timeout", Status.turn_limit
     episode.began_s, episode.elapsed_s, episode.failed_engine = 90.0, 5.0, "simulator"
+    episode.search_failure_kind = SearchFailureKind.timeout
     seal = write_episodes(tmp_path, [episode_row(episode, ended=ended, now_s=100.0)])
     (row,) = read_episodes(tmp_path)
     again = trajectory_of(row, plan_of(episode), now_s=1000.0)
