@@ -30,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
         help="write one page over all runs into FOLDER, its tables as CSV and LaTeX and its figures as SVG",
     )
     options = parser.parse_args(arguments)
+    if options.into and not options.table:
+        parser.error("--into says where a table goes; give --table as well")
 
     from zs_nemo.evaluation.evaluation_report import RECIPE as EVALUATE
     from zs_nemo.evaluation.evaluation_report import write_evaluation_report

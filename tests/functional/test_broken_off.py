@@ -12,7 +12,7 @@ import pytest
 
 from zs_nemo.cluster.reaper import marked_processes
 
-# As what a user's run leaves after Ctrl-C or the driver's death (test_grpo_recipe.py), with less around it.
+# The system alone; that a user's whole run leaves nothing behind is seen in test_grpo_recipe.py each time.
 pytestmark = [pytest.mark.faults, pytest.mark.long]
 
 DRIVER = """

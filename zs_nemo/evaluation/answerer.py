@@ -108,7 +108,9 @@ class Answerer:
             trajectory = await self._runner.run(plan, None, temperature=decoding.temperature, top_p=decoding.top_p)
         trajectory.turns.insert(0, _first_search(question.text, result, search_s))
         trajectory.search_failures += len(failures)
-        trajectory.last_search_failure = str(failures[-1]) if failures else ""
+        if failures:
+            trajectory.last_search_failure = str(failures[-1])
+            trajectory.search_failure_kind = failures[-1].kind
         trajectory.elapsed_s = time.monotonic() - began
         return trajectory
 

@@ -76,6 +76,7 @@ def test_a_search_that_brings_nothing_is_a_failure_and_no_answer() -> None:
     episode = answered(Method.retrieve_then_read, engine, search)
     assert episode.status is Status.search_failed and not engine.calls
     assert (episode.search_failures, episode.last_search_failure) == (1, "refused: not yet")
+    assert episode.search_failure_kind is SearchFailureKind.refused
 
 
 def test_a_chat_server_opens_its_tags_itself() -> None:
