@@ -17,9 +17,10 @@ def build_tiny_model(
     dtype: str = "float32",
     vocab_size: int = 4096,
     num_layers: int = 2,
+    head_dim: int = 32,
 ) -> Path:
-    """Write the model and return ``folder``: hidden size 128, 4 heads of 32 (the smallest that
-    vLLM has a CPU kernel for), 2 key/value heads, the same for the same seed.
+    """Write the model and return ``folder``: hidden size 128, 4 heads (32 is the smallest size
+    that vLLM has a CPU kernel for), 2 key/value heads, the same for the same seed.
 
     With the tokenizer's 49152 tokens nearly all work would be in the output layer.
     """
@@ -31,7 +32,7 @@ def build_tiny_model(
         num_hidden_layers=num_layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=32,
+        head_dim=head_dim,
         vocab_size=vocab_size,
         max_position_embeddings=2048,
         rms_norm_eps=1e-5,

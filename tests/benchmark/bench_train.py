@@ -36,6 +36,7 @@ from zs_nemo.cluster.native_precision import native_precision  # noqa: E402
 from zs_nemo.config.algorithm import GrpoConfig, KlConfig, KlPlace, LossAggregation  # noqa: E402
 from zs_nemo.config.policy import OptimConfig, Precision  # noqa: E402
 from zs_nemo.training.microbatch import num_computed, used_tokens  # noqa: E402
+from zs_nemo.training.packed_passes import to_device  # noqa: E402
 from zs_nemo.training.worker import MegatronWorker  # noqa: E402
 from zs_nemo.types.batch import TrainBatch  # noqa: E402
 from zs_nemo.weights.pretrained import load_tokenizer, resolve_model  # noqa: E402
@@ -94,19 +95,20 @@ def our_steps(worker: MegatronWorker, batch: TrainBatch, num_steps: int) -> dict
 class PaddedStep:
     """The step that one writes first: rows padded to the longest, all logits, AdamW."""
 
-    def __init__(self, model: Path, *, kind: str, rows: int) -> None:
+    def __init__(self, model: Path, *, kind: str, rows: int, device: str = "cpu") -> None:
         from transformers import AutoModelForCausalLM
 
         dtype, autocast = KINDS[kind]
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-        self._autocast, self._rows = autocast, rows
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device)
+        self._autocast, self._rows, self._device = autocast, rows, torch.device(device)
         self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, weight_decay=0.0)
 
     def __call__(self, batch: TrainBatch) -> float:
         """Make one update; return the loss."""
         normalizer, total = LOSS.normalizer(batch), 0.0
         for part in batch.minibatches(self._rows):
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._autocast):
+            part = to_device(part, self._device)
+            with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._autocast):
                 loss = LOSS(self._outputs(part), part)[0] / normalizer
             loss.backward()
             total += float(loss.detach())
@@ -119,7 +121,7 @@ class PaddedStep:
         lengths = part.lengths.tolist()
         ids = torch.nn.utils.rnn.pad_sequence(list(part.token_ids.split(lengths)), batch_first=True)
         mask = torch.nn.utils.rnn.pad_sequence(list(part.loss_mask.split(lengths)), batch_first=True)
-        attention = torch.arange(ids.shape[1]) < part.lengths[:, None]
+        attention = torch.arange(ids.shape[1], device=ids.device) < part.lengths[:, None]
         logits = self.model(input_ids=ids, attention_mask=attention.long(), use_cache=False).logits[:, :-1]
         logprobs = logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
         chosen = logprobs[mask[:, 1:]]

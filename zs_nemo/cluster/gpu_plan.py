@@ -1,6 +1,7 @@
 """Whether a run fits on GPUs: what stands on each of them, and which layout of the policy would fit.
 
-Not held against real GPUs yet: the constants for a GPU's processes are careful guesses.
+The constants for a GPU's processes are careful guesses. Of a rank's activations ``memory_plan`` says 42.5 GiB where a
+step of a 1.5B model took 40 on an H100, and 33.5 where Transformer Engine's layers took 24 (docs/cluster.md).
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Which process gets which GPU. Pure arithmetic; untested on real GPUs, as the whole GPU path is."""
+"""Which process gets which GPU. Pure arithmetic; no run has been placed on real GPUs yet."""
 
 from collections import Counter
 from collections.abc import Sequence

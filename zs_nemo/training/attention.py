@@ -8,6 +8,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from zs_nemo.training.context_parallel import RowSlice, gather_row
@@ -30,8 +31,15 @@ class PackedRow(PackedSeqParams):
     """Under context parallelism the part of the row that this rank has; ``cos`` and ``sin`` are of its tokens alone"""
 
 
+_FLASH_DTYPES, _FLASH_HEAD_DIM = (torch.bfloat16, torch.float16), 256
+"""What PyTorch's flash attention for packed sequences takes."""
+
+
 class SegmentAttention(torch.nn.Module):
-    """Rotary embedding, then causal attention of each sequence with itself, one by one: no mask is ever built."""
+    """Rotary embedding, then causal attention of each sequence with itself; no mask is ever built.
+
+    One call for all sequences where a GPU has flash attention for them, otherwise one by one.
+    """
 
     def __init__(self, config: TransformerConfig, softmax_scale: float | None = None, **_placement: object) -> None:
         super().__init__()
@@ -63,8 +71,26 @@ class SegmentAttention(torch.nn.Module):
         # The CPU's flash kernel takes no grouped queries; repeating the few key/value heads is cheaper than its
         # fallback, which builds the whole attention matrix.
         key, value = (x.repeat_interleave(group, dim=1) if group > 1 else x for x in (key, value))
-        out = torch.cat([self._attend(*segment) for segment in _segments(query, key, value, row)])
+        if row.row_slice is None and _takes_packed(query):
+            out = self._attend_packed(query, key, value, row)
+        else:
+            out = torch.cat([self._attend(*segment) for segment in _segments(query, key, value, row)])
         return out if row.first_uses is None else out.index_select(0, row.first_uses)
+
+    def _attend_packed(self, query: Tensor, key: Tensor, value: Tensor, row: PackedRow) -> Tensor:
+        out = varlen_attn(
+            query,
+            key,
+            value,
+            row.cu_seqlens_q,
+            row.cu_seqlens_kv,
+            row.max_seqlen_q,
+            row.max_seqlen_kv,
+            scale=self._scale,
+            window_size=(-1, 0),
+        )
+        assert isinstance(out, Tensor)
+        return out.flatten(1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend with the last queries of a sequence to all of its keys up to the last query's."""
@@ -75,6 +101,10 @@ class SegmentAttention(torch.nn.Module):
             mask = causal_lower_right(query.shape[0], key.shape[0])
             out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self._scale)
         return out.squeeze(0).transpose(0, 1).flatten(1)
+
+
+def _takes_packed(query: Tensor) -> bool:
+    return query.is_cuda and query.dtype in _FLASH_DTYPES and query.shape[-1] <= _FLASH_HEAD_DIM
 
 
 def _segments(query: Tensor, key: Tensor, value: Tensor, row: PackedRow) -> Iterator[tuple[Tensor, ...]]:

@@ -20,6 +20,8 @@ from zs_nemo.training.optimizer import ModelOptimizer
 from zs_nemo.training.streaming_writer import WriteSession, streaming_writes
 
 _CHECKSUMS = "checksums.json"
+# Transformer Engine keeps the scales of FP8 there, in which nothing is computed here; other layers have none.
+_EXTRA_STATE = "_extra_state"
 _READ_BYTES = 2**24
 
 
@@ -148,7 +150,7 @@ def load(folder: Path, model: torch.nn.Module, optimizer: ModelOptimizer) -> Non
     # Ranks ask for what they own only, so that not every shard is asked for by the one that is checked to do so.
     state = _sharded_state(model, optimizer, is_loading=True)
     loaded = dist_checkpointing.load(state, str(folder), validate_access_integrity=False)
-    unwrap(model).load_state_dict(loaded["model"])
+    _take_up(unwrap(model), loaded["model"])
     optimizer.load_state(loaded["optimizer"])
     optimizer.load_schedule_state(loaded["schedule"])
     torch.set_rng_state(loaded["rng"]["cpu"])
@@ -164,12 +166,12 @@ def load_weights(folder: Path, model: torch.nn.Module, *, prefix: str = "") -> N
     if (folder / _CHECKSUMS).is_file() and (problems := damage(folder)):
         raise ValueError(f"checkpoint {folder} is damaged: {problems[0]}; give another one")
     inner = unwrap(model)
-    wanted = inner.sharded_state_dict(prefix=prefix, metadata=_metadata())
+    wanted = _sharded_weights(inner, prefix=prefix)
     names = list(wanted)
     _check_holds(folder, [value for value in wanted.values() if isinstance(value, ShardedTensor)])
     loaded = dist_checkpointing.load(wanted, str(folder), validate_access_integrity=False)
     # What is no tensor of the model, such as an optimizer's settings, is loaded whether it is wanted or not.
-    inner.load_state_dict({name.removeprefix(prefix): loaded[name] for name in names})
+    _take_up(inner, {name.removeprefix(prefix): loaded[name] for name in names})
 
 
 def _check_is_checkpoint(folder: Path) -> None:
@@ -202,9 +204,20 @@ def _check_holds(folder: Path, wanted: list[ShardedTensor]) -> None:
 
 
 def _sharded_state(model: torch.nn.Module, optimizer: ModelOptimizer, *, is_loading: bool) -> dict[str, Any]:
-    metadata = _metadata()
-    weights = unwrap(model).sharded_state_dict(metadata=metadata)
+    weights = _sharded_weights(unwrap(model))
     return {
         "model": weights,
-        "optimizer": optimizer.sharded_state(weights, metadata, is_loading=is_loading),
+        "optimizer": optimizer.sharded_state(weights, _metadata(), is_loading=is_loading),
     }
+
+
+def _sharded_weights(model: torch.nn.Module, *, prefix: str = "") -> dict[str, Any]:
+    """Return the weights under names that do not depend on the layer spec."""
+    state = model.sharded_state_dict(prefix=prefix, metadata=_metadata())
+    return {name: value for name, value in state.items() if not name.endswith(_EXTRA_STATE)}
+
+
+def _take_up(model: torch.nn.Module, weights: dict[str, Any]) -> None:
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    missing = [name for name in missing if not name.endswith(_EXTRA_STATE)]
+    assert not missing and not unexpected, f"missing {missing}, unexpected {unexpected}"

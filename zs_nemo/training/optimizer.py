@@ -74,7 +74,8 @@ class ModelOptimizer:
                     for name in ("exp_avg", "exp_avg_sq"):
                         state.setdefault(name, torch.zeros_like(parameter.data))
                     if isinstance(optimizer, torch.optim.AdamW):
-                        state.setdefault("step", torch.zeros((), dtype=torch.float32))
+                        # The fused update wants it where the moments are.
+                        state.setdefault("step", torch.zeros((), dtype=torch.float32, device=parameter.device))
 
     def reset(self, optim: OptimConfig, max_steps: int) -> None:
         """Start anew from the present master weights: zero moments, first step of the schedule."""
@@ -113,10 +114,11 @@ class ModelOptimizer:
         self._separate_step_counters()
 
     def _separate_step_counters(self) -> None:
-        """megatron-core gives all loaded parameters one counter, which each of them would then advance."""
-        for moments in self._states():
-            if "step" in moments:
-                moments["step"] = moments["step"].clone()
+        """megatron-core gives all loaded parameters one counter, on the CPU, which each of them would then advance."""
+        for optimizer in self._inner():
+            for parameter, moments in optimizer.state.items():
+                if "step" in moments:
+                    moments["step"] = moments["step"].to(parameter.device, copy=True)
 
     def _states(self) -> Iterator[dict[str, Any]]:
         for optimizer in self._inner():

@@ -65,9 +65,12 @@ class Platform:
         return "nccl" if self.use_gpu else "gloo"
 
     def release_freed_memory(self) -> None:
-        """Hand the memory of past activations back to the system, before something else needs much of it."""
+        """Hand the memory of past activations back to the system, before something else needs much of it.
+
+        A GPU's is kept for the next update, which would have to ask the driver for all of it anew: engines there have a
+        share of their own from the start.
+        """
         if self.use_gpu:
-            torch.cuda.empty_cache()
             return
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)

@@ -1,7 +1,6 @@
 """Tensors under their names, from processes to others on the same device: handles travel, the values stay in place.
 
-Owns the pairing of members by device, and no model. Which handles those are is a parameter; those of CUDA are here, and
-have not been run on a GPU yet.
+Owns the pairing of members by device, and no model. Which handles those are is a parameter; those of CUDA are here.
 """
 
 import json
