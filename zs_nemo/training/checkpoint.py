@@ -15,7 +15,7 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 
-from zs_nemo.training.model import unwrap
+from zs_nemo.training.model import PackedGptModel, unwrap
 from zs_nemo.training.optimizer import ModelOptimizer
 from zs_nemo.training.streaming_writer import WriteSession, streaming_writes
 
@@ -211,7 +211,7 @@ def _sharded_state(model: torch.nn.Module, optimizer: ModelOptimizer, *, is_load
     }
 
 
-def _sharded_weights(model: torch.nn.Module, *, prefix: str = "") -> dict[str, Any]:
+def _sharded_weights(model: PackedGptModel, *, prefix: str = "") -> dict[str, Any]:
     """Return the weights under names that do not depend on the layer spec."""
     state = model.sharded_state_dict(prefix=prefix, metadata=_metadata())
     return {name: value for name, value in state.items() if not name.endswith(_EXTRA_STATE)}

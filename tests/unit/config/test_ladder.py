@@ -87,6 +87,13 @@ def problems(recipe: str, *overrides: str) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("recipe", KINDS)
+def test_the_quickstart_fits_on_one_gpu_of_40_gb(recipe: str):
+    one = ("cluster=local_gpu", "policy.precision=bf16", "cluster.gpus_per_node=1")
+    assert not problems(recipe, *one, "cluster.gpu_memory_gib=39")
+    assert problems(recipe, *one, "cluster.gpu_memory_gib=12")
+
+
 @pytest.mark.parametrize("size", NODES)
 @pytest.mark.parametrize("recipe", KINDS)
 def test_the_published_settings_fit_on_every_cluster_that_is_named_for_their_size(recipe: str, size: str):
