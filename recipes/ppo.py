@@ -68,12 +68,13 @@ def train(cfg: PpoRecipeConfig, run_dir: "RunDir", progress: "Progress") -> Path
                         advantages = whiten(advantages, batch.loss_mask)
                     batch = batch.replace(advantages=advantages, returns=returns)
                     metrics = {"critic/explained_variance": explained_variance(batch)}
-                for part in batch.minibatches(cfg.policy.global_batch_size):
-                    with timer("train_critic"):
-                        critic_updates.append(critic.train_step(part, value_loss))
-                    if step >= algorithm.critic_warmup_steps:
-                        with timer("train"):
-                            updates.append(policy.train_step(part, loss))
+                with timer("train_critic"):
+                    parts = batch.minibatches(cfg.critic_batch_size)
+                    critic_updates = [critic.train_step(part, value_loss) for part in parts]
+                if step >= algorithm.critic_warmup_steps:
+                    with timer("train"):
+                        parts = batch.minibatches(cfg.policy.global_batch_size)
+                        updates = [policy.train_step(part, loss) for part in parts]
             run.finish_step(step, groups, batch, updates, noise=noise, critic_updates=critic_updates, metrics=metrics)
         run.evaluate("after", step=cfg.trainer.max_steps)
         return run.finish()

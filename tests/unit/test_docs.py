@@ -209,7 +209,7 @@ def test_the_reference_says_name_type_default_and_meaning_of_a_setting() -> None
     assert "one of | `shared_memory` |" in choice and "`nccl`: A broadcast from the first training rank" in choice
     assert any(row.startswith("| `search.url` | text |") for row in rows)
     assert any(row.startswith("| `server.port` | integer |") for row in rows)
-    assert any(row.startswith("| `critic.optim.lr` | number |") for row in rows)
+    assert any(row.startswith("| `critic.optim.lr` | number | `1e-05` |") for row in rows), "the critic's, not Adam's"
 
 
 def test_the_page_of_the_7b_rung_has_what_planner_and_simulation_say() -> None:

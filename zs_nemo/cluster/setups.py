@@ -127,12 +127,17 @@ def _simulator_engines(cfg: RecipeConfig, use_gpu: bool) -> tuple[EngineSetup, .
 def num_updates(cfg: RecipeConfig) -> int:
     """Return the policy's optimizer updates in a whole run, for its learning-rate schedule."""
     warmup = cfg.algorithm.critic_warmup_steps if isinstance(cfg, PpoRecipeConfig) else 0
-    return max(1, (cfg.trainer.max_steps - warmup) * _updates_per_step(cfg))
+    return max(1, (cfg.trainer.max_steps - warmup) * _updates_per_step(cfg, cfg.policy.global_batch_size))
 
 
-def _updates_per_step(cfg: RecipeConfig) -> int:
+def _num_critic_updates(cfg: RecipeConfig) -> int:
+    settings = critic_settings(cfg)
+    return max(1, cfg.trainer.max_steps * _updates_per_step(cfg, settings.global_batch_size)) if settings else 1
+
+
+def _updates_per_step(cfg: RecipeConfig, global_batch_size: int) -> int:
     trajectories = cfg.rollout.num_prompts_per_step * cfg.rollout.num_generations_per_prompt
-    return math.ceil(trajectories / cfg.policy.global_batch_size)
+    return math.ceil(trajectories / global_batch_size)
 
 
 def critic_settings(cfg: RecipeConfig) -> PolicyConfig | None:
@@ -140,7 +145,12 @@ def critic_settings(cfg: RecipeConfig) -> PolicyConfig | None:
     if not isinstance(cfg, PpoRecipeConfig):
         return None
     critic = cfg.critic
-    settings = replace(cfg.policy, optim=critic.optim, gradient_clip_val=critic.gradient_clip_val)
+    settings = replace(
+        cfg.policy,
+        optim=critic.optim,
+        gradient_clip_val=critic.gradient_clip_val,
+        global_batch_size=cfg.critic_batch_size,
+    )
     if critic.num_ranks == 0:
         return settings
     return replace(
@@ -188,7 +198,7 @@ def _rank_fields(cfg: RecipeConfig, layout: Layout, rank: int, address: tuple[st
         "model_path": str(layout.policy_folder),
         "temperature": cfg.generation.temperature,
         "max_steps": num_updates(cfg),
-        "critic_max_steps": max(1, cfg.trainer.max_steps * _updates_per_step(cfg)),
+        "critic_max_steps": _num_critic_updates(cfg),
         "seed": cfg.seed,
         "use_gpu": layout.use_gpu,
         "max_grad_norm": cfg.guards.max_grad_norm,

@@ -13,6 +13,9 @@ class CriticConfig:
     """
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-5))
+    global_batch_size: int = 0
+    """Trajectories per optimizer update of the critic; 0 for as many as ``policy.global_batch_size``. With fewer it
+    makes several updates for one of the policy's: its head has to learn from nothing."""
     gradient_clip_val: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
     num_ranks: int = 0
@@ -25,6 +28,10 @@ class CriticConfig:
     """Of the critic's own ranks."""
 
     def __post_init__(self) -> None:
+        if self.global_batch_size < 0:
+            raise ValueError(
+                f"critic.global_batch_size={self.global_batch_size} must be positive, or 0 for the policy's"
+            )
         if self.gradient_clip_val < 0:
             raise ValueError(f"critic.gradient_clip_val={self.gradient_clip_val} must be 0 (off) or positive")
         for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"):

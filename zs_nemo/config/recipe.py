@@ -115,6 +115,11 @@ class PpoRecipeConfig(RecipeConfig):
     algorithm: PpoConfig = field(default_factory=PpoConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
 
+    @property
+    def critic_batch_size(self) -> int:
+        """Trajectories per optimizer update of the critic."""
+        return self.critic.global_batch_size or self.policy.global_batch_size
+
 
 def _check_overlap(max_staleness: int, algorithm: AlgorithmConfig, *, trains_policy: bool) -> None:
     if not trains_policy:

@@ -70,35 +70,41 @@ def _schemas() -> tuple[dict[str, type], dict[str, type]]:
 
 def _own_sections(kind: type, own: list["Field[Any]"]) -> list[str]:
     plain = [field for field in own if not is_dataclass(_type_of(kind, field))]
-    parts = [_table([_setting(kind, field, "") for field in plain])] if plain else []
+    parts = [_table([_setting(kind, field, "", _default_of(field)) for field in plain])] if plain else []
     for field in own:
         if isinstance(part := _type_of(kind, field), type) and is_dataclass(part):
-            parts += _sections(part, field.name, 3)
+            parts += _sections(part, field.name, 3, defaults=_default_of(field))
     return parts or ["Nothing: it takes the shared ones above.\n"]
 
 
-def _sections(kind: type, prefix: str, level: int, *, first_title: str | None = None) -> Iterator[str]:
-    """Yield a group with its settings, then the groups within it."""
+def _sections(
+    kind: type, prefix: str, level: int, *, first_title: str | None = None, defaults: Any = MISSING
+) -> Iterator[str]:
+    """Yield a group with its settings, then the groups within it.
+
+    Where the group around it has a default for this one, its settings' defaults are of ``defaults``, not of ``kind``.
+    """
     groups = []
     rows = []
     for field in fields(kind):
         part = _type_of(kind, field)
         name = f"{prefix}.{field.name}" if prefix else field.name
+        default = _default_of(field) if defaults is MISSING else getattr(defaults, field.name)
         if isinstance(part, type) and is_dataclass(part):
-            groups.append((part, name))
+            groups.append((part, name, default))
         else:
-            rows.append(_setting(kind, field, prefix))
+            rows.append(_setting(kind, field, prefix, default))
     if prefix and first_title is None:
         yield f"{'#' * level} `{prefix}`\n"
     if prefix:
         yield _said_of(kind) + "\n"
     if rows:
         yield _table(rows)
-    for part, name in groups:
-        yield from _sections(part, name, level)
+    for part, name, default in groups:
+        yield from _sections(part, name, level, defaults=default)
 
 
-def _setting(kind: type, field: "Field[Any]", prefix: str) -> _Setting:
+def _setting(kind: type, field: "Field[Any]", prefix: str, default: Any) -> _Setting:
     part = _type_of(kind, field)
     meaning = _meanings(kind).get(field.name, "")
     if isinstance(part, type) and issubclass(part, Enum):
@@ -112,7 +118,7 @@ def _setting(kind: type, field: "Field[Any]", prefix: str) -> _Setting:
     return _Setting(
         name=f"{prefix}.{field.name}" if prefix else field.name,
         kind=_type_name(part),
-        default=_default(field),
+        default=_told(default),
         meaning=meaning,
     )
 
@@ -126,10 +132,13 @@ def _table(settings: list[_Setting]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _default(field: "Field[Any]") -> str:
-    value = field.default
-    if value is MISSING and field.default_factory is not MISSING:
-        value = field.default_factory()
+def _default_of(field: "Field[Any]") -> Any:
+    if field.default is MISSING and field.default_factory is not MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _told(value: Any) -> str:
     if value is MISSING:
         return "needed"
     if isinstance(value, Enum):

@@ -213,6 +213,7 @@ def test_reinforce_pp_and_ppo_need_no_group_unless_asked_to_compare_with_it():
         ("ppo", "algorithm.value_clip_range=-1", r"algorithm\.value_clip_range=-1"),
         ("ppo", "algorithm.kl.coef=0", r"algorithm\.kl\.where=reward with algorithm\.kl\.coef=0"),
         ("ppo", "critic.gradient_clip_val=-1", r"critic\.gradient_clip_val=-1"),
+        ("ppo", "critic.global_batch_size=-1", r"critic\.global_batch_size=-1 must be positive, or 0"),
         ("reinforce_pp", "algorithm.gamma=2", r"algorithm\.gamma=2"),
     ],
 )

@@ -103,14 +103,17 @@ class GpuClusterBuilder:
     def _stages(self) -> dict[str, float]:
         cfg, layout = self._cfg, self._layout
         model = read_architecture(layout.policy_folder)
-        updates = math.ceil(self._workload.num_episodes / cfg.policy.global_batch_size)
+        episodes = self._workload.num_episodes
+        updates = math.ceil(episodes / cfg.policy.global_batch_size)
         passes = (cfg.algorithm.kl.where is not KlPlace.off) + (updates > 1 or cfg.algorithm.kl.where is KlPlace.reward)
         stages = {"reference": passes * self._passes_s(model, cfg.policy, layout.num_ranks, 2, 1)}
         critic = critic_settings(cfg)
         if critic is not None:
             ranks = layout.num_critic_ranks or layout.num_ranks
             stages["values"] = self._passes_s(model, critic, ranks, 2, 1)
-            stages["train_critic"] = self._update_s(model, critic, ranks, updates)
+            stages["train_critic"] = self._update_s(
+                model, critic, ranks, math.ceil(episodes / critic.global_batch_size)
+            )
         stages["train"] = self._update_s(model, cfg.policy, layout.num_ranks, updates)
         return stages
 

@@ -17,7 +17,7 @@ from zs_nemo.cluster.simulation.quantities import Source, Sources
 from zs_nemo.cluster.simulation.step_loop import PlayedSteps, StepLoop
 from zs_nemo.cluster.simulation.workload import Workload, draw_episodes
 from zs_nemo.config.algorithm import ImportanceLevel
-from zs_nemo.config.recipe import RecipeConfig
+from zs_nemo.config.recipe import PpoRecipeConfig, RecipeConfig
 from zs_nemo.config.search import DocumentsPerCompletion, SimulatedSearchConfig
 
 _CHECKED = ("rollout", "reference", "train", "episode", "search", "step")
@@ -199,6 +199,9 @@ def on_nodes(cfg: RecipeConfig, nodes: int) -> RecipeConfig:
         rollout = replace(cfg.rollout, num_prompts_per_step=prompts, max_concurrency=concurrency)
         batch = max(1, round(factor * cfg.policy.global_batch_size))
         changed = replace(changed, rollout=rollout, policy=replace(cfg.policy, global_batch_size=batch))
+        if isinstance(changed, PpoRecipeConfig) and changed.critic.global_batch_size:
+            batch = max(1, round(factor * changed.critic.global_batch_size))
+            changed = replace(changed, critic=replace(changed.critic, global_batch_size=batch))
     return changed
 
 
