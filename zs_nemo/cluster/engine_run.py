@@ -5,7 +5,7 @@ Owns starting and ending them and the record of what they cost. Owns no training
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -24,7 +24,7 @@ from zs_nemo.qa.facts import load_facts_world
 from zs_nemo.qa.question_source import load_questions
 from zs_nemo.rollout.build import build_collector, episode_limits
 from zs_nemo.rollout.collector import check_prompts_fit
-from zs_nemo.rollout.ledger import SearchLedger
+from zs_nemo.rollout.ledger import SearchLedger, State
 from zs_nemo.search.bm25 import Bm25Search
 from zs_nemo.search.simulator import SimulatedSearchEngine
 from zs_nemo.weights.pretrained import load_tokenizer, resolve_model
@@ -60,7 +60,11 @@ class EngineRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        try:
+            self._stack.close()
+        finally:
+            # Those of a step that has failed or was interrupted, too: they were made, and a quota counts them.
+            self._keep_searches(self._ledger.state())
 
     def _start(self) -> None:
         cfg = self._cfg
@@ -76,7 +80,7 @@ class EngineRun:
             # Without engines of our own it only counts the tokens of documents, which are the policy's.
             else self._tokenizer
         )
-        self._ledger = SearchLedger(read_json(self._run_dir.path / "search.json", {}))
+        self._ledger = self._open_ledger()
         remote = build_remote_engines(cfg, self._ledger)
         self._memory = self._stack.enter_context(MemoryWatch())
         with ThreadPoolExecutor(1) as pool:
@@ -107,6 +111,15 @@ class EngineRun:
                 else {},
             ),
         )
+
+    def _open_ledger(self) -> SearchLedger:
+        """Return the counts of earlier sessions, which go on and are kept while searches are made."""
+        return SearchLedger(read_json(self._run_dir.path / "search.json", {}), keep=self._keep_searches)
+
+    def _keep_searches(self, state: State) -> None:
+        # Where it cannot be written the run has a worse error, or finds it with the next step.
+        with suppress(OSError):
+            self._run_dir.save_searches(state)
 
     def _show_placement(self, drawing: str, on_gpus: bool) -> None:
         path = self._run_dir.write_placement(drawing)

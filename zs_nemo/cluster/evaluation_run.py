@@ -39,7 +39,6 @@ from zs_nemo.evaluation.manifest import (
 )
 from zs_nemo.evaluation.scores import EvaluationName
 from zs_nemo.observability.config_file import settings_that_count
-from zs_nemo.observability.files import read_json
 from zs_nemo.observability.memory import MemoryWatch
 from zs_nemo.observability.phase import Phase
 from zs_nemo.observability.run_dir import package_versions
@@ -47,7 +46,6 @@ from zs_nemo.qa.facts import FactsWorld, load_facts_world
 from zs_nemo.qa.question_source import load_test_questions
 from zs_nemo.rollout.build import episode_limits
 from zs_nemo.rollout.collector import Decoding, check_prompts_fit
-from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.types.generation import Tokenizer
 from zs_nemo.types.question import Question
 from zs_nemo.types.trajectory import Status
@@ -68,7 +66,7 @@ class EvaluationRun(EngineRun):
         self._test_questions = load_test_questions(cfg.data, world, self._progress.say, limit=cfg.evaluate.limit)
         self._manifests = self._freeze(world)
         self._check_and_keep_manifest()
-        self._ledger = SearchLedger(read_json(self._run_dir.path / "search.json", {}))
+        self._ledger = self._open_ledger()
         self._ledger.phase = Phase.evaluation
         self._memory = self._stack.enter_context(MemoryWatch())
         needs_search = any(method.searches for method in cfg.evaluate.methods)

@@ -21,6 +21,7 @@ import os
 import platform
 import re
 import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -82,6 +83,7 @@ class RunDir:
         self.path = Path(path)
         self._cfg = cfg
         self._lock = _opened(self.path)
+        self._searches_lock = threading.Lock()
         try:
             _write_config(self.path, cfg)
             self._state = read_json(self.path / "state.json", {"finished": False, "sessions": []})
@@ -206,9 +208,14 @@ class RunDir:
             session["roles"] = roles
         self.save_state()
         if search is not None:
+            self.save_searches(search)
+
+    def save_searches(self, search: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+        """Record the searches so far, {phase: {engine: counts}}. May be called from any thread."""
+        with self._searches_lock:
             write_json(self.path / "search.json", search)
-            if self._server is not None:
-                self._server.count_searches(search)
+        if self._server is not None:
+            self._server.count_searches(search)
 
     def save_state(self) -> None:
         """Record what is known of the run's sessions and faults."""

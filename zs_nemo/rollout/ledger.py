@@ -2,10 +2,16 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from zs_nemo.observability.phase import Phase
 from zs_nemo.types.search import SearchEngine, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
+
+_KEPT_EVERY_S = 5.0
+
+State = dict[str, dict[str, dict[str, float]]]
+"""{phase: {engine: counts}}, as the run directory has it."""
 
 
 @dataclass
@@ -27,9 +33,20 @@ class SearchCounts:
 class SearchLedger:
     """Owns the counts. ``phase`` says to which part of the run the next calls belong."""
 
-    def __init__(self, state: dict[str, dict[str, dict[str, float]]] | None = None) -> None:
-        """``state`` is what an earlier session of the run had counted."""
+    def __init__(
+        self,
+        state: State | None = None,
+        keep: Callable[[State], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``state`` is what an earlier session of the run had counted.
+
+        ``keep`` is given the state every few seconds while searches are made, in their thread: what a killed process
+        has paid for should be known to the next session.
+        """
         self.phase = Phase.warm_start
+        self._keep, self._clock = keep, clock
+        self._kept_at = clock()
         self._counts: defaultdict[str, defaultdict[str, SearchCounts]] = defaultdict(lambda: defaultdict(SearchCounts))
         for phase, engines in (state or {}).items():
             for name, counts in engines.items():
@@ -48,9 +65,19 @@ class SearchLedger:
         counted = [engines[engine] for engines in self._counts.values() if engine in engines]
         return sum(counts.calls + counts.failures for counts in counted)
 
-    def state(self) -> dict[str, dict[str, dict[str, float]]]:
+    def state(self) -> State:
         """Return {phase: {engine: counts}}, for the run directory."""
-        return {phase: {name: asdict(c) for name, c in engines.items()} for phase, engines in self._counts.items()}
+        # Copied first: searches may be under way in another thread.
+        return {
+            phase: {name: asdict(counts) for name, counts in list(engines.items())}
+            for phase, engines in list(self._counts.items())
+        }
+
+    def keep_now_and_then(self) -> None:
+        """Give the state to ``keep`` if it has not been for a while."""
+        if self._keep is not None and self._clock() - self._kept_at >= _KEPT_EVERY_S:
+            self._kept_at = self._clock()
+            self._keep(self.state())
 
 
 class WatchedSearch:
@@ -72,10 +99,12 @@ class WatchedSearch:
             refused = isinstance(error, SearchFailure) and error.kind is SearchFailureKind.refused
             counts.failures += not refused
             raise
+        else:
+            counts.calls += 1
+            counts.prompt_tokens += result.prompt_tokens
+            counts.completion_tokens += result.completion_tokens
+            counts.price += result.price
+            return result
         finally:
             counts.busy_s += time.monotonic() - began
-        counts.calls += 1
-        counts.prompt_tokens += result.prompt_tokens
-        counts.completion_tokens += result.completion_tokens
-        counts.price += result.price
-        return result
+            self._ledger.keep_now_and_then()

@@ -21,11 +21,12 @@ from zs_nemo.observability.progress import Progress
 from zs_nemo.observability.run_dir import RunDir
 from zs_nemo.qa.question_source import QuestionSource
 from zs_nemo.rollout.callbacks import EngineSearch
-from zs_nemo.rollout.collector import RolloutCollector, StepBudgets
+from zs_nemo.rollout.collector import RolloutCollector, SearchBudgetExceeded, StepBudgets
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodeRunner, SearchSetting
 from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.rollout.rewards import f1
 from zs_nemo.types.question import Question
+from zs_nemo.types.search import SearchFailure, SearchFailureKind, SearchRequest, SearchResult
 
 LIMITS = EpisodeLimits(
     max_turns=2, max_turn_tokens=60, max_document_tokens=80, max_sequence_tokens=800, search_deadline_s=5.0
@@ -56,20 +57,26 @@ def settings(**collect: object) -> CollectRecipeConfig:
 
 
 @pytest.fixture
-def policy(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
+def engine() -> FixedSearch:
+    """Return the real engine that every run of the test has."""
+    return FixedSearch(("It is answer 4.",), name="bm25")
+
+
+@pytest.fixture
+def policy(monkeypatch: pytest.MonkeyPatch, engine: FixedSearch) -> ScriptedEngine:
     """Return the policy that every run of the test has."""
-    engine = ScriptedEngine(script)
+    scripted = ScriptedEngine(script)
 
     def start(run: CollectionRun) -> None:
-        runner = EpisodeRunner(engine, CharTokenizer(), LIMITS)
+        runner = EpisodeRunner(scripted, CharTokenizer(), LIMITS)
         run._collector = RolloutCollector(
             runner, CharTokenizer(), f1, run_seed=7, max_concurrency=64, budgets=StepBudgets(failed=0.1)
         )
         run._stack.callback(run._collector.close)
         run._questions = QuestionSource(train=QUESTIONS, validation=[], test=QUESTIONS[:3])
-        found = SearchSetting(callback=EngineSearch(FixedSearch(("It is answer 4.",), name="bm25")), num_documents=1)
+        run._ledger, run._memory = run._open_ledger(), SimpleNamespace(peak_gib=1.0)
+        found = SearchSetting(callback=EngineSearch(run._ledger.watch(engine)), num_documents=1)
         run._engines = SimpleNamespace(training=lambda noise: found, training_name="bm25")
-        run._ledger, run._memory = SearchLedger(), SimpleNamespace(peak_gib=1.0)
         run.system = SimpleNamespace(
             accounts=lambda **spent: {},
             engines_alone=nullcontext,
@@ -77,7 +84,7 @@ def policy(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
         )
 
     monkeypatch.setattr(CollectionRun, "_start", start)
-    return engine
+    return scripted
 
 
 def collected(path: Path, cfg: CollectRecipeConfig) -> dict:
@@ -102,6 +109,28 @@ def test_rounds_that_are_there_are_not_asked_again(policy: ScriptedEngine, tmp_p
     assert asked == {str(number) for number in range(8, 16)}
     assert again == report
     assert {path.name: path.read_text() for path in (tmp_path / "interactions").iterdir()} == rounds
+
+
+def test_what_a_round_that_failed_has_asked_counts_in_the_next_session(
+    policy: ScriptedEngine, engine: FixedSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = engine.search
+
+    async def until_the_quota_is_spent(request: SearchRequest) -> SearchResult:
+        if len(engine.requests) == 11:
+            raise SearchFailure(SearchFailureKind.refused, "the quota is spent")
+        return await asked(request)
+
+    monkeypatch.setattr(engine, "search", until_the_quota_is_spent)
+    with pytest.raises(SearchBudgetExceeded, match="the quota is spent"):
+        collected(tmp_path, settings())
+    assert [path.name for path in (tmp_path / "interactions").iterdir()] == ["step_0000.jsonl"]
+    counts = read_json(tmp_path / "search.json", {})
+    assert SearchLedger(counts).asked("bm25") == 11, "eight of the round that is there, three of the one that is not"
+    engine.requests.clear()
+    monkeypatch.setattr(engine, "search", asked)
+    collected(tmp_path, settings())
+    assert SearchLedger(read_json(tmp_path / "search.json", {})).asked("bm25") == 11 + 12
 
 
 def test_the_parts_hold_different_questions_and_the_outcome_can_judge(policy: ScriptedEngine, tmp_path: Path) -> None:

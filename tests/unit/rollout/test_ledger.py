@@ -1,0 +1,26 @@
+"""What is known of the searches of a process that dies without a word."""
+
+import pytest
+
+from tests.fakes import FixedSearch
+from zs_nemo.rollout.ledger import SearchLedger, State
+from zs_nemo.types.keys import SampleKey
+from zs_nemo.types.search import SearchFailure, SearchRequest
+
+REQUEST = SearchRequest(
+    query="q", question="?", answers=(), key=SampleKey(run_seed=1, step=0, prompt=0, member=0), num_documents=1
+)
+
+
+async def test_counts_are_kept_while_searches_are_made_and_not_for_each_of_them() -> None:
+    now, kept = [0.0], []
+
+    def keep(state: State) -> None:
+        kept.append(SearchLedger(state).asked("fixed"))
+
+    engine = SearchLedger(keep=keep, clock=lambda: now[0]).watch(FixedSearch(failures=1))
+    with pytest.raises(SearchFailure):
+        await engine.search(REQUEST)
+    for now[0] in (1.0, 6.0, 7.0, 8.0, 12.0):
+        await engine.search(REQUEST)
+    assert kept == [3, 6], "those that failed included"
