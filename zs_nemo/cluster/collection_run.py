@@ -16,22 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from zs_nemo.cluster.engine_run import EngineRun
+from zs_nemo.cluster.judgement import LlmJudgement
+from zs_nemo.cluster.preflight import check_judge
 from zs_nemo.config.collect import CollectRecipeConfig, JudgeName
-from zs_nemo.observability.files import append_json_line, read_json_lines, write_json, write_json_lines
+from zs_nemo.observability.files import read_json_lines, write_json, write_json_lines
 from zs_nemo.observability.phase import Phase
 from zs_nemo.observability.progress import Progress
 from zs_nemo.observability.run_dir import RunDir
 from zs_nemo.qa.rewards import token_f1
 from zs_nemo.rollout.collector import Decoding
 from zs_nemo.rollout.interactions import Judged, interactions_of, select
-from zs_nemo.search.endpoints import EndpointPool
-from zs_nemo.search.http_client import secret_from
-from zs_nemo.search.judges import ContainmentJudge, EvidenceJudge, Judge, LlmJudge, OutcomeJudge
-from zs_nemo.search.text_generators import EndpointTextGenerator
+from zs_nemo.search.judges import ContainmentJudge, EvidenceJudge, Judge, OutcomeJudge
 from zs_nemo.types.interaction import HELD_OUT, TRAIN, Interaction
 from zs_nemo.types.question import Question
-
-_JUDGED_AT_ONCE = 256
 
 
 class CollectionRun(EngineRun):
@@ -42,6 +39,7 @@ class CollectionRun(EngineRun):
     def __init__(self, cfg: CollectRecipeConfig, run_dir: RunDir, progress: Progress) -> None:
         """Check what can be checked, and start the policy's engines."""
         self._folder = run_dir.path / "interactions"
+        check_judge(cfg.collect)
         super().__init__(cfg, run_dir, progress)
 
     def roll_out(self) -> None:
@@ -108,20 +106,9 @@ class CollectionRun(EngineRun):
         if self._cfg.collect.judge is not JudgeName.llm:
             judge = self._judge()
             return [await judge.is_useful(interaction) for interaction in found], {}
-        settings = self._cfg.collect.llm
-        key = secret_from(settings.api_key_variable, "collect.llm.api_key_variable")
-        pool = EndpointPool(settings.endpoints, settings.pool, api_key=key)
-        judge = LlmJudge(
-            EndpointTextGenerator(pool, model=settings.served_model, api=settings.api), seed=self._cfg.seed
-        )
-        try:
-            return await self._ask(judge, found), {
-                "asked": judge.num_asked,
-                "nonsense": judge.num_nonsense,
-                "disagreements_with_containment": judge.num_disagreements,
-            }
-        finally:
-            await pool.close()
+        path = self._run_dir.path / "judgements.jsonl"
+        judgement = LlmJudgement(self._cfg.collect.llm, path, seed=self._cfg.seed, on_done=self._progress.tick)
+        return await judgement.verdicts(found), await judgement.told(found)
 
     def _judge(self) -> Judge:
         match self._cfg.collect.judge:
@@ -131,25 +118,6 @@ class CollectionRun(EngineRun):
                 return EvidenceJudge({question.id: question.evidence for question in self._asked()})
             case _:
                 return ContainmentJudge()
-
-    async def _ask(self, judge: LlmJudge, found: Sequence[Interaction]) -> list[bool | None]:
-        """Ask about every search once, many at a time; verdicts of an earlier session are kept."""
-        path, limit = self._run_dir.path / "judgements.jsonl", self._cfg.collect.llm.max_nonsense_share
-        known: dict[str, bool | None] = {row["id"]: row["useful"] for row in read_json_lines(path)}
-        new = list({each.id: each for each in found if each.id not in known}.values())
-        for start in range(0, len(new), _JUDGED_AT_ONCE):
-            part = new[start : start + _JUDGED_AT_ONCE]
-            verdicts = await asyncio.gather(*(judge.is_useful(interaction) for interaction in part))
-            for interaction, verdict in zip(part, verdicts, strict=True):
-                append_json_line(path, {"id": interaction.id, "useful": verdict})
-                known[interaction.id] = verdict
-            if judge.nonsense_share > limit:
-                raise RuntimeError(
-                    f"{judge.num_nonsense} of {judge.num_asked} answers of the judge are no verdict, more than "
-                    f"collect.llm.max_nonsense_share={limit:g} allows; take a model that follows instructions, or "
-                    "raise it"
-                )
-        return [known[interaction.id] for interaction in found]
 
     def _report(
         self, found: Sequence[Interaction], verdicts: Sequence[bool | None], kept: Sequence[Judged]

@@ -14,6 +14,7 @@ import psutil
 from zs_nemo.cluster.gpu_plan import check_gpus, local_gpus
 from zs_nemo.cluster.memory_plan import GIB, engine_weight_bytes, plan_memory
 from zs_nemo.cluster.setups import Layout, critic_settings
+from zs_nemo.config.collect import CollectConfig, JudgeName, LlmJudgeConfig
 from zs_nemo.config.endpoints import RecordingMode
 from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.recipe import RecipeConfig
@@ -62,10 +63,21 @@ def check_simulator(search: SimulatedSearchConfig) -> None:
     read_answers(Path(search.recording.path).expanduser(), search.recording.mode)
     if not search.endpoints or search.recording.mode is RecordingMode.replay:
         return
-    key = secret_from(search.api_key_variable, "search.api_key_variable")
-    wrong = check_served(search.endpoints, search.served_model, key)
+    _check_endpoints("search", search)
+
+
+def check_judge(collect: CollectConfig) -> None:
+    """Raise unless a language model that is to judge has its key, and one of its endpoints can be used."""
+    if collect.judge is JudgeName.llm:
+        _check_endpoints("collect.llm", collect.llm)
+
+
+def _check_endpoints(group: str, settings: SimulatedSearchConfig | LlmJudgeConfig) -> None:
+    key = secret_from(settings.api_key_variable, f"{group}.api_key_variable")
+    setting = f"{group}.endpoints"
+    wrong = check_served(settings.endpoints, settings.served_model, key, setting=setting)
     for url, error in wrong.items():
-        _LOGGER.warning("search.endpoints: %s cannot be used now (%s); the others are asked", url, error)
+        _LOGGER.warning("%s: %s cannot be used now (%s); the others are asked", setting, url, error)
 
 
 def check_policy_model(policy: PolicyConfig, folder: Path) -> None:

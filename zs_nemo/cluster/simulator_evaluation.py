@@ -22,7 +22,14 @@ from zs_nemo.search.demonstrations import build_demonstrations
 from zs_nemo.search.judges import contains_answer
 from zs_nemo.types.interaction import Interaction
 from zs_nemo.types.keys import SampleKey
-from zs_nemo.types.search import SearchEngine, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
+from zs_nemo.types.search import (
+    RequestRejected,
+    SearchEngine,
+    SearchFailure,
+    SearchFailureKind,
+    SearchRequest,
+    SearchResult,
+)
 from zs_nemo.weights.pretrained import load_tokenizer, resolve_model
 
 
@@ -37,7 +44,7 @@ def evaluate_simulators(cfg: EvaluateSimulatorConfig, progress: Progress) -> Pat
             continue
         progress.begin(name, 2 * len(found))
         with _built(cfg, settings, output / "logs" / name) as simulator:
-            answers[name] = asyncio.run(_ask(cfg, simulator, settings.num_documents, found, progress))
+            answers[name] = asyncio.run(_ask(cfg, settings, simulator, found, progress))
         write_json_lines(output / f"{name}.jsonl", [asdict(answer) for answer in answers[name]])
     report = {
         "recipe": "evaluate_simulator",
@@ -88,50 +95,85 @@ def _built(cfg: EvaluateSimulatorConfig, search: SimulatedSearchConfig, logs: Pa
 
 async def _ask(
     cfg: EvaluateSimulatorConfig,
+    settings: SimulatedSearchConfig,
     simulator: Simulator,
-    num_documents: int,
     found: Sequence[Interaction],
     progress: Progress,
 ) -> list[SimulatedAnswer]:
-    slots = asyncio.Semaphore(cfg.max_concurrency)
+    """Return the answers. The first failure ends all and is raised as ``RuntimeError``."""
+    num_at_once = cfg.max_concurrency
+    if simulator.pool is not None:
+        # No more at once than the servers take: the time of a request that waits for a turn would run out.
+        num_at_once = min(num_at_once, settings.pool.max_concurrency * len(settings.endpoints))
+    slots = asyncio.Semaphore(num_at_once)
+    rejected: list[RequestRejected] = []
 
     async def one(number: int, interaction: Interaction, noisy: bool) -> SimulatedAnswer:
-        key = SampleKey(run_seed=cfg.seed, step=0, prompt=number, member=int(noisy), turn=interaction.turn)
         request = SearchRequest(
             query=interaction.query,
             question=interaction.question,
             answers=interaction.answers,
-            key=key,
-            num_documents=num_documents,
+            key=SampleKey(run_seed=cfg.seed, step=0, prompt=number, member=int(noisy), turn=interaction.turn),
+            num_documents=settings.num_documents,
             noisy=noisy,
         )
         async with slots:
-            result = await _answered(simulator.engine, request)
+            result = await _answered(simulator.engine, request, rejected)
         progress.tick()
-        return SimulatedAnswer(
-            question_id=interaction.question_id,
-            answers=interaction.answers,
-            query=interaction.query,
-            noisy=noisy,
-            documents=tuple(document.text for document in result.documents),
-            real_documents=tuple(document.text for document in interaction.documents),
-            latency_s=result.latency_s,
-            prompt_tokens=result.prompt_tokens,
-            completion_tokens=result.completion_tokens,
-        )
+        return _record(interaction, result, noisy=noisy)
 
     try:
-        jobs = [one(number, each, noisy) for number, each in enumerate(found) for noisy in (False, True)]
-        return list(await asyncio.gather(*jobs))
+        async with asyncio.TaskGroup() as tasks:
+            jobs = [
+                tasks.create_task(one(number, each, noisy))
+                for number, each in enumerate(found)
+                for noisy in (False, True)
+            ]
+    except ExceptionGroup as group:
+        failure = group.exceptions[0]
+        if not isinstance(failure, SearchFailure):
+            raise failure from group
+        raise RuntimeError(
+            f"the simulator did not answer ({failure}); look at its servers and its template, or lower "
+            f"max_concurrency={cfg.max_concurrency}"
+        ) from failure
     finally:
         await simulator.aclose()
+    if rejected:
+        _check_some_were_taken(rejected, len(jobs))
+        progress.say(f"{len(rejected)} of {len(jobs)} requests were rejected and count as no document: {rejected[-1]}")
+    return [job.result() for job in jobs]
 
 
-async def _answered(engine: SearchEngine, request: SearchRequest) -> SearchResult:
-    """Return the answer; one without a document where the simulator wrote nothing that can be shown."""
+def _record(interaction: Interaction, result: SearchResult, *, noisy: bool) -> SimulatedAnswer:
+    return SimulatedAnswer(
+        question_id=interaction.question_id,
+        answers=interaction.answers,
+        query=interaction.query,
+        noisy=noisy,
+        documents=tuple(document.text for document in result.documents),
+        real_documents=tuple(document.text for document in interaction.documents),
+        latency_s=result.latency_s,
+        prompt_tokens=result.prompt_tokens,
+        completion_tokens=result.completion_tokens,
+    )
+
+
+def _check_some_were_taken(rejected: Sequence[RequestRejected], num_asked: int) -> None:
+    if len(rejected) == num_asked:
+        raise RuntimeError(
+            f"the simulator's servers reject every request ({rejected[-1]}); mend search.api, search.max_tokens or "
+            "what the servers are set to"
+        )
+
+
+async def _answered(engine: SearchEngine, request: SearchRequest, rejected: list[RequestRejected]) -> SearchResult:
+    """Return the answer; one without a document where the simulator has none: it wrote nothing, or may not be asked."""
     try:
         return await engine.search(request)
+    except RequestRejected as failure:
+        rejected.append(failure)
     except SearchFailure as failure:
         if failure.kind is not SearchFailureKind.empty:
             raise
-        return SearchResult(documents=(), source=engine.name, noisy=request.noisy)
+    return SearchResult(documents=(), source=engine.name, noisy=request.noisy)

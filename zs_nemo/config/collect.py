@@ -36,7 +36,8 @@ class LlmJudgeConfig:
     """Name of the environment variable that holds the bearer key; empty for none."""
     pool: EndpointPoolConfig = field(default_factory=EndpointPoolConfig)
     max_nonsense_share: float = 0.1
-    """Share of the answers that may be no verdict; above it the recipe stops."""
+    """Share of the answers that may be no verdict, in all sessions together, with the requests that the servers reject;
+    above it the recipe stops."""
 
     def __post_init__(self) -> None:
         check_endpoints(self.endpoints, "collect.llm.endpoints")

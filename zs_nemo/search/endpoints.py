@@ -19,7 +19,7 @@ import aiohttp
 from zs_nemo.config.endpoints import EndpointPoolConfig
 from zs_nemo.search.endpoint_health import ERROR_CHARACTERS, check_health, error_text, open_session
 from zs_nemo.search.endpoint_state import Circuit, Endpoint, EndpointStatistics, Lease, version_url
-from zs_nemo.types.search import SearchFailure, SearchFailureKind
+from zs_nemo.types.search import RequestRejected, SearchFailure, SearchFailureKind
 
 MAX_ANSWER_BYTES = 8 * 2**20
 """Of an answer that is longer nothing is used."""
@@ -95,8 +95,8 @@ class EndpointPool:
         """Send a JSON body and return what ``read`` makes of the JSON answer.
 
         ``path`` begins behind the version ("/completions"). ``read`` raises ``ValueError`` for an answer that does not
-        follow the protocol, which is a failure of the endpoint. Raises ``SearchFailure``: invalid at once if the
-        request itself is refused, otherwise within the deadline, naming every endpoint with its last error.
+        follow the protocol, which is a failure of the endpoint. Raises ``RequestRejected`` at once if the request
+        itself is refused, otherwise ``SearchFailure`` within the deadline, naming every endpoint with its last error.
         """
         self._start()
         call = _Call(path, json.dumps(body).encode(), read, seed)
@@ -244,7 +244,7 @@ class EndpointPool:
         return ranked[min(int(quantile * len(ranked)), len(ranked) - 1)]
 
     async def _ask(self, lease: Lease, call: _Call[T]) -> T:
-        """Send one request; raise ``_EndpointFailed``, or ``SearchFailure`` (invalid) if the request is refused."""
+        """Send one request; raise ``_EndpointFailed``, or ``RequestRejected`` if the request is refused."""
         endpoint, statistics = lease.endpoint, lease.endpoint.statistics
         began = self._now()
         try:
@@ -290,7 +290,7 @@ class EndpointPool:
         if status in _REFUSED:
             endpoint.circuit.succeeded()
             reason = error_text(status, text, self._api_key)
-            raise SearchFailure(SearchFailureKind.invalid, f"{endpoint.url} refuses the request: {reason}")
+            raise RequestRejected(f"{endpoint.url} refuses the request: {reason}")
         if status != 200:
             pushed_back = status == 429 or (status == 503 and rest_s is not None)
             if pushed_back:

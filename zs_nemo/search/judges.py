@@ -73,30 +73,14 @@ class LlmJudge:
     def __init__(self, model: TextGenerator, *, seed: int) -> None:
         self._model = model
         self._seed = seed
-        self.num_asked = 0
-        self.num_nonsense = 0
-        """Answers that were no verdict."""
-        self.num_disagreements = 0
-        """Verdicts against what ``ContainmentJudge`` says."""
 
     async def is_useful(self, interaction: Interaction) -> bool | None:
-        """Return the verdict; None for an answer that holds none. Raises ``SearchFailure`` when nobody answers."""
+        """Return the verdict; None for an answer that holds none. Raises ``SearchFailure`` as the model does."""
         key = SampleKey(run_seed=self._seed, step=0, prompt=int(interaction.id, 16) % 2**31, member=0)
         sampling = SamplingParams(max_tokens=16, temperature=0.0)
         completion = await self._model.complete(judge_prompt(interaction), sampling, key.seed("judge"))
-        self.num_asked += 1
         verdict = _VERDICT.fullmatch(completion.text)
-        if verdict is None:
-            self.num_nonsense += 1
-            return None
-        useful = verdict[1].lower() == "useful"
-        self.num_disagreements += useful != await ContainmentJudge().is_useful(interaction)
-        return useful
-
-    @property
-    def nonsense_share(self) -> float:
-        """Share of the answers that were no verdict."""
-        return self.num_nonsense / self.num_asked if self.num_asked else 0.0
+        return None if verdict is None else verdict[1].lower() == "useful"
 
 
 def judge_prompt(interaction: Interaction) -> tuple[ChatMessage, ...]:

@@ -81,6 +81,13 @@ class SearchFailure(Exception):  # noqa: N818  (a typed outcome, not a programmi
         self.kind = kind
 
 
+class RequestRejected(SearchFailure):
+    """A model's server takes no such request, be it that its prompt is too long: to send it again changes nothing."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(SearchFailureKind.invalid, detail)
+
+
 class SearchEngine(Protocol):
     """Anything that turns a query into documents: a simulator, a local index, an HTTP retriever, the web."""
 

@@ -1,5 +1,6 @@
 """What a collection keeps and resumes, with a scripted policy and a fixed engine in place of processes."""
 
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.fakes import CharTokenizer, FixedSearch, ScriptedEngine
 from tests.loopback import serving
 from zs_nemo.cluster.collection_run import CollectionRun
 from zs_nemo.config.collect import CollectConfig, CollectRecipeConfig, JudgeName, LlmJudgeConfig
+from zs_nemo.config.endpoints import EndpointPoolConfig
 from zs_nemo.config.experiment import ExpManagerConfig
 from zs_nemo.config.rollout import RolloutConfig
 from zs_nemo.config.search import Bm25SearchConfig
@@ -25,6 +27,8 @@ from zs_nemo.rollout.collector import RolloutCollector, SearchBudgetExceeded, St
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodeRunner, SearchSetting
 from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.rollout.rewards import f1
+from zs_nemo.search.judges import LlmJudge
+from zs_nemo.types.interaction import Interaction
 from zs_nemo.types.question import Question
 from zs_nemo.types.search import SearchFailure, SearchFailureKind, SearchRequest, SearchResult
 
@@ -149,40 +153,119 @@ def test_nothing_of_a_collection_over_test_questions_can_be_learned_from(
     assert report["searches"] == 3 and report["examples"]["train"] == {"useful": 0, "useless": 0}
 
 
-def judge_that_says(answer: Callable[[str], str], asked: list[str]) -> Callable[[], web.Application]:
+def judge_that_says(
+    answer: Callable[[str], str | web.Response], asked: list[str], *, model: str = "judge"
+) -> Callable[[], web.Application]:
     async def complete(request: web.Request) -> web.Response:
         prompt = (await request.json())["messages"][-1]["content"]
         asked.append(prompt)
-        return completion(answer(prompt), chat=True)
+        said = answer(prompt)
+        return completion(said, chat=True) if isinstance(said, str) else said
+
+    async def models(request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": model}]})
 
     def make() -> web.Application:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", complete)
+        app.router.add_get("/v1/models", models)
         return app
 
     return make
 
 
+def judged_by(url: str, **changes: object) -> CollectRecipeConfig:
+    llm = LlmJudgeConfig(endpoints=[url], served_model="judge", **changes)
+    return settings(balance=False, judge=JudgeName.llm, llm=llm)
+
+
+def verdict_on(prompt: str) -> str:
+    return "Verdict: " + ("useful" if "Question 4" in prompt else "useless")
+
+
 def test_a_language_model_judges_each_search_once(policy: ScriptedEngine, tmp_path: Path) -> None:
     asked: list[str] = []
-    with serving(
-        judge_that_says(lambda prompt: "Verdict: " + ("useful" if "Question 4" in prompt else "useless"), asked)
-    ) as url:
-        cfg = settings(balance=False, judge=JudgeName.llm, llm=LlmJudgeConfig(endpoints=[url], served_model="judge"))
+    with serving(judge_that_says(verdict_on, asked)) as url:
+        cfg = judged_by(url)
         report = collected(tmp_path, cfg)
         assert (report["useful"], report["useless"], report["asked"], report["nonsense"]) == (1, 19, 20, 0)
         assert report["disagreements_with_containment"] == 0
-        # Half of the verdicts are lost with a crash: the others are not asked for again.
+        # Half of the verdicts are lost with a crash, which has torn one: the others are not asked for again.
         path = tmp_path / "judgements.jsonl"
-        path.write_text("".join(f"{line}\n" for line in path.read_text().splitlines()[:10]))
-        assert collected(tmp_path, cfg)["useful"] == 1 and len(asked) == 30
+        lines = path.read_text().splitlines()
+        path.write_text("".join(f"{line}\n" for line in lines[:10]) + lines[10][:9])
+        assert collected(tmp_path, cfg) == report and len(asked) == 30
+        assert sorted(read_json_lines(path), key=str) == sorted(map(json.loads, lines), key=str)
 
 
-def test_a_judge_that_talks_nonsense_ends_the_collection(policy: ScriptedEngine, tmp_path: Path) -> None:
-    with serving(judge_that_says(lambda prompt: "I think so.", [])) as url:
-        cfg = settings(judge=JudgeName.llm, llm=LlmJudgeConfig(endpoints=[url], served_model="judge"))
-        with pytest.raises(
-            RuntimeError, match=r"20 of 20 answers of the judge are no verdict.*max_nonsense_share=0\.1"
-        ):
-            collected(tmp_path, cfg)
-    assert not (tmp_path / "report.json").exists()
+def test_a_judge_that_talks_nonsense_ends_the_collection_however_often_it_is_asked(
+    policy: ScriptedEngine, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    told = r"20 of 20 answers of the judge are no verdict.*max_nonsense_share=0\.1"
+    with serving(judge_that_says(lambda prompt: "I think so.", asked)) as url:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=told):
+                collected(tmp_path, judged_by(url))
+        assert not (tmp_path / "report.json").exists() and len(asked) == 20
+        assert collected(tmp_path, judged_by(url, max_nonsense_share=1.0))["undecided"] == 20
+
+
+def test_one_answer_without_a_verdict_among_the_few_that_are_left_is_no_large_share(
+    policy: ScriptedEngine, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    nonsense = "Question 7?"
+    with serving(judge_that_says(lambda prompt: "Hm." if nonsense in prompt else verdict_on(prompt), asked)) as url:
+        cfg = judged_by(url)
+        assert collected(tmp_path, cfg)["undecided"] == 1
+        # The verdicts of all searches but three are there, and one of these three is the odd one.
+        path = tmp_path / "judgements.jsonl"
+        rows = sorted(read_json_lines(path), key=lambda row: row["useful"] is None)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows[:-3]))
+        assert collected(tmp_path, cfg)["undecided"] == 1 and len(asked) == 23
+
+
+def test_a_request_that_the_judges_server_rejects_leaves_its_search_undecided(
+    policy: ScriptedEngine, tmp_path: Path
+) -> None:
+    def answer(prompt: str) -> str | web.Response:
+        too_long = "Question 3?" in prompt
+        return web.json_response({"error": "too long"}, status=400) if too_long else verdict_on(prompt)
+
+    with serving(judge_that_says(answer, [])) as url:
+        report = collected(tmp_path, judged_by(url))
+        assert (report["undecided"], report["rejected"], report["asked"]) == (1, 1, 20)
+        with pytest.raises(RuntimeError, match=r"1 of 20 .*1 of the requests were rejected; the last: .*too long"):
+            collected(tmp_path, judged_by(url, max_nonsense_share=0.0))
+
+
+def test_verdicts_that_came_before_the_judge_was_lost_are_kept(
+    policy: ScriptedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = LlmJudge.is_useful
+    asked: list[str] = []
+
+    async def is_useful(judge: LlmJudge, interaction: Interaction) -> bool | None:
+        if len(asked) == 12:
+            raise SearchFailure(SearchFailureKind.timeout, "no answer within 45 s")
+        return await answered(judge, interaction)
+
+    monkeypatch.setattr(LlmJudge, "is_useful", is_useful)
+    told = r"the judge did not answer \(timeout: no answer.*collect\.llm\.pool\.deadline_s"
+    one_at_a_time = EndpointPoolConfig(max_concurrency=1)
+    with serving(judge_that_says(verdict_on, asked)) as url, pytest.raises(RuntimeError, match=told):
+        collected(tmp_path, judged_by(url, pool=one_at_a_time))
+    assert len(read_json_lines(tmp_path / "judgements.jsonl")) == 12
+
+
+def test_a_judge_that_cannot_be_asked_is_found_before_anything_is_rolled_out(
+    policy: ScriptedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(judge_that_says(verdict_on, [], model="another")) as url:
+        with pytest.raises(ValueError, match=r"collect\.llm\.endpoints: none of 1 can be used .*serves another"):
+            collected(tmp_path, judged_by(url))
+        monkeypatch.delenv("JUDGE_KEY", raising=False)
+        with pytest.raises(ValueError, match=r"collect\.llm\.api_key_variable=JUDGE_KEY.*not set"):
+            collected(tmp_path, judged_by(url, api_key_variable="JUDGE_KEY"))
+    assert not policy.calls

@@ -9,7 +9,7 @@ from aiohttp import web
 from tests.completion_server import completion
 from tests.loopback import serving
 from zs_nemo.cluster import simulator_evaluation
-from zs_nemo.config.endpoints import ApiKind
+from zs_nemo.config.endpoints import ApiKind, EndpointPoolConfig
 from zs_nemo.config.evaluate_simulator import EvaluateSimulatorConfig
 from zs_nemo.config.search import Bm25SearchConfig, DocumentsPerCompletion, SimulatedSearchConfig
 from zs_nemo.observability.files import read_json, read_json_lines
@@ -37,12 +37,17 @@ def write(folder: Path, rows: list[dict]) -> None:
     (folder / "interactions" / "step_0000.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
 
 
-def model() -> web.Application:
-    """A model that writes the answer where it is asked to help, and leaks it into noisy documents of land 1."""
+def model(refuses: dict[str, int] | None = None) -> web.Application:
+    """A model that writes the answer where it is asked to help, and leaks it into noisy documents of land 1.
+
+    Questions about the lands in ``refuses`` get that status.
+    """
 
     async def complete(request: web.Request) -> web.Response:
         prompt = (await request.json())["messages"][-1]["content"]
         number = prompt.split("capital of land ")[1].split()[0].rstrip("?")
+        if status := (refuses or {}).get(number):
+            return web.json_response({"error": "the prompt is too long"}, status=status)
         helps = "went wrong" not in prompt or number == "1"
         return completion(f"Doc 1: {f'Town{number}' if helps else 'A river'} is there.", chat=True)
 
@@ -81,6 +86,38 @@ def test_every_query_is_asked_for_both_kinds_and_measured(
     rows = read_json_lines(tmp_path / "quality" / "search.jsonl")
     assert [(each["question_id"], each["noisy"]) for each in rows[:2]] == [("q0", False), ("q0", True)]
     assert "A river is there." in page.read_text()
+
+
+def test_a_request_that_is_rejected_counts_as_no_document_unless_all_are(
+    tmp_path: Path, facts_world: FactsWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(simulator_evaluation, "load_facts_world", lambda data: facts_world)
+    write(tmp_path, [*map(row, range(4))])
+    with serving(lambda: model({"2": 400})) as url, Progress("quality") as progress:
+        simulator_evaluation.evaluate_simulators(settings(tmp_path, url), progress)
+    found = read_json(tmp_path / "quality" / "report.json", {})["simulators"]["search"]
+    assert (found["empty_share"], found["support_share"]) == (0.25, 0.75)
+    assert "2 of 8 requests were rejected" in capsys.readouterr().out
+    told = r"reject every request .*the prompt is too long"
+    all_of_them = {str(number): 400 for number in range(4)}
+    with (
+        serving(lambda: model(all_of_them)) as url,
+        Progress("quality") as progress,
+        pytest.raises(RuntimeError, match=told),
+    ):
+        simulator_evaluation.evaluate_simulators(settings(tmp_path, url), progress)
+
+
+def test_a_simulator_that_does_not_answer_is_told_with_a_remedy(
+    tmp_path: Path, facts_world: FactsWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulator_evaluation, "load_facts_world", lambda data: facts_world)
+    write(tmp_path, [*map(row, range(4))])
+    with serving(lambda: model({"3": 500})) as url, Progress("quality") as progress:
+        cfg = settings(tmp_path, url)
+        cfg.search.pool = EndpointPoolConfig(deadline_s=0.3, request_timeout_s=0.2, first_pause_s=0.05)
+        with pytest.raises(RuntimeError, match=r"the simulator did not answer .*max_concurrency=96"):
+            simulator_evaluation.evaluate_simulators(cfg, progress)
 
 
 def test_a_collection_over_training_questions_is_refused(tmp_path: Path) -> None:

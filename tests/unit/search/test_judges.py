@@ -96,8 +96,6 @@ async def test_a_language_model_must_give_a_verdict_and_nothing_else():
     model = SaidBy(*texts)
     judge = LlmJudge(model, seed=0)
     assert [await judge.is_useful(interaction()) for _ in texts] == [True, False, None, None, None]
-    assert (judge.num_asked, judge.num_nonsense, judge.num_disagreements) == (5, 3, 1)
-    assert judge.nonsense_share == 3 / 5
 
 
 def test_a_document_cannot_leave_its_field_of_the_prompt():
