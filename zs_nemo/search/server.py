@@ -112,9 +112,10 @@ class SearchServer:
         if self._is_stopping:
             raise RequestRefused(503, "the server is shutting down", retry_after_s=_RETRY_AFTER_STOP_S)
         asked = read_request(await self._body(request), request.query, self._settings)
-        requests = self._noise.requests(asked, self._num_documents)
         try:
-            with self._admission.admit(len(requests)) as ticket:
+            with self._admission.admit(len(asked.searches)) as ticket:
+                # Not before it is let in: what is refused is no search that moves the curriculum on.
+                requests = self._noise.requests(asked, self._num_documents)
                 results = await self._search_all(requests, ticket)
         except QueueFull as full:
             raise RequestRefused(429, str(full), retry_after_s=full.retry_after_s) from None

@@ -17,8 +17,8 @@ class ServerNoise:
     a trainer that cannot name its step can be the curriculum, followed by counting searches.
 
     With a ``seed`` the draws derive from it, the query and its place in the request, so the same request gets the same
-    answer again. Without one they derive from the server's seed and the number of the search: asked twice, a simulator
-    writes two answers.
+    answer again, unless the count of searches has made it noisier meanwhile. Without one they derive from the server's
+    seed and the number of the search: asked twice, a simulator writes two answers.
     """
 
     def __init__(self, settings: ServerNoiseConfig, noise_at: Callable[[int], float] | None, *, seed: int) -> None:
@@ -82,4 +82,5 @@ class ServerNoise:
             return SampleKey(run_seed=self._seed, step=step, prompt=next(self._numbers), member=0, turn=search.turn)
         text = f"{search.question}\0{search.query}".encode("utf-8", "replace")
         prompt = int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "little")
-        return SampleKey(run_seed=asked.seed, step=step, prompt=prompt, member=place, turn=search.turn)
+        # Of the step only what the request itself says: the count would make another draw of the same request.
+        return SampleKey(run_seed=asked.seed, step=asked.step or 0, prompt=prompt, member=place, turn=search.turn)

@@ -4,7 +4,10 @@ import asyncio
 import os
 import signal
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -132,6 +135,37 @@ def test_for_a_trainer_that_names_no_step_the_curriculum_follows_the_number_of_s
     assert [request.noise_probability for request in seen] == pytest.approx(expected)
     # The last search has a noise of its own and is not counted.
     assert (health["step"], health["noise"]) == (4, CURRICULUM.noise_at(4))
+
+
+def test_a_request_that_finds_no_room_does_not_move_the_curriculum_on() -> None:
+    has_room = threading.Event()
+
+    class Full(FixedSearch):
+        async def search(self, request: SearchRequest) -> SearchResult:
+            await asyncio.to_thread(has_room.wait, 10)
+            return await super().search(request)
+
+    noise = ServerNoiseConfig(searches_per_step=3)
+    with (
+        served(Full(), noise=noise, max_concurrency=1, max_queue=1, max_queries=2) as url,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        under_way = pool.submit(CLIENT.post, f"{url}/retrieve", json={"queries": ["a", "b"]})
+        while not CLIENT.get(f"{url}/health").json()["in_flight"]:
+            time.sleep(0.01)
+        refused = [CLIENT.post(f"{url}/retrieve", json={"queries": ["c", "d"]}).status_code for _ in range(4)]
+        has_room.set()
+        assert under_way.result().status_code == 200 and refused == [429] * 4
+        assert CLIENT.get(f"{url}/health").json()["step"] == 0, "two searches were counted, not ten"
+
+
+def test_a_seed_repeats_its_draws_also_when_the_count_of_searches_has_gone_on(engine: FixedSearch) -> None:
+    body = {"queries": ["a", "b"], "seed": 7}
+    with served(engine, noise=ServerNoiseConfig(searches_per_step=2)) as url:
+        first, again = ([request.key for request in asked_of(engine, url, body)] for _ in range(2))
+        assert first == again
+        named = [request.key for request in asked_of(engine, url, body | {"step": 3})]
+        assert [key.step for key in named] == [3, 3], "a step that the request names is part of it"
 
 
 def test_a_real_engine_refuses_noise_and_takes_a_step_for_what_it_is(engine: FixedSearch) -> None:
