@@ -41,6 +41,8 @@ def serve(cfg: ServeSearchConfig) -> None:
             noise_at=served.noise_at,
             seed=cfg.seed,
             token=token,
+            coin=cfg.curriculum.coin,
+            coin_per_document=served.coin_per_document,
         )
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host

@@ -11,7 +11,7 @@ from zs_nemo.cluster.roles import RoleError
 from zs_nemo.cluster.search_engines import build_remote_engine
 from zs_nemo.cluster.simulator_system import simulator_engines
 from zs_nemo.config.recipe import RecipeConfig
-from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
+from zs_nemo.config.search import Bm25SearchConfig, NoiseUnit, SimulatedSearchConfig
 from zs_nemo.config.server import ServerNoiseConfig, ServeSearchConfig
 from zs_nemo.curriculum import NoiseCurriculum
 from zs_nemo.qa.facts import load_facts_world
@@ -32,6 +32,8 @@ class ServedEngine:
     """P(noisy) at a step of the curriculum; None for an engine that cannot be noisy."""
     aclose: Callable[[], Awaitable[None]]
     """Ends what belongs to the server's event loop."""
+    coin_per_document: bool = False
+    """Whether the noise coin is tossed for each document."""
 
 
 @contextmanager
@@ -41,7 +43,12 @@ def served_engine(cfg: ServeSearchConfig) -> Iterator[ServedEngine]:
         with _simulator(cfg, cfg.search) as simulator:
             curriculum = NoiseCurriculum.from_config(cfg.curriculum, max_steps=cfg.trainer.max_steps)
             engine = LostIsUnavailable(simulator.engine)
-            yield ServedEngine(engine=engine, noise_at=curriculum.noise_at, aclose=simulator.aclose)
+            yield ServedEngine(
+                engine=engine,
+                noise_at=curriculum.noise_at,
+                aclose=simulator.aclose,
+                coin_per_document=cfg.search.noise_unit is NoiseUnit.document,
+            )
         return
     if cfg.server.noise != ServerNoiseConfig():
         raise ValueError(

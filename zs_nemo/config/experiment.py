@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from zs_nemo.config.loggers import MlflowLoggerConfig, WandbLoggerConfig
-from zs_nemo.config.search import SearchConfig, SimulatedSearchConfig
+from zs_nemo.config.search import NoSearchConfig, SearchConfig, SimulatedSearchConfig
 
 
 class Accelerator(Enum):
@@ -221,6 +221,11 @@ class EvaluationConfig:
             raise ValueError(
                 "evaluation.search is a simulator, and a policy is judged on a real engine; choose retriever, web or "
                 "bm25 (with evaluation.num_simulator_questions the simulator is asked besides)"
+            )
+        if isinstance(self.search, NoSearchConfig):
+            raise ValueError(
+                "evaluation.search=none answers no search, and a policy is judged on a real engine; choose retriever, "
+                "web or bm25, or leave it null for bm25 (the answers without a search are in every final evaluation)"
             )
         if self.split not in ("test", "validation"):
             raise ValueError(f"evaluation.split={self.split!r} must be test or validation")

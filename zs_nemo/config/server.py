@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from zs_nemo.config.endpoints import check_variable_name
 from zs_nemo.config.experiment import ClusterConfig, DataConfig, TrainerConfig
 from zs_nemo.config.faults import FaultConfig
-from zs_nemo.config.rollout import CurriculumConfig
-from zs_nemo.config.search import SearchConfig
+from zs_nemo.config.rollout import CoinScope, CurriculumConfig, CurriculumName
+from zs_nemo.config.search import NoSearchConfig, SearchConfig, SeedGroup, SimulatedSearchConfig
 
 
 @dataclass(kw_only=True)
@@ -96,7 +96,9 @@ class ServeSearchConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
     """The engine; ``search.num_documents`` is the answer to a request that names no topk."""
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
-    """Turns the ``step`` of a request into P(noisy)."""
+    """Turns the ``step`` of a request into P(noisy). With ``coin=group`` those searches share a coin that name the same
+    question and turn, in the same step where they name it or it is counted, else in the same request.
+    ``name=adaptive`` and ``coin=trajectory`` need what a training alone knows."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """``max_steps`` is m of the curriculum, ``accelerator`` what a simulator of our own runs on."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -107,3 +109,25 @@ class ServeSearchConfig:
     """The facts world, whose corpus BM25 searches unless ``search.corpus`` names another."""
     log_dir: str = "runs/serve_search"
     """Folder for the logs of a simulator's engines."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.search, NoSearchConfig):
+            raise ValueError(
+                "search=none answers no search, so there is nothing to serve; choose search=bm25, simulated, retriever "
+                "or web"
+            )
+        if self.curriculum.name is CurriculumName.adaptive:
+            raise ValueError(
+                "curriculum.name=adaptive follows the rewards of a training, which a search server never sees; choose "
+                "another curriculum.name, or have the trainer send the noise with each request"
+            )
+        if self.curriculum.coin is CoinScope.trajectory:
+            raise ValueError(
+                "curriculum.coin=trajectory: no request says which searches are of one trajectory; set "
+                "curriculum.coin=query, or group for the samples of a question in the same turn"
+            )
+        if isinstance(self.search, SimulatedSearchConfig) and self.search.seed_group is SeedGroup.prompt:
+            raise ValueError(
+                "search.seed_group=prompt: no request says which searches are of samples of one prompt; set "
+                "search.seed_group=run, with which equal searches are asked once whoever asks, or request"
+            )

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Protocol, cast
 
 from zs_nemo.config.rollout import CoinScope
+from zs_nemo.search.noise_coin import with_coin_tossed
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.search import SearchEngine, SearchRequest, SearchResult
 
@@ -50,12 +51,7 @@ class SimulatedSearch:
     async def search(self, request: SearchRequest) -> SearchResult:
         """Answer with documents that are noisy with probability ``request.noise_probability``."""
         key = coin_key(request.key, self._coin)
-        if self._coin_per_document:
-            coins = (key.uniform(f"noise/{number}") for number in range(request.num_documents))
-            flags = tuple(coin < request.noise_probability for coin in coins)
-            return await self._simulator.search(replace(request, noisy=any(flags), noisy_documents=flags))
-        noisy = key.uniform("noise") < request.noise_probability
-        return await self._simulator.search(replace(request, noisy=noisy))
+        return await self._simulator.search(with_coin_tossed(request, key, per_document=self._coin_per_document))
 
 
 def coin_key(key: SampleKey, scope: CoinScope) -> SampleKey:

@@ -19,6 +19,7 @@ from importlib.metadata import version
 
 from aiohttp import web
 
+from zs_nemo.config.rollout import CoinScope
 from zs_nemo.config.server import ServerConfig
 from zs_nemo.search.admission import Admission, QueueFull, Ticket
 from zs_nemo.search.server_answers import answer, failure_status, refusal
@@ -56,12 +57,14 @@ class SearchServer:
         noise_at: Callable[[int], float] | None = None,
         seed: int = 0,
         token: str = "",
+        coin: CoinScope = CoinScope.query,
+        coin_per_document: bool = False,
     ) -> None:
         """``num_documents`` answers a request without topk; ``noise_at`` is None for an engine that cannot be noisy."""
         self._engine = engine
         self._settings = settings
         self._num_documents = num_documents
-        self._noise = ServerNoise(settings.noise, noise_at, seed=seed)
+        self._noise = ServerNoise(settings.noise, noise_at, seed=seed, coin=coin, coin_per_document=coin_per_document)
         self._authorization = f"Bearer {token}".encode() if token else b""
         self._admission = Admission(max_concurrency=settings.max_concurrency, max_queue=settings.max_queue)
         self._metrics = ServerMetrics(self._admission, engine.name)

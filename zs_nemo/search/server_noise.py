@@ -4,7 +4,9 @@ import hashlib
 from collections.abc import Callable
 from itertools import count
 
+from zs_nemo.config.rollout import CoinScope
 from zs_nemo.config.server import ServerNoiseConfig
+from zs_nemo.search.noise_coin import with_coin_tossed
 from zs_nemo.search.server_requests import UNPROCESSABLE, AskedSearch, AskedSearches, RequestRefused
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.search import SearchRequest
@@ -21,12 +23,23 @@ class ServerNoise:
     seed and the number of the search: asked twice, a simulator writes two answers.
     """
 
-    def __init__(self, settings: ServerNoiseConfig, noise_at: Callable[[int], float] | None, *, seed: int) -> None:
+    def __init__(
+        self,
+        settings: ServerNoiseConfig,
+        noise_at: Callable[[int], float] | None,
+        *,
+        seed: int,
+        coin: CoinScope = CoinScope.query,
+        coin_per_document: bool = False,
+    ) -> None:
         """``noise_at`` is P(noisy) at a step of the curriculum; None for an engine that cannot be noisy."""
+        assert coin is not CoinScope.trajectory, "nothing says which searches are of one trajectory"
         self._settings = settings
         self._noise_at = noise_at
         self._seed = seed
-        self._numbers = count()
+        self._coin = coin
+        self._coin_per_document = coin_per_document
+        self._numbers, self._request_numbers = count(), count()
         self._num_counted = 0
 
     @property
@@ -49,21 +62,35 @@ class ServerNoise:
                 UNPROCESSABLE, "noise: this server's engine is a real one and returns no noisy documents; leave it out"
             )
         num_documents = asked.num_documents or default_num_documents
-        return [self._request(asked, place, num_documents) for place in range(len(asked.searches))]
+        group_step = self._group_step(asked)
+        return [self._request(asked, place, num_documents, group_step) for place in range(len(asked.searches))]
 
-    def _request(self, asked: AskedSearches, place: int, num_documents: int) -> SearchRequest:
+    def _request(self, asked: AskedSearches, place: int, num_documents: int, group_step: int) -> SearchRequest:
         search = asked.searches[place]
         step, noise = self._noise_of(asked, search)
         key = self._key(asked, place, step)
-        return SearchRequest(
+        request = SearchRequest(
             query=search.query,
             question=search.question,
             answers=search.answers,
             key=key,
             num_documents=num_documents,
             noise_probability=noise,
-            noisy=key.uniform("noise") < noise,
         )
+        coin_key = key
+        if self._coin is CoinScope.group and search.question:
+            prompt = _number(search.question)
+            coin_key = SampleKey(run_seed=key.run_seed, step=group_step, prompt=prompt, member=0, turn=search.turn)
+        return with_coin_tossed(request, coin_key, per_document=self._coin_per_document)
+
+    def _group_step(self, asked: AskedSearches) -> int:
+        """Return what is the same for the samples of a question that share a coin, and another for its next ones.
+
+        That is the training step as far as it is known; else the request, in which a trainer asks for all of a turn.
+        """
+        if asked.step is not None or asked.seed is not None:
+            return asked.step or 0
+        return self.step if self._settings.searches_per_step else -1 - next(self._request_numbers)
 
     def _noise_of(self, asked: AskedSearches, search: AskedSearch) -> tuple[int, float]:
         if self._noise_at is None:
@@ -80,7 +107,11 @@ class ServerNoise:
         search = asked.searches[place]
         if asked.seed is None:
             return SampleKey(run_seed=self._seed, step=step, prompt=next(self._numbers), member=0, turn=search.turn)
-        text = f"{search.question}\0{search.query}".encode("utf-8", "replace")
-        prompt = int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "little")
+        prompt = _number(f"{search.question}\0{search.query}")
         # Of the step only what the request itself says: the count would make another draw of the same request.
         return SampleKey(run_seed=asked.seed, step=asked.step or 0, prompt=prompt, member=place, turn=search.turn)
+
+
+def _number(text: str) -> int:
+    """Return a number for a text: equal for equal ones."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=4).digest(), "little")

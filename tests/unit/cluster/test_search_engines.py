@@ -14,14 +14,22 @@ from transformers import LlamaConfig
 from tests.fakes import CharTokenizer, ScriptedEngine
 from tests.loopback import serving
 from zs_nemo.cluster import search_engines
+from zs_nemo.cluster import served_engine as served_engine_module
 from zs_nemo.cluster.roles import RoleError
 from zs_nemo.cluster.search_engines import SearchEngines, build_real_engines, build_remote_engines
 from zs_nemo.cluster.served_engine import LostIsUnavailable, served_engine
 from zs_nemo.cluster.simulator_system import simulator_engines
+from zs_nemo.config.endpoints import RecordingConfig, RecordingMode
 from zs_nemo.config.experiment import Accelerator, EvaluationConfig, TrainerConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig
 from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
-from zs_nemo.config.search import Bm25SearchConfig, DocumentsPerCompletion, SearchConfig, SimulatedSearchConfig
+from zs_nemo.config.search import (
+    Bm25SearchConfig,
+    DocumentsPerCompletion,
+    NoiseUnit,
+    SearchConfig,
+    SimulatedSearchConfig,
+)
 from zs_nemo.config.server import ServerConfig, ServerNoiseConfig, ServeSearchConfig
 from zs_nemo.observability.phase import Phase
 from zs_nemo.qa.facts import FactsWorld
@@ -164,6 +172,18 @@ def test_the_server_gets_bm25_or_a_client_of_another_server(corpus: Path) -> Non
         assert asyncio.run(ask(served)) == ["a"]
     with serving(app) as url, served_engine(ServeSearchConfig(search=RetrieverSearchConfig(url=url))) as served:
         assert isinstance(served.engine, RetrieverSearch) and asyncio.run(ask(served)) == ["remote"]
+
+
+@pytest.mark.parametrize("unit", NoiseUnit)
+def test_the_server_is_told_what_the_noise_coin_is_tossed_for(
+    unit: NoiseUnit, tmp_path: Path, facts_world: FactsWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served_engine_module, "load_facts_world", lambda data: facts_world)
+    (tmp_path / "answers.jsonl").touch()
+    recording = RecordingConfig(mode=RecordingMode.replay, path=str(tmp_path / "answers.jsonl"))
+    search = SimulatedSearchConfig(recording=recording, noise_unit=unit)
+    with served_engine(ServeSearchConfig(search=search)) as served:
+        assert served.coin_per_document is (unit is NoiseUnit.document)
 
 
 def test_noise_set_for_a_real_engine_is_refused() -> None:

@@ -65,6 +65,11 @@ def test_the_server_serves_bm25_by_default_and_any_engine_by_one_override() -> N
         ("serve_search", ["server.token_variable=s3cret"], r"server\.token_variable must be the NAME"),
         ("serve_search", ["server.noise.probability=2"], r"server\.noise\.probability=2"),
         ("serve_search", ["server.noise.first_step=-1"], r"server\.noise\.first_step=-1"),
+        ("serve_search", ["search=none"], r"search=none answers no search, so there is nothing to serve; choose"),
+        ("serve_search", ["search=simulated", "curriculum.name=adaptive"], r"curriculum\.name=adaptive follows the re"),
+        ("serve_search", ["search=simulated", "curriculum.coin=trajectory"], r"set curriculum\.coin=query, or group"),
+        ("serve_search", ["search=simulated", "search.seed_group=prompt"], r"set search\.seed_group=run, with"),
+        ("grpo", ["+search@evaluation.search=none"], r"evaluation\.search=none answers no search"),
         (
             "serve_search",
             ["server.noise.probability=0.5", "server.noise.searches_per_step=9"],

@@ -19,7 +19,7 @@ from tests.fakes import CharTokenizer, FixedSearch, ScriptedEngine
 from tests.loopback import serving
 from tests.unit.search.test_simulator import DEMONSTRATIONS
 from zs_nemo.config.remote_search import RetrieverSearchConfig
-from zs_nemo.config.rollout import CurriculumConfig
+from zs_nemo.config.rollout import CoinScope, CurriculumConfig
 from zs_nemo.config.server import ServerConfig, ServerNoiseConfig
 from zs_nemo.curriculum import NoiseCurriculum
 from zs_nemo.search.retriever import RetrieverSearch
@@ -34,12 +34,26 @@ CURRICULUM = NoiseCurriculum.from_config(CurriculumConfig(start_noise=0.1, end_n
 
 @contextmanager
 def served(
-    engine: SearchEngine, *, noise_at: Callable[[int], float] | None = CURRICULUM.noise_at, **changes: Any
+    engine: SearchEngine,
+    *,
+    noise_at: Callable[[int], float] | None = CURRICULUM.noise_at,
+    coin: CoinScope = CoinScope.query,
+    coin_per_document: bool = False,
+    **changes: Any,
 ) -> Iterator[str]:
     settings = ServerConfig(**changes)
 
     def app() -> web.Application:
-        return SearchServer(engine, settings, num_documents=1, noise_at=noise_at, seed=5).app()
+        server = SearchServer(
+            engine,
+            settings,
+            num_documents=1,
+            noise_at=noise_at,
+            seed=5,
+            coin=coin,
+            coin_per_document=coin_per_document,
+        )
+        return server.app()
 
     with serving(app, handler_cancellation=True) as url:
         yield url
@@ -108,6 +122,45 @@ def test_an_address_with_nonsense_is_refused(url: str, parameters: str) -> None:
 def test_coins_fall_with_the_probability_that_was_asked_for(url: str, engine: FixedSearch) -> None:
     requests = asked_of(engine, url, {"queries": [f"q{number}" for number in range(400)], "noise": 0.3})
     assert 0.2 < sum(request.noisy for request in requests) / 400 < 0.4
+
+
+def test_every_document_can_have_a_coin_of_its_own(engine: FixedSearch) -> None:
+    body = {"queries": [f"q{number}" for number in range(40)], "topk": 10, "noise": 0.3}
+    with served(engine, coin_per_document=True) as url:
+        requests = asked_of(engine, url, body)
+        sure = asked_of(engine, url, {"queries": ["a", "b"], "topk": 2, "noisy": [True, False]})
+    flags = [request.noisy_documents for request in requests]
+    assert all(len(each) == 10 for each in flags) and 0.2 < sum(map(sum, flags)) / 400 < 0.4
+    assert any(0 < sum(each) < 10 for each in flags)
+    assert [request.noisy for request in requests] == [any(each) for each in flags]
+    assert [request.noisy_documents for request in sure] == [(True, True), (False, False)]
+
+
+def test_the_samples_of_a_question_can_share_the_coin_of_a_turn(engine: FixedSearch) -> None:
+    queries = [f"q{number}" for number in range(80)]
+    questions = [f"Question {number // 4}?" for number in range(80)]
+
+    def coins(url: str, turn: int = 0, **more: Any) -> list[bool]:
+        body = {"queries": queries, "questions": questions, "turns": [turn] * 80, "noise": 0.5} | more
+        tossed = [request.noisy for request in asked_of(engine, url, body)]
+        groups = [tossed[first : first + 4] for first in range(0, 80, 4)]
+        assert all(len(set(group)) == 1 for group in groups)
+        return [group[0] for group in groups]
+
+    with served(engine, coin=CoinScope.group) as url:
+        first = coins(url)
+        assert 5 <= sum(first) <= 15 and first != coins(url), "without a step every request has coins of its own"
+        assert coins(url, seed=3) == coins(url, seed=3) != coins(url, seed=4)
+        assert coins(url, seed=3) != coins(url, seed=3, turn=1)
+        alone = asked_of(engine, url, {"queries": queries, "noise": 0.5})
+        assert len({request.noisy for request in alone[:20]}) == 2, "nothing is known of a search without its question"
+
+
+def test_samples_that_are_asked_one_by_one_share_the_coin_of_their_step(engine: FixedSearch) -> None:
+    with served(engine, coin=CoinScope.group, noise_at=lambda step: 0.5) as url:
+        body = {"query": "q", "question": "A?"}
+        tossed = [{asked_of(engine, url, body | {"step": step})[0].noisy for _ in range(4)} for step in range(12)]
+    assert all(len(coins) == 1 for coins in tossed) and len(set.union(*tossed)) == 2
 
 
 def test_a_seed_repeats_coins_and_draws_and_without_one_they_differ(url: str, engine: FixedSearch) -> None:
