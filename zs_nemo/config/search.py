@@ -92,7 +92,8 @@ class SimulatedSearchConfig(SearchConfig):
     ``open`` for a small prompted one and questions from beyond the facts world.
     ``search/prompt_template.py`` says what it needs."""
     stop: list[str] = field(default_factory=list)
-    """Strings that end a completion; empty for a line break with one document a completion, otherwise for none."""
+    """Strings that end a completion; empty for a line break with one document a completion and ``api=completions``,
+    otherwise for none."""
     api: ApiKind = ApiKind.completions
     endpoints: list[str] = field(default_factory=list)
     """Addresses of OpenAI-compatible servers (vLLM, SGLang, NIM) that all serve the same model. Empty starts

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from zs_nemo.config.endpoints import RecordingMode
+from zs_nemo.config.endpoints import ApiKind, RecordingMode
 from zs_nemo.config.search import DocumentsPerCompletion, SimulatedSearchConfig
 from zs_nemo.search.demonstrations import Demonstrations
 from zs_nemo.search.document_parser import DocumentBudget
@@ -113,10 +113,12 @@ def _text_simulator(
 ) -> TextSimulator:
     prompts = build_prompts(settings, demonstrations)
     is_single = prompts.documents is DocumentsPerCompletion.one
+    # In a chat a model may think first, on lines of its own, and ends by itself.
+    ends_with_line = is_single and settings.api is ApiKind.completions
     sampling = SamplingParams(
         max_tokens=settings.max_tokens,
         temperature=settings.temperature,
-        stop=tuple(settings.stop) or (STOP if is_single else ()),
+        stop=tuple(settings.stop) or (STOP if ends_with_line else ()),
     )
     # Our own engines keep to max_tokens themselves: one document is what they have sampled.
     budget = None

@@ -102,13 +102,16 @@ def parse_documents(
 
 
 def mend(completion: Completion | TextCompletion, budget: DocumentBudget | None = None) -> tuple[str, Counter[str]]:
-    """Return the one document in a completion, its first line, and what was wrong with it. It may be empty."""
-    defects: Counter[str] = Counter()
-    text = _SPECIAL_TOKEN.sub(" ", completion.text[:MAX_COMPLETION_CHARACTERS]).lstrip().split("\n", 1)[0]
+    """Return the one document in a completion, its first line after any thoughts, and what was wrong with it.
+
+    It may be empty.
+    """
+    text, defects = _without_thoughts(_SPECIAL_TOKEN.sub(" ", completion.text[:MAX_COMPLETION_CHARACTERS]))
+    text, line_break, _ = text.lstrip().partition("\n")
     if echo := _PROMPT_FIELDS.search(text):
         defects["prompt_echo"] += 1
         text = text[: echo.start()]
-    elif completion.stop_reason is StopReason.length:
+    elif completion.stop_reason is StopReason.length and not line_break:
         defects["cut"] += 1
         text = without_cut_end(text)
     if (whole := without_broken_characters(text)) != text:
@@ -132,15 +135,16 @@ def without_cut_end(text: str) -> str:
 
 def _readable(text: str) -> tuple[str, Counter[str]]:
     """Return a completion without special tokens, thoughts and characters that are none."""
-    defects: Counter[str] = Counter()
-    text = _SPECIAL_TOKEN.sub(" ", text).replace("\r\n", "\n").replace("\r", "\n")
-    if thoughts := _REASONING.match(text):
-        defects["reasoning"] += 1
-        text = text[thoughts.end() :]
+    text, defects = _without_thoughts(_SPECIAL_TOKEN.sub(" ", text).replace("\r\n", "\n").replace("\r", "\n"))
     if (whole := without_broken_characters(text)) != text:
         defects["broken_unicode"] += 1
         text = whole
     return text, defects
+
+
+def _without_thoughts(text: str) -> tuple[str, Counter[str]]:
+    thoughts = _REASONING.match(text)
+    return (text[thoughts.end() :], Counter(reasoning=1)) if thoughts else (text, Counter())
 
 
 def _finished(text: str, budget: DocumentBudget | None) -> tuple[str, Counter[str]]:

@@ -107,6 +107,21 @@ async def test_a_model_that_has_only_thought_has_written_nothing() -> None:
             await search(build_simulator(settings(server.url)), request())
 
 
+async def test_a_model_that_thinks_before_its_one_document_is_let_to_its_end() -> None:
+    def one(**changes: Any) -> SimulatedSearchConfig:
+        template = "open"
+        return settings(server.url, documents_per_completion=DocumentsPerCompletion.one, template=template, **changes)
+
+    text = "<think>\nIt asks for Chad.\n</think>\n\nN'Djamena is the capital of Chad.\n"
+    async with CompletionServer(speaks(lambda prompt: text)) as server:
+        result = await search(build_simulator(one()), request(2))
+        assert [each.text for each in result.documents] == ["N'Djamena is the capital of Chad."] * 2
+        assert result.defects == {"reasoning": 2} and not any("stop" in body for body in server.bodies)
+        server.bodies.clear()
+        await search(build_simulator(one(stop=["END"])), request(1))
+        assert server.bodies[0]["stop"] == ["END"]
+
+
 async def test_every_hard_text_goes_through_the_server_and_comes_out_harmless() -> None:
     tags = "".join(f"<{name}>x</{name}>" for name in TAG_NAMES)
     hard = f"Doc 1: {tags} \ud800 \x00 \ufffd\nDoc 2: " + "long " * 20_000

@@ -151,6 +151,10 @@ def test_one_empty_document_among_several_is_left_out() -> None:
         (" Lima.<|im_end|>", StopReason.end_of_text, "Lima.", {}),
         ("<|im_end|>", StopReason.end_of_text, "", {"empty": 1}),
         ("\n\nLima.\nMore", StopReason.stop_string, "Lima.", {}),
+        ("Lima is a city\nMore of", StopReason.length, "Lima is a city", {}),
+        ("<think>\nA city?\n</think>\n\nLima.\nMore", StopReason.end_of_text, "Lima.", {"reasoning": 1}),
+        ("<think>\n", StopReason.stop_string, "", {"reasoning": 1, "empty": 1}),
+        ("<think>\nA city? It lies", StopReason.end_of_text, "", {"reasoning": 1, "empty": 1}),
     ],
 )
 def test_defects_are_mended_and_counted(
