@@ -26,7 +26,7 @@ def plan(cfg: RecipeConfig) -> int:
 
     from zs_nemo.cluster.gpu_plan import local_gpus, misfits, plan_gpus, propose_layout
     from zs_nemo.cluster.memory_plan import GIB, plan_memory
-    from zs_nemo.cluster.placement import place_on_gpus
+    from zs_nemo.cluster.placement import place_run
     from zs_nemo.cluster.placement_drawing import draw_placement
     from zs_nemo.cluster.seating import planned_seating
     from zs_nemo.cluster.settled_config import settled
@@ -49,8 +49,7 @@ def plan(cfg: RecipeConfig) -> int:
     for load in plan_gpus(cfg, layout, num_gpus, gpu_bytes):
         roles = ", ".join(f"{role} {size / GIB:.1f}" for role, size in load.roles) or "nothing"
         print(f"GPU {load.number:<16} {load.total / GIB:7.1f} GiB   of {gpu_bytes / GIB:.1f}: {roles}")
-    sizes = [setup.tensor_model_parallel_size for setup in layout.engines]
-    placement = place_on_gpus(num_gpus, layout.num_ranks + layout.num_critic_ranks, sizes)
+    placement = place_run(layout, num_gpus, cfg.generation.refit_transport)
     machines = cfg.trainer.num_nodes if planned_gpus else 1
     seating = planned_seating(placement, num_machines=machines, gpus_per_machine=num_gpus // machines)
     print(f"\n{draw_placement(cfg, layout, seating)}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zs_nemo.cluster.memory_plan import GIB, engine_memory, kv_bytes_per_token, plan_memory
-from zs_nemo.cluster.placement import place_on_gpus
+from zs_nemo.cluster.placement import place_run
 from zs_nemo.cluster.setups import Layout
 from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.recipe import RecipeConfig
@@ -36,13 +36,13 @@ class GpuLoad:
 def plan_gpus(
     cfg: RecipeConfig, layout: Layout, num_gpus: int, gpu_bytes: float, *, exact_only: bool = False
 ) -> list[GpuLoad]:
-    """Return what stands on each GPU. Raises ``ValueError`` when there are too few.
+    """Return what stands on each GPU. Raises ``ValueError`` as ``place_run`` does.
 
     ``exact_only`` counts of the ranks what is known exactly, without activations and the like.
     """
     plan = plan_memory(cfg, layout)
     ranks = (*plan.ranks, *plan.critic_ranks)
-    placement = place_on_gpus(num_gpus, len(ranks), [setup.tensor_model_parallel_size for setup in layout.engines])
+    placement = place_run(layout, num_gpus, cfg.generation.refit_transport)
     roles: dict[int, list[tuple[str, float]]] = {}
     for process, (bundle, _) in zip(ranks, placement.ranks, strict=True):
         kept = _PARTS_KNOWN_EXACTLY if exact_only else tuple(process.parts)

@@ -1,8 +1,10 @@
 """Which process gets which GPU. Pure arithmetic; no run has been placed on real GPUs yet."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from zs_nemo.cluster.setups import Layout
+from zs_nemo.config.rollout import RefitTransport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,29 +23,60 @@ class Placement:
         return sum(bundle["GPU"] for bundle in self.bundles)
 
 
-def place_on_gpus(num_gpus: int, num_ranks: int, engine_sizes: Sequence[int]) -> Placement:
+def place_run(layout: Layout, num_gpus: int, transport: RefitTransport) -> Placement:
+    """Place the processes of a run so that the policy's weights can travel as ``generation.refit_transport`` says.
+
+    ``cuda_ipc`` puts the policy's engines on the GPUs of its ranks. Raises ``ValueError`` for too few GPUs, and where
+    the weights could not travel.
+    """
+    num_ranks = layout.num_ranks + layout.num_critic_ranks
+    sizes = [setup.tensor_model_parallel_size for setup in layout.engines]
+    num_receivers = len(layout.policy_engines) if layout.num_ranks else 0
+    if transport is not RefitTransport.cuda_ipc:
+        placement = place_on_gpus(num_gpus, num_ranks, sizes)
+        if transport is RefitTransport.nccl:
+            check_sender_is_alone(placement, num_receivers=num_receivers)
+        return placement
+    if widest := max((size for size in sizes[:num_receivers] if size > 1), default=0):
+        raise ValueError(
+            f"generation.refit_transport=cuda_ipc with generation.tensor_model_parallel_size={widest}, but an engine "
+            "that spans several GPUs shares none with a training rank; set generation.tensor_model_parallel_size=1, or "
+            "generation.refit_transport=nccl or shared_memory"
+        )
+    return place_on_gpus(num_gpus, num_ranks, sizes, num_receivers=num_receivers, num_senders=layout.num_ranks)
+
+
+def place_on_gpus(
+    num_gpus: int, num_ranks: int, engine_sizes: Sequence[int], *, num_receivers: int = 0, num_senders: int = 0
+) -> Placement:
     """Give every process GPUs of its own if there are enough, otherwise let engines share GPUs with the ranks.
 
     Two ranks never share a GPU, which NCCL refuses. ``engine_sizes`` are the engines' tensor-parallel sizes; an engine
-    that spans several GPUs does not share them.
+    that spans several GPUs does not share them. The first ``num_receivers`` engines sit with the first ``num_senders``
+    ranks however many GPUs there are.
     """
-    if num_gpus >= num_ranks + sum(engine_sizes):
-        sizes = [1] * num_ranks + list(engine_sizes)
-        places = [(index, float(size)) for index, size in enumerate(sizes)]
-        bundles = tuple({"GPU": float(size), "CPU": 1.0} for size in sizes)
-        return Placement(bundles=bundles, ranks=tuple(places[:num_ranks]), engines=tuple(places[num_ranks:]))
-    if num_gpus < num_ranks or any(size > 1 for size in engine_sizes):
+    apart = engine_sizes[num_receivers:]
+    enough = num_gpus >= num_ranks + sum(apart)
+    if not enough and (num_gpus < max(1, num_ranks) or any(size > 1 for size in engine_sizes)):
         raise ValueError(
             f"{num_gpus} GPUs are too few for {num_ranks} training ranks and engines with "
             f"tensor_model_parallel_size {list(engine_sizes)}: every rank needs a GPU of its own, and engines share "
             "with ranks only at tensor_model_parallel_size=1; lower trainer.devices, critic.num_ranks or the engines' "
             "sizes, or add GPUs"
         )
-    # Engines take the GPUs without a rank first, then go round.
-    owners = list(range(num_ranks)) + [(num_ranks + index) % num_gpus for index in range(len(engine_sizes))]
-    counts = Counter(owners)
-    places = [(owner, 1.0 / counts[owner]) for owner in owners]
-    bundles = tuple({"GPU": 1.0, "CPU": float(max(1, counts[index]))} for index in range(num_gpus))
+    sizes = [1] * num_ranks + list(apart) if enough else [1] * num_gpus
+    owners = list(range(num_ranks))
+    for index in range(len(engine_sizes)):
+        if index < num_receivers:
+            choices = range(num_senders)
+        elif enough:
+            choices = range(num_ranks + index - num_receivers, len(sizes))
+        else:
+            choices = range(num_gpus)
+        # Where the fewest are: GPUs without a rank first, then round.
+        owners.append(min(choices, key=owners.count))
+    places = [(owner, sizes[owner] / owners.count(owner)) for owner in owners]
+    bundles = tuple({"GPU": float(size), "CPU": float(max(1, owners.count(at)))} for at, size in enumerate(sizes))
     return Placement(bundles=bundles, ranks=tuple(places[:num_ranks]), engines=tuple(places[num_ranks:]))
 
 

@@ -15,7 +15,7 @@ from zs_nemo.cluster.core_loan import CoreLoan
 from zs_nemo.cluster.engine_pool import EnginePool, EngineUsage, OneEngine
 from zs_nemo.cluster.gpu_plan import local_gpus
 from zs_nemo.cluster.memory_plan import engine_weight_bytes
-from zs_nemo.cluster.placement import Placement, check_sender_is_alone, place_on_gpus
+from zs_nemo.cluster.placement import Placement, place_run
 from zs_nemo.cluster.placement_drawing import draw_placement
 from zs_nemo.cluster.rank_groups import CriticGroup, PolicyGroup
 from zs_nemo.cluster.ray_session import RaySession
@@ -282,11 +282,8 @@ class System:
             return None
         import ray
 
-        sizes = [setup.tensor_model_parallel_size for setup in self._layout.engines]
-        num_ranks = self._layout.num_ranks + self._layout.num_critic_ranks
-        placement = place_on_gpus(int(ray.cluster_resources().get("GPU", 0)), num_ranks, sizes)
-        if self._cfg.generation.refit_transport is RefitTransport.nccl:
-            check_sender_is_alone(placement, num_receivers=len(self._layout.policy_engines))
+        num_gpus = int(ray.cluster_resources().get("GPU", 0))
+        placement = place_run(self._layout, num_gpus, self._cfg.generation.refit_transport)
         avoid = selector_of_others(hosts_to_avoid(self.faults, self._cfg.faults), {"GPU": placement.num_gpus})
         self._group = ray.util.placement_group(
             list(placement.bundles),

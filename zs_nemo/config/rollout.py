@@ -13,7 +13,7 @@ class RefitTransport(Enum):
     shared_memory = "shared_memory"
     """One file, in memory on one machine and in the run directory on several."""
     cuda_ipc = "cuda_ipc"
-    """Handles to the memory of the training rank on the same GPU, for engines that all share GPUs with ranks."""
+    """Handles to the memory of the training rank on the same GPU: the engines are put on the GPUs of the ranks."""
     nccl = "nccl"
     """A broadcast from the first training rank, to engines on other GPUs than its own; without GPUs by gloo."""
 

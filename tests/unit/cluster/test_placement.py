@@ -1,6 +1,8 @@
 import pytest
 
-from zs_nemo.cluster.placement import check_sender_is_alone, place_on_gpus
+from tests.unit.cluster.test_role_accounts import layout
+from zs_nemo.cluster.placement import check_sender_is_alone, place_on_gpus, place_run
+from zs_nemo.config.rollout import RefitTransport
 
 
 def test_with_enough_gpus_nobody_shares() -> None:
@@ -24,7 +26,7 @@ def test_engines_go_to_gpus_without_a_rank_first() -> None:
     assert placement.engines == ((2, 1.0), (0, 0.5))
 
 
-@pytest.mark.parametrize(("num_gpus", "ranks", "sizes"), [(1, 2, [1]), (3, 2, [2])])
+@pytest.mark.parametrize(("num_gpus", "ranks", "sizes"), [(1, 2, [1]), (3, 2, [2]), (0, 0, [1])])
 def test_what_cannot_be_placed_is_refused(num_gpus: int, ranks: int, sizes: list[int]) -> None:
     with pytest.raises(ValueError, match=r"trainer\.devices"):
         place_on_gpus(num_gpus, ranks, sizes)
@@ -39,3 +41,37 @@ def test_a_broadcast_needs_a_sender_with_a_gpu_of_its_own_and_only_the_policy_s_
 
 def test_where_nothing_trains_nobody_sends_weights() -> None:
     check_sender_is_alone(place_on_gpus(8, num_ranks=0, engine_sizes=[1] * 8), num_receivers=8)
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "simulator", "rank", "engines"),
+    [
+        (1, (1,), (0, 1 / 3), ((0, 1 / 3), (0, 1 / 3))),
+        (2, (1,), (0, 0.5), ((0, 0.5), (1, 1.0))),
+        (8, (2, 1), (0, 0.5), ((0, 0.5), (1, 2.0), (2, 1.0))),
+    ],
+)
+def test_engines_that_read_a_rank_s_memory_sit_on_its_gpu_and_a_simulator_takes_gpus_that_are_left(
+    num_gpus: int, simulator: tuple[int, ...], rank: tuple[int, float], engines: tuple[tuple[int, float], ...]
+) -> None:
+    placement = place_run(layout(ranks=1, simulator=simulator), num_gpus, RefitTransport.cuda_ipc)
+    assert (placement.ranks, placement.engines) == ((rank,), engines)
+
+
+def test_engines_that_read_a_rank_s_memory_are_spread_over_the_policy_s_ranks_and_keep_off_the_critic_s() -> None:
+    of = layout(ranks=2, critics=2, policy=(1, 1, 1), simulator=(1,))
+    placement = place_run(of, 4, RefitTransport.cuda_ipc)
+    assert [bundle for bundle, _ in placement.ranks] == [0, 1, 2, 3]
+    assert [bundle for bundle, _ in placement.engines] == [0, 1, 0, 2]
+
+
+def test_an_engine_that_spans_gpus_is_refused_where_it_would_have_to_read_a_rank_s_memory() -> None:
+    with pytest.raises(ValueError, match=r"cuda_ipc with generation\.tensor_model_parallel_size=2.*=nccl or shared"):
+        place_run(layout(policy=(2,)), 8, RefitTransport.cuda_ipc)
+    assert place_run(layout(ranks=0, policy=(2,)), 8, RefitTransport.cuda_ipc).engines == ((0, 2.0), (1, 1.0))
+
+
+def test_a_run_whose_weights_cannot_be_broadcast_is_refused_where_it_is_placed() -> None:
+    with pytest.raises(ValueError, match=r"refit_transport=nccl.*shares a GPU"):
+        place_run(layout(ranks=2, simulator=()), 2, RefitTransport.nccl)
+    assert place_run(layout(ranks=2, simulator=()), 2, RefitTransport.shared_memory).engines == ((0, 0.5),)

@@ -7,7 +7,7 @@ import pytest
 
 from recipes.plan import plan
 from tests.unit.cluster.test_memory_plan import QWEN_7B, SMALL, folder
-from zs_nemo.cluster.placement import Placement, place_on_gpus
+from zs_nemo.cluster.placement import Placement, place_run
 from zs_nemo.cluster.placement_drawing import coordinates, draw_placement
 from zs_nemo.cluster.seating import planned_seating, seating_by_ray
 from zs_nemo.cluster.setups import Layout, derive_layout
@@ -15,7 +15,7 @@ from zs_nemo.config.critic import CriticConfig
 from zs_nemo.config.experiment import ClusterConfig, TrainerConfig
 from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, RecipeConfig
-from zs_nemo.config.rollout import GenerationConfig
+from zs_nemo.config.rollout import GenerationConfig, RefitTransport
 from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
 
 
@@ -25,8 +25,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def placed(layout: Layout, num_gpus: int) -> Placement:
-    sizes = [setup.tensor_model_parallel_size for setup in layout.engines]
-    return place_on_gpus(num_gpus, layout.num_ranks + layout.num_critic_ranks, sizes)
+    return place_run(layout, num_gpus, RefitTransport.shared_memory)
 
 
 def drawn(cfg: RecipeConfig, num_gpus: int, num_machines: int = 1) -> str:
