@@ -66,18 +66,16 @@ require_disk() { # require_disk GIB PURPOSE
 }
 
 require_memory() { # require_memory GIB PURPOSE
-    local free_kib limit used cgroup=/sys/fs/cgroup
+    local free_gib
     [[ -r /proc/meminfo && -z ${ZS_NEMO_SKIP_CHECKS:-} ]] || return 0
-    free_kib=$(awk '/^MemAvailable:/ { print $2 }' /proc/meminfo)
-    # A container may be allowed less than the machine has.
-    if [[ -r $cgroup/memory.max && -r $cgroup/memory.current ]]; then
-        limit=$(<"$cgroup/memory.max")
-        used=$(<"$cgroup/memory.current")
-        if [[ $limit != max ]] && (((limit - used) / 1024 < free_kib)); then free_kib=$(((limit - used) / 1024)); fi
-    fi
-    if ((free_kib / 1048576 < $1)); then
-        fail "$2 needs about $1 GiB of free memory; there are $((free_kib / 1048576)) GiB." \
-            "Close other programs or take a larger machine. To go on all the same: ZS_NEMO_SKIP_CHECKS=1 $0"
+    find_python
+    # As the recipe counts later on: a container or a job may be allowed less than the machine has.
+    free_gib=$("$base_python" -I -S "$root/zs_nemo/cluster/available_memory.py")
+    free_gib=$((free_gib / 1073741824))
+    if ((free_gib < $1)); then
+        fail "$2 needs about $1 GiB of free memory; there are $free_gib GiB." \
+            "Close other programs, raise the limit of the container or the job, or take a larger machine." \
+            "To go on all the same: ZS_NEMO_SKIP_CHECKS=1 $0"
     fi
 }
 

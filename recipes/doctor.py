@@ -181,6 +181,7 @@ def examine_machine(cfg: RecipeConfig, job: str | None) -> Iterator["Finding"]:
     import psutil
 
     from zs_nemo.cluster import doctor
+    from zs_nemo.cluster.available_memory import available_memory
     from zs_nemo.cluster.gpu_plan import local_gpus
 
     listed = output_of("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader")
@@ -189,7 +190,7 @@ def examine_machine(cfg: RecipeConfig, job: str | None) -> Iterator["Finding"]:
     else:
         yield doctor.Finding(doctor.Verdict.skipped, "gpus", "none here; look again inside an allocation that has some")
     yield doctor.check_links(output_of("nvidia-smi", "topo", "-m"))
-    yield doctor.check_plan(cfg, local_gpus(), psutil.virtual_memory().available)
+    yield doctor.check_plan(cfg, local_gpus(), available_memory())
     # The second is the one of launch/slurm/job.sh.
     ports = {"torch.distributed": cfg.cluster.master_port} | ({"Ray": 20000 + int(job) % 10000} if job else {})
     yield doctor.check_ports(ports, is_free)

@@ -22,8 +22,7 @@ register()
 
 def plan(cfg: RecipeConfig) -> int:
     """Print the plan and return the exit code."""
-    import psutil
-
+    from zs_nemo.cluster.available_memory import available_memory
     from zs_nemo.cluster.gpu_plan import local_gpus, misfits, plan_gpus, propose_layout
     from zs_nemo.cluster.memory_plan import GIB, plan_memory
     from zs_nemo.cluster.placement import place_run
@@ -41,7 +40,7 @@ def plan(cfg: RecipeConfig) -> int:
         parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in process.parts.items())
         print(f"{process.role:<20} {process.total / GIB:7.2f} GiB   {parts}")
     if not layout.use_gpu:
-        available = psutil.virtual_memory().available
+        available = available_memory()
         print(f"{'all processes':<20} {memory.total / GIB:7.2f} GiB   of {available / GIB:.2f} GiB that are available")
         print(f"\n{draw_placement(cfg, layout)}", end="")
         return 0 if memory.total <= available else 2

@@ -1,9 +1,11 @@
 """The house rules that no linter checks."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -200,10 +202,17 @@ def test_a_missing_python_is_told_with_the_remedy(tmp_path: Path) -> None:
 
 def test_too_little_memory_is_told_before_anything_is_installed(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
-    shutil.copytree(ROOT / "launch", clone / "launch")
+    for folder in ("launch", "zs_nemo/cluster"):
+        shutil.copytree(ROOT / folder, clone / folder)
     environment = clone / "launch" / "environment.sh"
     environment.write_text(environment.read_text().replace("require_memory 10", "require_memory 1000000"))
-    tried = subprocess.run([str(clone / "launch" / "quickstart.sh")], capture_output=True, text=True, timeout=30)
+    tried = subprocess.run(
+        [str(clone / "launch" / "quickstart.sh")],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, "ZS_NEMO_PYTHON": sys.executable},
+    )
     assert tried.returncode == 1 and "needs about 1000000 GiB of free memory" in tried.stderr
     assert not (clone / ".venv").exists()
 

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from zs_nemo.cluster.available_memory import available_memory
 from zs_nemo.cluster.gpu_plan import check_gpus, local_gpus
 from zs_nemo.cluster.memory_plan import GIB, engine_weight_bytes, plan_memory
 from zs_nemo.cluster.setups import Layout, critic_settings
@@ -53,7 +52,7 @@ def check(cfg: RecipeConfig, layout: Layout) -> None:
     if layout.use_gpu:
         check_gpus(cfg, layout, local_gpus())
     else:
-        check_memory(cfg, layout, psutil.virtual_memory().available)
+        check_memory(cfg, layout, available_memory())
         warn_of_too_few_cores(cfg, len(os.sched_getaffinity(0)))
 
 
@@ -187,7 +186,7 @@ def check_memory(cfg: RecipeConfig, layout: Layout, available: int) -> None:
         raise ValueError(
             f"this run needs about {plan.total / GIB:.1f} GiB of memory ({listed}), but {available / GIB:.1f} GiB are "
             "available; lower policy.train_mb_tokens, generation.kv_cache_gib, search.kv_cache_gib or trainer.devices, "
-            "choose a smaller model, or free memory"
+            "choose a smaller model, free memory, or raise the limit of the container or the job (sbatch --mem)"
         )
 
 

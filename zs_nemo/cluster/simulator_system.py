@@ -5,8 +5,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from zs_nemo.cluster.available_memory import available_memory
 from zs_nemo.cluster.engine_pool import EnginePool
 from zs_nemo.cluster.gpu_plan import local_gpus
 from zs_nemo.cluster.memory_plan import GIB, engine_memory
@@ -84,12 +83,12 @@ def _gpu_shares(setups: tuple[EngineSetup, ...], num_gpus: int) -> list[float | 
 
 
 def _check_memory(setups: tuple[EngineSetup, ...]) -> None:
-    needed, available = sum(engine_memory(setup).total for setup in setups), psutil.virtual_memory().available
+    needed, available = sum(engine_memory(setup).total for setup in setups), available_memory()
     if needed > available:
         raise ValueError(
             f"search.num_engines={len(setups)} needs about {needed / GIB:.1f} GiB of memory, but "
             f"{available / GIB:.1f} GiB are available; lower it or search.kv_cache_gib, choose a smaller search.model, "
-            "or free memory"
+            "free memory, or raise the limit of the container or the job (sbatch --mem)"
         )
 
 

@@ -5,10 +5,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -47,7 +45,7 @@ MODEL = {
 @pytest.fixture(autouse=True)
 def plenty_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """What else runs on the machine must not decide about these tests."""
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * GIB))
+    monkeypatch.setattr(preflight, "available_memory", lambda: 64 * GIB)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 
 from tests.fakes import CharTokenizer, ScriptedEngine
 from tests.loopback import serving
-from zs_nemo.cluster import search_engines
+from zs_nemo.cluster import search_engines, simulator_system
 from zs_nemo.cluster import served_engine as served_engine_module
 from zs_nemo.cluster.roles import RoleError
 from zs_nemo.cluster.search_engines import SearchEngines, build_real_engines, build_remote_engines
@@ -215,7 +215,7 @@ def test_a_simulator_that_cannot_fit_is_refused_before_anything_starts(
         hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=128
     )
     config.save_pretrained(tmp_path)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=4 * 2**30))
+    monkeypatch.setattr(simulator_system, "available_memory", lambda: 4 * 2**30)
 
     def refused(**settings: int) -> str:
         search = SimulatedSearchConfig(model=str(tmp_path), **settings)
