@@ -1,5 +1,6 @@
 """Starts Ray for one run, on loopback and out of sight, or joins a cluster that is already there."""
 
+import logging
 import os
 import shutil
 import signal
@@ -10,6 +11,9 @@ from pathlib import Path
 
 from zs_nemo.cluster.reaper import MARKER, Reaper
 
+_LOGGER = logging.getLogger(__name__)
+# shutil names every file that it could not copy.
+_LONGEST_REASON = 300
 _OBJECT_STORE_BYTES = 512 * 2**20
 # Ray puts sockets under its folder, with about 60 characters of its own; a socket's path may have 107.
 _LONGEST_TEMPORARY_ROOT = 30
@@ -79,17 +83,23 @@ class RaySession:
         """End Ray and every process of the run; after a failure Ray's own logs are kept beside the roles' logs."""
         import ray
 
-        ray.shutdown()
-        if failed:
-            self._keep_logs()
-        self._reaper.finish()
-        if os.environ.get(MARKER) == self.token:
-            del os.environ[MARKER]
+        try:
+            ray.shutdown()
+            if failed:
+                self._keep_logs()
+        finally:
+            self._reaper.finish()
+            if os.environ.get(MARKER) == self.token:
+                del os.environ[MARKER]
 
     def _keep_logs(self) -> None:
         kept = self._logs / "ray"
-        for source in self._ray_folder.glob("session_2*/logs"):
-            shutil.copytree(source, kept, dirs_exist_ok=True)
+        try:
+            for source in self._ray_folder.glob("session_2*/logs"):
+                shutil.copytree(source, kept, dirs_exist_ok=True)
+        except OSError as error:
+            # What the run has failed of is what a person must read: a full disk fails here once more.
+            _LOGGER.warning("Ray's own logs could not be kept in %s: %s", kept, str(error)[:_LONGEST_REASON])
 
 
 def _temporary_root() -> Path:
