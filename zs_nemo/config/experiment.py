@@ -12,6 +12,7 @@ class Accelerator(Enum):
     """What the roles run on."""
 
     auto = "auto"
+    """GPUs where PyTorch sees one and vLLM is not the build for CPUs."""
     cpu = "cpu"
     gpu = "gpu"
 
