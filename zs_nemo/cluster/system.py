@@ -21,7 +21,7 @@ from zs_nemo.cluster.rank_groups import CriticGroup, PolicyGroup
 from zs_nemo.cluster.ray_session import RaySession
 from zs_nemo.cluster.recovery import EngineRestarts, elsewhere, hosts_to_avoid, selector_of_others
 from zs_nemo.cluster.role_accounts import GENERATION, held_units, role_accounts
-from zs_nemo.cluster.roles import RanksLost, Role, RoleError, start_all
+from zs_nemo.cluster.roles import RanksLost, Role, RoleError, gather, start_all
 from zs_nemo.cluster.seating import seating_by_ray
 from zs_nemo.cluster.setups import (
     Layout,
@@ -268,10 +268,10 @@ class System:
         return SharedMemoryRefit(self.policy, receiver, folder, engine_weight_bytes(self._layout.policy_engines[0]))
 
     def _rendezvous(self, first_rank: Role, port: int) -> tuple[str, int]:
-        import ray
-
         if self._cfg.cluster.ray_address:
-            address: tuple[str, int] = ray.get(first_rank.submit("address", port))
+            # Where others hold the cluster's cores, the rank may wait for its own.
+            asked, timeout_s = first_rank.submit("address", port), self._cfg.cluster.startup_timeout_s
+            address: tuple[str, int] = gather([first_rank], [asked], "address", timeout_s)[0]
             return address
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
@@ -290,7 +290,15 @@ class System:
             strategy="PACK",
             bundle_label_selector=[avoid] * len(placement.bundles) if avoid else None,
         )
-        ray.get(self._group.ready(), timeout=self._cfg.cluster.startup_timeout_s)
+        timeout_s = self._cfg.cluster.startup_timeout_s
+        try:
+            ray.get(self._group.ready(), timeout=timeout_s)
+        except ray.exceptions.GetTimeoutError as error:
+            raise TimeoutError(
+                f"{placement.num_gpus:g} GPUs did not become free on the Ray cluster within "
+                f"cluster.startup_timeout_s={timeout_s:g}; end what holds them, raise it, or ask for fewer "
+                "(trainer.devices, generation.num_engines, search.num_engines)"
+            ) from error
         return placement
 
     def _drawing(self, placement: Placement | None) -> str:

@@ -1,0 +1,65 @@
+"""What a start waits for on a cluster that others use too; Ray is a stand-in in which nothing ever becomes free."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from tests.unit.cluster.test_role_accounts import layout
+from zs_nemo.cluster.roles import Role
+from zs_nemo.cluster.system import System
+from zs_nemo.config.recipe import GrpoRecipeConfig
+from zs_nemo.observability.faults import FaultLog
+
+
+class GetTimeoutError(Exception):
+    """Ray's."""
+
+
+class FullCluster:
+    """The part of Ray that a start asks before its processes have begun."""
+
+    exceptions = SimpleNamespace(GetTimeoutError=GetTimeoutError, RayError=Exception)
+
+    def __init__(self) -> None:
+        group = SimpleNamespace(ready=lambda: "the group")
+        self.util = SimpleNamespace(placement_group=lambda *_, **__: group)
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"GPU": 8.0}
+
+    def get(self, reference: object, timeout: float | None = None) -> None:
+        if timeout is None:
+            pytest.fail("this would wait for ever")
+        raise GetTimeoutError("Get timed out: some object(s) not ready.")
+
+    def wait(self, references: list[object], num_returns: int, timeout: float) -> tuple[list[object], list[object]]:
+        return [], references
+
+
+class WaitsForACore(Role):
+    def submit(self, method: str, *arguments: Any, **options: Any) -> Any:
+        return method
+
+
+@pytest.fixture
+def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> System:
+    monkeypatch.setitem(sys.modules, "ray", cast(Any, FullCluster()))
+    cfg = GrpoRecipeConfig()
+    cfg.cluster.ray_address, cfg.cluster.startup_timeout_s = "10.0.0.1:20001", 7.0
+    return System(cfg, replace(layout(), use_gpu=True), cast(Any, None), tmp_path, FaultLog())
+
+
+def test_a_rank_that_never_begins_is_named_with_its_log_after_the_start_s_limit(system: System, tmp_path: Path) -> None:
+    rank = WaitsForACore("policy-rank-0", None, tmp_path / "policy-rank-0.log")
+    with pytest.raises(TimeoutError, match=r"address: no answer from policy-rank-0 within 7 s.*policy-rank-0\.log"):
+        system._rendezvous(rank, 0)
+
+
+def test_gpus_that_never_become_free_are_told_with_the_setting_and_the_remedy(system: System) -> None:
+    told = r"4 GPUs did not become free .* cluster\.startup_timeout_s=7; end what holds them, raise it, or ask for"
+    with pytest.raises(TimeoutError, match=told):
+        system._placement()
