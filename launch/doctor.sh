@@ -24,9 +24,9 @@ case ${1:-} in -h | --help)
     ;;
 esac
 
-# SLURM runs a copy of the script from elsewhere.
+# Submitted with sbatch a copy of the script runs, which lies elsewhere.
 here=$(dirname -- "${BASH_SOURCE[0]}")
-if [[ -n ${SLURM_JOB_ID:-} ]]; then here=${ZS_NEMO_ROOT:-$SLURM_SUBMIT_DIR}/launch; fi
+if [[ ! -f $here/environment.sh ]]; then here=${ZS_NEMO_ROOT:-${SLURM_SUBMIT_DIR:-.}}/launch; fi
 . "$here/environment.sh"
 
 if [[ -n ${ZS_NEMO_SETUP:-} ]]; then

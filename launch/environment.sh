@@ -194,7 +194,7 @@ ensure_environment() {
         if [[ $kind == cpu ]]; then require_disk 6 "The installation"; else require_disk 24 "The installation"; fi
     fi
     # Two scripts started in one folder: the second waits for the first one's installation.
-    exec 9<"${BASH_SOURCE[0]}"
+    exec 9<"$root/launch/environment.sh"
     if command -v flock >/dev/null && ! flock -n 9; then
         say "Waiting for the installation that another command runs in this folder ..."
         flock 9

@@ -200,6 +200,24 @@ def test_a_missing_python_is_told_with_the_remedy(tmp_path: Path) -> None:
     assert "Python 3.11 was not found" in tried.stderr and "apt-get install python3.11" in tried.stderr
 
 
+def test_a_second_installation_waits_for_the_first_also_where_the_script_was_called_by_a_relative_path(
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(ROOT / "launch", tmp_path / "clone" / "launch")
+    # As launch/test.sh does; nothing is installed.
+    script = """
+    . clone/launch/environment.sh
+    make_venv() { if [[ -e /proc/$$/fd/9 ]]; then echo locked; fi; }
+    ensure_part() { :; }
+    mkdir -p "$venv" && touch "$venv/.installed-runtime"
+    ensure_environment dev
+    cd -- "$root"
+    ensure_environment docs
+    """
+    ended = subprocess.run(["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert (ended.stdout, ended.stderr) == ("locked\nlocked\n", "")
+
+
 def test_too_little_memory_is_told_before_anything_is_installed(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     for folder in ("launch", "zs_nemo/cluster"):

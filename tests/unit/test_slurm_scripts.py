@@ -270,6 +270,21 @@ def test_an_evaluation_that_is_repeated_takes_its_limits_from_the_manifest(machi
     assert command.startswith("<recipes/evaluate.py><cluster=h100_1x8>") and "experiment" not in command
 
 
+@pytest.mark.parametrize("submitted", [True, False])
+def test_the_doctor_looks_from_the_project_that_it_belongs_to_submitted_and_in_an_interactive_allocation(
+    machine: Machine, submitted: bool
+) -> None:
+    script, elsewhere = machine.root / "launch" / "doctor.sh", machine.root.parent
+    variables = {"SLURM_SUBMIT_DIR": str(elsewhere)}
+    if submitted:
+        script, variables = Path(shutil.copy(script, elsewhere / "slurm_script")), {}
+    command = ["bash", str(script.relative_to(elsewhere)), "seed=2"]
+    environment = machine.environment | variables
+    ended = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert machine.asked("<") == ["<recipes/doctor.py><seed=2>"]
+
+
 def test_a_chain_begins_every_job_after_the_one_before_it(machine: Machine) -> None:
     ended = machine.run("chain.sh", "3", "--nodes=2", "launch/slurm/train_policy.sbatch", "seed=2")
     command = "--nodes=2 launch/slurm/train_policy.sbatch seed=2"
