@@ -264,10 +264,25 @@ def test_an_evaluation_gives_the_gpus_of_its_nodes_to_engines(
     assert machine.asked("scontrol requeue")
 
 
-def test_an_evaluation_that_is_repeated_takes_its_limits_from_the_manifest(machine: Machine) -> None:
-    machine.run("evaluate.sbatch", "manifest=runs/a/manifest.json", SLURM_JOB_NUM_NODES="1", GPU="h100")
+@pytest.mark.parametrize(
+    ("kind", "endpoints", "counts"),
+    [
+        ("bm25", "", "<generation.num_engines=8><rollout"),
+        ("simulated", '"endpoints": [],', "<generation.num_engines=4><search.num_engines=4><rollout"),
+        ("simulated", '"endpoints": ["http://host1:8000/v1"],', "<generation.num_engines=8><rollout"),
+        (None, "", "<generation.num_engines=8><rollout"),
+    ],
+)
+def test_an_evaluation_that_is_repeated_takes_its_limits_and_its_simulator_from_the_manifest(
+    machine: Machine, kind: str | None, endpoints: str, counts: str
+) -> None:
+    if kind is not None:
+        # In the form of FrozenRun.write; tests/unit/evaluation/test_frozen_run.py holds it to these lines.
+        lines = ["{", f'  "search": "{kind}",', '  "settings": {', '    "search": {', f"      {endpoints}"]
+        (machine.root / "a manifest.json").write_text("\n".join(lines))
+    machine.run("evaluate.sbatch", "manifest=a manifest.json", SLURM_JOB_NUM_NODES="1", GPU="h100")
     (command,) = machine.asked("<recipes/evaluate.py>")
-    assert command.startswith("<recipes/evaluate.py><cluster=h100_1x8>") and "experiment" not in command
+    assert command.startswith(f"<recipes/evaluate.py><cluster=h100_1x8>{counts}") and "experiment" not in command
 
 
 @pytest.mark.parametrize("submitted", [True, False])

@@ -75,6 +75,12 @@ def test_a_manifest_is_repeated_on_the_cluster_that_is_chosen(kept: Path) -> Non
     assert cfg.search.temperature == 0.3
 
 
+def test_a_manifest_says_in_lines_of_their_own_that_engines_of_the_run_simulate(kept: Path) -> None:
+    lines = kept.read_text().splitlines()
+    # launch/slurm/evaluate.sbatch, which cannot count on a Python, looks for them.
+    assert '  "search": "simulated",' in lines and '      "endpoints": [],' in lines
+
+
 def test_without_a_manifest_the_settings_are_as_composed() -> None:
     settings = evaluation()
     assert with_manifest(settings, []) is settings
