@@ -1,10 +1,10 @@
 # Sourced at the end of a batch script, after job.sh and the step: tidies up, requeues where that helps, and exits.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154
 set -euo pipefail
 
 code=1
 if [[ -f $ZS_NEMO_OUTCOME ]]; then code=$(<"$ZS_NEMO_OUTCOME"); else echo 'error: the recipe did not come to its end' >&2; fi
-rm -f -- "$ZS_NEMO_OUTCOME"
+rm -f -- "$ZS_NEMO_OUTCOME"{,.pid}
 
 # Ray's logs stay where the run failed. A node that gives no answer is lost.
 rest=keep

@@ -14,7 +14,7 @@ export ZS_NEMO_RAY_ADDRESS=${address:?the address of $head was not found}:$((200
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token
 
-# Where node.sh leaves the recipe's exit code.
+# Where recipe.sh leaves the recipe's exit code, and beside it its process number.
 export ZS_NEMO_OUTCOME=$root/runs/slurm/$SLURM_JOB_ID.exit
 mkdir -p -- "${ZS_NEMO_OUTCOME%/*}"
-rm -f -- "$ZS_NEMO_OUTCOME"
+rm -f -- "$ZS_NEMO_OUTCOME"{,.pid}

@@ -4,6 +4,7 @@ The nodes are Linux namespaces: what Ray and the recipes see is what they would 
 that both share. All of it hangs on one process; when that ends, so does everything in it.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -39,7 +40,7 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
-ProctrackType=proctrack/linuxproc
+ProctrackType=proctrack/{process_tracking}
 TaskPlugin=task/none
 MpiDefault=none
 SwitchType=switch/none
@@ -57,6 +58,10 @@ NodeName=node1 NodeAddr={node1} CPUs=8 RealMemory=4000 State=UNKNOWN
 NodeName=node2 NodeAddr={node2} CPUs=8 RealMemory=4000 State=UNKNOWN
 PartitionName=all Nodes=node1,node2 Default=YES MaxTime=INFINITE OverSubscribe=YES State=UP
 """
+
+
+FREEZER = Path("/sys/fs/cgroup/freezer")
+"""Where SLURM's proctrack/cgroup holds the processes of a step with cgroups of the first version."""
 
 
 def missing() -> str:
@@ -80,9 +85,13 @@ def wait_for(condition: Callable[[], bool], timeout_s: float, what: str) -> None
 class SlurmCluster:
     """Use with ``with``."""
 
-    def __init__(self, folder: Path) -> None:
-        """``folder`` takes configuration, states and logs."""
+    def __init__(self, folder: Path, process_tracking: str = "linuxproc") -> None:
+        """``folder`` takes configuration, states and logs.
+
+        Of a signal every process of a step hears with ``linuxproc``, its tasks alone with ``cgroup``, SLURM's default.
+        """
         self.folder = folder
+        self.process_tracking = process_tracking
         self._login: int = 0
         self._nodes: dict[str, int] = {}
         self._holder: subprocess.Popen[bytes] | None = None
@@ -105,6 +114,12 @@ class SlurmCluster:
             self._holder.kill()
             self._holder.wait()
             self._holder = None
+        if self.process_tracking == "cgroup":
+            # The deepest first.
+            folders = [path for node in NODES for path in FREEZER.glob(f"slurm_{node}/**/")]
+            for path in sorted(folders, reverse=True):
+                with contextlib.suppress(OSError):
+                    path.rmdir()
 
     def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a command on the login node, in the project's folder."""
@@ -180,8 +195,12 @@ class SlurmCluster:
             (self.folder / name).mkdir()
         addresses = {"login": LOGIN, **NODES}
         (self.folder / "slurm.conf").write_text(
-            _CONFIGURATION.format(folder=self.folder, first_job=os.getpid(), **addresses)
+            _CONFIGURATION.format(
+                folder=self.folder, first_job=os.getpid(), process_tracking=self.process_tracking, **addresses
+            )
         )
+        # Read with proctrack/cgroup alone.
+        (self.folder / "cgroup.conf").write_text(f"CgroupPlugin=cgroup/v1\nCgroupMountpoint={FREEZER.parent}\n")
         names = "".join(f"{address} {name}\n" for name, address in addresses.items())
         (self.folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
         key = self.folder / "munge.key"

@@ -56,6 +56,27 @@ def test_a_job_that_is_told_of_its_limit_is_requeued_and_ends_with_the_metrics_o
 
 @pytest.mark.long
 @pytest.mark.timeout(1500)
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_signalled_job_is_requeued_and_goes_on_whichever_processes_slurm_signals(
+    signalling: SlurmCluster, signalled_jobs: Jobs, run_through: Path, tmp_path: Path, nodes: int
+) -> None:
+    gate, name = tmp_path / "gate", f"signalled_{nodes}_{signalling.process_tracking}"
+    number = signalled_jobs.submit(name, nodes=nodes, **{GATE: str(gate)})
+    signalled_jobs.wait_for_steps(name, 2)
+    signalling.output_of("scancel", "--signal=USR1", number)
+    wait_for(lambda: "SIGUSR1" in signalled_jobs.output(number, name), 60, "the recipe hears of it")
+    gate.touch()
+    job = signalled_jobs.must_complete(number, name)
+    assert int(job["Restarts"]) == 1
+    assert "resumed from" in signalled_jobs.output(number, name)
+    faults = [measure for row in signalled_jobs.steps(name) for measure in row if measure.startswith("faults/")]
+    assert faults == [], "the signal has ended nothing"
+    assert_same_metrics(signalled_jobs, name, run_through)
+    assert_nothing_is_left(signalling, number)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1500)
 def test_an_evaluation_over_two_nodes_that_is_told_of_its_limit_is_requeued_and_asks_only_what_is_left(
     cluster: SlurmCluster, jobs: Jobs
 ) -> None:

@@ -4,8 +4,12 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -28,12 +32,29 @@ echo "secret $RAY_AUTH_MODE $RAY_AUTH_TOKEN" >>"$CALLS"
 [[ -z ${RAY_FAILS:-} ]] || exit 0
 while [[ $1 != -- ]]; do shift; done
 shift
-exec "$@"
+# It stays, as Ray does.
+code=0
+"$@" || code=$?
+exit "$code"
 """
 PYTHON = """#!/usr/bin/env bash
 printf '<%s>' "$@" >>"$CALLS"
 echo >>"$CALLS"
+if [[ -n ${LISTENS_TO:-} ]]; then exec "$REAL_PYTHON" -ISc "$LISTENER" $LISTENS_TO; fi
 exit "${RECIPE_CODE:-0}"
+"""
+LISTENER = """
+import os, signal, sys, time
+calls = os.open(os.environ["CALLS"], os.O_WRONLY | os.O_APPEND)
+def heard(number, frame):
+    os.write(calls, f"heard {signal.Signals(number).name}\\n".encode())
+    sys.exit(75)
+time.sleep(float(os.environ.get("LISTENS_AFTER_S", "0")))
+for name in sys.argv[1:]:
+    signal.signal(signal.Signals[name], heard)
+os.write(calls, b"listening\\n")
+time.sleep(20)
+sys.exit("no signal came")
 """
 SBATCH = """#!/usr/bin/env bash
 echo "sbatch $*" >>"$CALLS"
@@ -58,6 +79,8 @@ class Machine:
         self.environment = {
             "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
             "CALLS": str(self.calls),
+            "REAL_PYTHON": sys.executable,
+            "LISTENER": LISTENER,
             # Of these the folders under /tmp are named.
             "SLURM_JOB_ID": f"9{os.getpid()}",
             "SLURM_JOB_NODELIST": "first,second",
@@ -70,22 +93,35 @@ class Machine:
         path.write_text(text)
         path.chmod(0o755)
 
-    def run(self, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def start(self, script: str, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
         # SLURM runs a copy of the script from elsewhere.
         copy = self.root.parent / "slurm_script"
         shutil.copy(ROOT / "launch" / "slurm" / script, copy)
         environment = {name: value for name, value in (self.environment | variables).items() if value}
-        ended = subprocess.run(
-            ["bash", str(copy), *arguments], cwd=self.root, env=environment, capture_output=True, text=True, timeout=30
-        )
+        command = ["bash", str(copy), *arguments]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=self.root, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    def end_of(self, job: "subprocess.Popen[str]") -> subprocess.CompletedProcess[str]:
+        output, errors = job.communicate(timeout=60)
         for node in range(2):
             shutil.rmtree(Path(f"/tmp/zsn-{self.environment['SLURM_JOB_ID']}-{node}"), ignore_errors=True)
-        return ended
+        return subprocess.CompletedProcess(job.args, job.returncode, output, errors)
+
+    def run(self, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return self.end_of(self.start(script, *arguments, **variables))
 
     def asked(self, command: str) -> list[str]:
         if not self.calls.exists():
             return []
         return [line for line in self.calls.read_text().splitlines() if line.startswith(command)]
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -155,6 +191,52 @@ def test_on_one_node_the_recipe_has_a_ray_of_its_own_that_leaves_others_alone(ma
     assert machine.run("recipe.sbatch", "grpo", "seed=2", SLURM_JOB_NUM_NODES="1", RECIPE_CODE="75").returncode == 75
     assert machine.asked("<") == ["<recipes/grpo.py><seed=2>"] and machine.asked("ray") == []
     assert machine.asked("scontrol")
+
+
+def signal_step(job: "subprocess.Popen[str]", number: signal.Signals, *, children_too: bool) -> None:
+    """Do what SLURM does, with or without SignalChildrenProcesses."""
+    (task,) = (each for each in psutil.Process(job.pid).children() if any("node.sh" in word for word in each.cmdline()))
+    for process in [task, *(task.children(recursive=True) if children_too else ())]:
+        process.send_signal(number)
+
+
+@pytest.mark.parametrize("nodes", ["1", "2"])
+@pytest.mark.parametrize(
+    ("number", "children_too", "listens_to", "heard"),
+    [
+        (signal.SIGUSR1, False, "SIGUSR1 SIGTERM", "SIGUSR1"),
+        (signal.SIGUSR1, True, "SIGUSR1 SIGTERM", "SIGUSR1"),
+        (signal.SIGTERM, False, "SIGUSR1 SIGTERM", "SIGUSR1"),
+        (signal.SIGTERM, False, "SIGTERM", "SIGTERM"),
+    ],
+)
+def test_the_recipe_hears_a_signal_to_the_task_alone_as_well_as_one_to_every_process_and_the_job_is_requeued(
+    machine: Machine, nodes: str, number: signal.Signals, children_too: bool, listens_to: str, heard: str
+) -> None:
+    job = machine.start("recipe.sbatch", "grpo", SLURM_JOB_NUM_NODES=nodes, LISTENS_TO=listens_to)
+    wait_until(lambda: machine.asked("listening"))
+    signal_step(job, number, children_too=children_too)
+    ended = machine.end_of(job)
+    assert ended.returncode == 75 and machine.asked("scontrol requeue"), ended.stderr
+    assert machine.asked("heard")[0] == f"heard {heard}"
+
+
+def test_a_signal_that_comes_before_the_recipe_listens_is_kept_for_it(machine: Machine) -> None:
+    job = machine.start("recipe.sbatch", "grpo", SLURM_JOB_NUM_NODES="1", LISTENS_TO="SIGUSR1", LISTENS_AFTER_S="0.3")
+    wait_until(lambda: machine.asked("<recipes/grpo.py>"))
+    signal_step(job, signal.SIGUSR1, children_too=True)
+    assert machine.end_of(job).returncode == 75 and machine.asked("heard") == ["heard SIGUSR1"]
+
+
+def test_the_other_nodes_leave_the_end_to_the_first_one(machine: Machine) -> None:
+    job = machine.start("recipe.sbatch", "grpo", NODE="1", LISTENS_TO="SIGUSR1 SIGTERM")
+    wait_until(lambda: machine.asked("listening"))
+    signal_step(job, signal.SIGUSR1, children_too=False)
+    signal_step(job, signal.SIGTERM, children_too=False)
+    (recipe,) = (each for each in psutil.Process(job.pid).children(recursive=True) if LISTENER in each.cmdline())
+    assert machine.asked("heard") == []
+    recipe.send_signal(signal.SIGUSR1)
+    assert machine.end_of(job).returncode == 75 and machine.asked("heard") == ["heard SIGUSR1"]
 
 
 def test_a_job_is_not_requeued_for_ever(machine: Machine) -> None:

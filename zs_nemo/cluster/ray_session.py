@@ -1,5 +1,6 @@
 """Starts Ray for one run, on loopback and out of sight, or joins a cluster that is already there."""
 
+import contextlib
 import logging
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import tempfile
 import threading
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from zs_nemo.cluster.reaper import MARKER, Reaper
@@ -44,10 +46,12 @@ class RaySession:
         self._ray_folder = root / f"zsn-{self.token[:8]}"
         self.shm_folder = Path("/dev/shm", f"zs_nemo-{self.token[:8]}")
         self._logs = logs
-        self._reaper = Reaper(self.token, [self._ray_folder, self.shm_folder])
+        with sigusr1_held_back():
+            self._reaper = Reaper(self.token, [self._ray_folder, self.shm_folder])
         try:
             self.shm_folder.mkdir(mode=0o700)
-            self._start(address, num_processes, num_gpus)
+            with sigusr1_held_back():
+                self._start(address, num_processes, num_gpus)
         except BaseException:
             self.close(failed=True)
             raise
@@ -100,6 +104,20 @@ class RaySession:
         except OSError as error:
             # What the run has failed of is what a person must read: a full disk fails here once more.
             _LOGGER.warning("Ray's own logs could not be kept in %s: %s", kept, str(error)[:_LONGEST_REASON])
+
+
+@contextlib.contextmanager
+def sigusr1_held_back() -> Iterator[None]:
+    """While open, processes that are started never hear SIGUSR1, nor do those that they start.
+
+    A scheduler may send it to every process of a job: it asks the driver to stop, and would end all others. The driver
+    hears it when this is closed.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _temporary_root() -> Path:

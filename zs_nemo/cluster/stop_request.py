@@ -43,7 +43,8 @@ class StopRequest:
 
     def listen(self) -> None:
         """Handle SIGTERM and SIGUSR1 of this process from now on. For the main thread."""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        # In this order: launch/slurm takes who handles SIGTERM alone for a recipe without steps.
+        for number in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
     @contextlib.contextmanager

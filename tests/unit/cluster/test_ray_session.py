@@ -1,13 +1,20 @@
 import os
+import signal
+import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from zs_nemo.cluster import ray_session as module
-from zs_nemo.cluster.ray_session import RaySession
+from zs_nemo.cluster.ray_session import RaySession, sigusr1_held_back
 from zs_nemo.cluster.reaper import MARKER
+
+SLEEPER = "import time; print('ready', flush=True); time.sleep(60)"
+PARENT = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-ISc', {SLEEPER!r}]))"
 
 
 class FakeReaper:
@@ -63,3 +70,25 @@ def test_everything_is_ended_also_where_ray_cannot_be(session: RaySession, monke
     with pytest.raises(RuntimeError, match="Ray's own"):
         session.close()
     assert FakeReaper.finished == 1
+
+
+def test_processes_that_are_started_live_through_sigusr1_and_the_driver_hears_it_afterwards() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+    try:
+        with sigusr1_held_back():
+            parent = subprocess.Popen(
+                [sys.executable, "-ISc", PARENT], stdout=subprocess.PIPE, text=True, start_new_session=True
+            )
+            assert parent.stdout is not None and parent.stdout.readline() == "ready\n"
+            # To this thread: one that another test has left would take it at once.
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+            assert heard == []
+        assert heard == [signal.SIGUSR1]
+        os.killpg(parent.pid, signal.SIGUSR1)
+        time.sleep(0.05)
+        assert parent.poll() is None
+        os.killpg(parent.pid, signal.SIGTERM)
+        assert parent.wait(10) == -signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGUSR1, before)
