@@ -239,7 +239,8 @@ class System:
     def _load_weights(self, engine: Role, version: int) -> None:
         """Bring the policy's current weights into one engine, stamped with ``version``."""
         with self._one_load:
-            self._file_refit(OneEngine(engine)).refit(version)
+            # With rollout.max_staleness a refit of all engines may be under way: it waits for this one.
+            self._file_refit(OneEngine(engine), name=f"weights-{engine.name}").refit(version)
 
     def _build_refit(self) -> SharedMemoryRefit | DirectRefit:
         transport, num_ranks = self._cfg.generation.refit_transport, self._layout.num_ranks
@@ -258,14 +259,15 @@ class System:
         )
         return DirectRefit(self.policy, self.generation, address)
 
-    def _file_refit(self, receiver: WeightReceiver) -> SharedMemoryRefit:
+    def _file_refit(self, receiver: WeightReceiver, name: str = "weights") -> SharedMemoryRefit:
         assert self._session is not None
         folder = self._session.shm_folder
         if self._session.num_machines > 1:
             # Shared memory ends at the machine; the run directory is on a file system that all of them see.
             folder = self._logs.parent / "refit"
             folder.mkdir(exist_ok=True)
-        return SharedMemoryRefit(self.policy, receiver, folder, engine_weight_bytes(self._layout.policy_engines[0]))
+        num_bytes = engine_weight_bytes(self._layout.policy_engines[0])
+        return SharedMemoryRefit(self.policy, receiver, folder, num_bytes, name)
 
     def _rendezvous(self, first_rank: Role, port: int) -> tuple[str, int]:
         if self._cfg.cluster.ray_address:

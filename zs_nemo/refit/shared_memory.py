@@ -28,12 +28,18 @@ class WeightReceiver(Protocol):
 class SharedMemoryRefit:
     """Carries the policy's weights into the generation engines."""
 
-    def __init__(self, exporter: WeightExporter, receiver: WeightReceiver, folder: Path, num_bytes: int) -> None:
-        """``num_bytes`` is the size of all weights in the engines' dtype."""
+    def __init__(
+        self, exporter: WeightExporter, receiver: WeightReceiver, folder: Path, num_bytes: int, name: str = "weights"
+    ) -> None:
+        """``num_bytes`` is the size of all weights in the engines' dtype.
+
+        ``name`` begins that of the file: refits that may be under way at once in one folder need one each.
+        """
         self._exporter = exporter
         self._receiver = receiver
         self._folder = folder
         self._num_bytes = num_bytes
+        self._name = name
 
     def refit(self, version: int) -> None:
         """Give the engines the policy's current weights and stamp them with ``version``. Raises ``OSError`` when the
@@ -46,7 +52,7 @@ class SharedMemoryRefit:
                 f"but only {free / 2**20:.0f} MiB are free; free some, or enlarge it "
                 "(for a container: --shm-size, for a machine: mount -o remount,size=... /dev/shm)"
             )
-        path = self._folder / f"weights-{version}.safetensors"
+        path = self._folder / f"{self._name}-{version}.safetensors"
         try:
             self._exporter.export_refit(str(path))
             self._receiver.load_weights(str(path), version)
