@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from zs_nemo.cluster.roles import RanksLost, Role, RoleError, gather
+from zs_nemo.cluster.roles import STARTUP_LIMIT, RanksLost, Role, RoleError, gather
 from zs_nemo.types.generation import Completion, CompletionPart, SamplingParams
 from zs_nemo.weights.transfer import TransferAddress
 
@@ -43,13 +43,14 @@ LoadWeights = Callable[[Role, int], None]
 class OneEngine:
     """One engine as the receiver of a refit."""
 
-    def __init__(self, role: Role, timeout_s: float = 600.0) -> None:
+    def __init__(self, role: Role, startup_timeout_s: float) -> None:
         self._role = role
-        self._timeout_s = timeout_s
+        self._timeout_s = startup_timeout_s
 
     def load_weights(self, path: str, version: int) -> None:
-        """Load a weight file."""
-        gather([self._role], [self._role.submit("load_weights", path, version)], "load_weights", self._timeout_s)
+        """Load a weight file. The engine is not in use yet, so no watchdog looks at it."""
+        reference = self._role.submit("load_weights", path, version)
+        gather([self._role], [reference], "load_weights", self._timeout_s, STARTUP_LIMIT)
 
 
 class _Engine:
@@ -77,23 +78,26 @@ class EnginePool:
     An engine that dies is replaced in the background, with the weights and threads that the pool was given last. What
     it was asked is asked again, of another engine or of the new one, with the same seed: what becomes of an episode
     does not depend on it, apart from the rounding that an engine's batches decide.
+
+    Calls of engines in use have no time limit: the watchdog ends an engine that hangs, which fails them like a death.
     """
 
     def __init__(
         self,
         roles: Sequence[Role],
         num_ranks: Sequence[int],
-        timeout_s: float = 600.0,
         replacer: EngineReplacer | None = None,
         load_weights: LoadWeights | None = None,
+        startup_timeout_s: float = 300.0,
     ) -> None:
         """``num_ranks`` are the engines' tensor-parallel sizes; without ``replacer`` a death is an error.
 
-        ``load_weights`` is there for engines whose weights are not those of their folder for long.
+        ``load_weights`` is there for engines whose weights are not those of their folder for long. A new engine is to
+        be where the others are within ``startup_timeout_s``.
         """
         self._num_ranks = list(num_ranks)
         self._engines = [_Engine(role) for role in roles]
-        self._timeout_s = timeout_s
+        self._startup_timeout_s = startup_timeout_s
         self._replacer = replacer
         self._load_one = load_weights
         self._version: int | None = None
@@ -188,13 +192,13 @@ class EnginePool:
         roles = self.roles
         firsts = [address.num_senders + sum(self._num_ranks[:index]) for index in range(len(roles))]
         references = [role.submit("join_refit", address, first) for role, first in zip(roles, firsts, strict=True)]
-        gather(roles, references, "join_refit", self._timeout_s)
+        gather(roles, references, "join_refit")
 
     def receive_weights(self, version: int) -> None:
         """Have all engines take over the weights that the group's senders send."""
         # No engine is replaced here: the senders wait for the one that is gone.
         references = [role.submit("receive_weights", version) for role in self.roles]
-        gather(self.roles, references, "receive_weights", self._timeout_s)
+        gather(self.roles, references, "receive_weights")
         self._version = version
 
     def set_threads(self, num_threads: int) -> None:
@@ -226,7 +230,7 @@ class EnginePool:
         engines = [(engine, engine.role, engine.role.submit(method, *arguments)) for engine in self._engines]
         for engine, role, reference in engines:
             try:
-                gather([role], [reference], method, self._timeout_s)
+                gather([role], [reference], method)
             except RoleError as error:
                 self._lose(engine, role, error)
         self._settle()
@@ -302,4 +306,5 @@ class EnginePool:
         if self._version is not None and self._load_one is not None:
             self._load_one(role, self._version)
         if self._num_threads is not None:
-            gather([role], [role.submit("set_threads", self._num_threads)], "set_threads", self._timeout_s)
+            reference = role.submit("set_threads", self._num_threads)
+            gather([role], [reference], "set_threads", self._startup_timeout_s, STARTUP_LIMIT)

@@ -12,6 +12,8 @@ from zs_nemo.cluster.processes import Place
 from zs_nemo.cluster.silence import Silence
 from zs_nemo.types.generation import EngineDied
 
+STARTUP_LIMIT = "cluster.startup_timeout_s"
+"""The setting that limits whatever a role is asked for before it is in use."""
 _NODE_TASK_S = 15.0
 _LOG_TAIL_LINES = 15
 _LOG_TAIL_BYTES = 8192
@@ -44,6 +46,8 @@ class Role:
 
     place: Place | None = None
     """Where it runs; known once it has started."""
+    hang_timeout_s: float | None = None
+    """Silence after which it hangs, where it is allowed less than others."""
 
     def __init__(self, name: str, actor: Any, log_path: Path) -> None:
         self.name = name
@@ -131,10 +135,12 @@ class Role:
         return told
 
 
-def gather(roles: Sequence[Role], references: Sequence[Any], method: str, timeout_s: float | None = None) -> list[Any]:
+def gather(
+    roles: Sequence[Role], references: Sequence[Any], method: str, timeout_s: float | None = None, setting: str = ""
+) -> list[Any]:
     """Return the results in order. The first failure is raised at once, while others may still be waiting for it.
 
-    Raises ``TimeoutError`` with the names of the roles that have not answered.
+    Raises ``TimeoutError`` with the names of the roles that have not answered, and the ``setting`` that allows no more.
     """
     import ray
 
@@ -150,7 +156,8 @@ def gather(roles: Sequence[Role], references: Sequence[Any], method: str, timeou
             if not done:
                 names = ", ".join(role_of[reference].name for reference in pending)
                 logs = ", ".join(str(role_of[reference].log_path) for reference in pending)
-                raise TimeoutError(f"{method}: no answer from {names} within {timeout_s:.0f} s; logs: {logs}")
+                limit = f"{timeout_s:.0f} s{setting and f' ({setting})'}"
+                raise TimeoutError(f"{method}: no answer from {names} within {limit}; logs: {logs}")
             role_of[done[0]].silence.answered()
             _result(role_of[done[0]], done[0], method)
     finally:
@@ -161,7 +168,8 @@ def gather(roles: Sequence[Role], references: Sequence[Any], method: str, timeou
 
 def start_all(roles: Sequence[Role], references: Sequence[Any], timeout_s: float) -> None:
     """Wait for the ``start`` of roles, and note where they run. Raises as ``gather`` does."""
-    for role, place in zip(roles, gather(roles, references, "start", timeout_s), strict=True):
+    places = gather(roles, references, "start", timeout_s, STARTUP_LIMIT)
+    for role, place in zip(roles, places, strict=True):
         role.place = place
 
 

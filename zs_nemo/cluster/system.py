@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +22,7 @@ from zs_nemo.cluster.rank_groups import CriticGroup, PolicyGroup
 from zs_nemo.cluster.ray_session import RaySession
 from zs_nemo.cluster.recovery import EngineRestarts, elsewhere, hosts_to_avoid, selector_of_others
 from zs_nemo.cluster.role_accounts import GENERATION, held_units, role_accounts
-from zs_nemo.cluster.roles import RanksLost, Role, RoleError, gather, start_all
+from zs_nemo.cluster.roles import STARTUP_LIMIT, RanksLost, Role, RoleError, gather, start_all
 from zs_nemo.cluster.seating import seating_by_ray
 from zs_nemo.cluster.setups import (
     Layout,
@@ -220,14 +221,14 @@ class System:
                 refit_bucket_bytes=cfg.generation.refit_bucket_mib * 2**20,
             )
         self.critic = CriticGroup(critics or ranks) if layout.has_critic else None
-        restarts = EngineRestarts(
-            self._begin_engine, cfg.faults, self.faults, startup_timeout_s=cfg.cluster.startup_timeout_s
-        )
+        limit_s = cfg.cluster.startup_timeout_s
+        restarts = EngineRestarts(self._begin_engine, cfg.faults, self.faults, startup_timeout_s=limit_s)
+        made = partial(EnginePool, replacer=restarts, startup_timeout_s=limit_s)
         if count:
             load = self._load_weights if ranks else None
-            self.generation = EnginePool(engines[:count], sizes[:count], replacer=restarts, load_weights=load)
+            self.generation = made(engines[:count], sizes[:count], load_weights=load)
         if layout.simulator_engines:
-            self.simulator = EnginePool(engines[count:], sizes[count:], replacer=restarts)
+            self.simulator = made(engines[count:], sizes[count:])
         if ranks and count:
             self._refit = self._build_refit()
 
@@ -240,7 +241,8 @@ class System:
         """Bring the policy's current weights into one engine, stamped with ``version``."""
         with self._one_load:
             # With rollout.max_staleness a refit of all engines may be under way: it waits for this one.
-            self._file_refit(OneEngine(engine), name=f"weights-{engine.name}").refit(version)
+            receiver = OneEngine(engine, self._cfg.cluster.startup_timeout_s)
+            self._file_refit(receiver, name=f"weights-{engine.name}").refit(version)
 
     def _build_refit(self) -> SharedMemoryRefit | DirectRefit:
         transport, num_ranks = self._cfg.generation.refit_transport, self._layout.num_ranks
@@ -273,7 +275,7 @@ class System:
         if self._cfg.cluster.ray_address:
             # Where others hold the cluster's cores, the rank may wait for its own.
             asked, timeout_s = first_rank.submit("address", port), self._cfg.cluster.startup_timeout_s
-            address: tuple[str, int] = gather([first_rank], [asked], "address", timeout_s)[0]
+            address: tuple[str, int] = gather([first_rank], [asked], "address", timeout_s, STARTUP_LIMIT)[0]
             return address
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
@@ -328,6 +330,7 @@ class System:
         resources = (elsewhere(place[1] if place else 0.0, avoid) if avoid else None) or self._resources(place)
         resources["max_concurrency"] = _MAX_REQUESTS_PER_ENGINE
         role = self._role(name, EngineActor, engine_environment(setup) | self._local_network(), resources)
+        role.hang_timeout_s = self._cfg.engine_hang_timeout_s
         return role, role.submit("start", engine_builder(setup))
 
     def _role(self, name: str, actor: type, environment: dict[str, str], resources: dict[str, Any]) -> Role:

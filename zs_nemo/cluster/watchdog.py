@@ -62,12 +62,18 @@ class Watchdog:
 
     def silent_roles(self) -> list[Role]:
         """Return the roles that somebody has waited for too long; not those that are still starting."""
-        return [role for role in self._roles() if role.place is not None and role.silence.seconds > self._timeout_s]
+        return [role for role in self._roles() if role.place is not None and role.silence.seconds > self._limit_s(role)]
+
+    def _limit_s(self, role: Role) -> float:
+        return self._timeout_s if role.hang_timeout_s is None else role.hang_timeout_s
 
     def _end(self, silent: Sequence[Role]) -> None:
         waits = {role.name: role.silence.seconds for role in silent}
         for role in silent:
-            reason = f"no answer for {waits[role.name]:.0f} s (faults.hang_timeout_s={self._timeout_s:g})"
+            limit = f"faults.hang_timeout_s={self._timeout_s:g}"
+            if self._limit_s(role) < self._timeout_s:
+                limit = f"{self._limit_s(role):g} are allowed, by rollout.trajectory_deadline_s"
+            reason = f"no answer for {waits[role.name]:.0f} s ({limit})"
             host = role.place.host if role.place is not None else ""
             self._faults.record(FaultKind.hang, role=role.name, host=host, reason=f"{reason}; stacks: {role.log_path}")
         self.write_stacks()

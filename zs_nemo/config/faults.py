@@ -15,7 +15,8 @@ class FaultConfig:
     hang_timeout_s: float = 1800.0
     """So long may a process that was asked for something, or the driver within a step, show no progress. Then the
     stacks of all processes are written into the logs, and the silent ones are ended, and replaced as if they had died.
-    Longer than the longest update or export takes; 0 for never."""
+    Longer than the longest update or export takes; 0 for never. An engine is allowed half of
+    ``rollout.trajectory_deadline_s`` at most, but 300 seconds, so that another one can take its place in time."""
     max_deaths_per_node: int = 2
     """A machine on which so many processes of the run have died is named and left out where another one has room; 0
     for never."""

@@ -22,6 +22,9 @@ from zs_nemo.config.rollout import CurriculumConfig, CurriculumName, GenerationC
 from zs_nemo.config.search import NoSearchConfig, SearchConfig, SimulatedSearchConfig
 from zs_nemo.config.simulation import SimulationConfig
 
+_SHORTEST_ENGINE_HANG_S = 300.0
+"""Of a short deadline for trajectories: loading large weights may take an engine as long."""
+
 
 @dataclass(kw_only=True)
 class RecipeConfig:
@@ -83,6 +86,16 @@ class RecipeConfig:
                     f"search.pool.deadline_s={pool_s:g} must be less than rollout.search_deadline_s={deadline_s:g}, or "
                     "a search ends without the endpoints' last errors; lower it, or raise rollout.search_deadline_s"
                 )
+
+    @property
+    def engine_hang_timeout_s(self) -> float:
+        """Silence after which an engine hangs, in seconds; 0 for never.
+
+        Half of a trajectory's deadline at most: by then no healthy engine is silent, and what the engine was asked has
+        the other half for another one to start and to answer.
+        """
+        hang_s, deadline_s = self.faults.hang_timeout_s, self.rollout.trajectory_deadline_s
+        return min(hang_s, max(deadline_s / 2, _SHORTEST_ENGINE_HANG_S)) if deadline_s else hang_s
 
 
 @dataclass(kw_only=True)

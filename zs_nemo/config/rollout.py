@@ -79,7 +79,8 @@ class RolloutConfig:
     waits there waits for its turn, and ``faults.hang_timeout_s`` finds one that hangs."""
     trajectory_deadline_s: float = 1200.0
     """Time for one trajectory from its first request on. It is then given up, counted and not trained on, so that one
-    stuck request holds up no step; 0 for none. Far more than the slowest healthy one takes, or long ones are lost."""
+    stuck request holds up no step; 0 for none. Far more than the slowest healthy one takes, or long ones are lost. An
+    engine that has answered nothing for half as long is taken for one that hangs (``faults.hang_timeout_s``)."""
     max_deadline_share: float = 0.5
     """Share of a step's trajectories that may pass ``trajectory_deadline_s``; above it the step stops with an error."""
     search_max_failure_share: float = 0.1

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from zs_nemo.cluster import engine_pool
 from zs_nemo.cluster.engine_pool import EnginePool
 from zs_nemo.cluster.roles import RoleError
 from zs_nemo.types.generation import Completion, CompletionPart, SamplingParams, StopReason
@@ -232,6 +233,27 @@ async def test_an_engine_that_cannot_be_started_again_costs_one_more_of_the_budg
     replacer.started[0].answer()
     await task
     assert replacer.budget == 0
+
+
+class CalledRole(FakeRole):
+    """Is called for other things than completions."""
+
+    def submit(self, method: str, *arguments: Any) -> str:
+        return self.name
+
+
+def test_an_engine_that_hangs_in_a_call_is_waited_for_until_the_watchdog_has_ended_it_and_then_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def gather(roles: list[FakeRole], names: list[str], method: str, timeout_s: float | None = None) -> None:
+        if names == ["a"]:
+            raise death() if timeout_s is None else TimeoutError(f"no answer within {timeout_s:g} s")
+
+    monkeypatch.setattr(engine_pool, "gather", gather)
+    replacer = FakeReplacer(1, new=CalledRole)
+    pool = EnginePool([CalledRole("a"), CalledRole("b")], [1, 1], replacer=replacer)  # type: ignore[list-item, arg-type]
+    pool.release_memory()
+    assert [role.name for role in pool.roles] == ["a*", "b"]
 
 
 async def test_a_replacement_that_fails_for_good_fails_those_who_wait_for_it() -> None:

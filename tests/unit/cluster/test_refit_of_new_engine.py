@@ -39,6 +39,7 @@ class Policy:
 
 
 def call_all(roles: Sequence[Engine], references: Sequence[Callable[[], None]], *_: object) -> list[None]:
+    """Do what ``roles.gather`` does."""
     return [reference() for reference in references]
 
 

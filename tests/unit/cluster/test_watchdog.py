@@ -53,6 +53,21 @@ def test_a_silent_role_is_ended_after_all_have_written_their_stacks(tmp_path: Pa
     assert "test_a_silent_role_is_ended" in stacks and "_watch" in stacks
 
 
+def test_an_engine_is_found_by_a_limit_of_its_own_which_the_record_names(tmp_path: Path) -> None:
+    engine, rank = FakeRole("engine"), FakeRole("rank")
+    engine.hang_timeout_s = 0.05
+    faults = FaultLog()
+    dog = Watchdog(lambda: [engine, rank], 60.0, tmp_path, faults)
+    for role in (engine, rank):
+        role.silence.asked()
+    time.sleep(0.1)
+    assert dog.silent_roles() == [engine]
+    dog._end([engine])
+    assert engine.ended.is_set() and not rank.ended.is_set()
+    (row,) = faults.rows
+    assert "0.05 are allowed, by rollout.trajectory_deadline_s" in row["reason"]
+
+
 def test_a_driver_that_stands_still_in_a_step_is_woken_with_its_stacks_written(tmp_path: Path) -> None:
     dog = Watchdog(list, 0.1, tmp_path, FaultLog())
     dog.start()
