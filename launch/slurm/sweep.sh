@@ -3,9 +3,9 @@
 set -euo pipefail
 
 # By their environment: Ray's processes change their names, and leave the tree that SLURM may know the job by.
-for process in /proc/[0-9]*; do
-    if grep -qsz "^RAY_TMPDIR=/tmp/zsn-${SLURM_JOB_ID:?}-" "$process/environ"; then
-        kill -KILL "${process#/proc/}" 2>/dev/null || true
-    fi
+found=$(grep -lsz "^RAY_TMPDIR=/tmp/zsn-${SLURM_JOB_ID:?}-" /proc/[0-9]*/environ || true)
+for environment in $found; do
+    process=${environment#/proc/}
+    kill -KILL "${process%/environ}" 2>/dev/null || true
 done
 if [[ ${1:-} == delete ]]; then rm -rf -- "/tmp/zsn-$SLURM_JOB_ID-${SLURM_NODEID:?}"; fi

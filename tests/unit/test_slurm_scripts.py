@@ -53,7 +53,7 @@ time.sleep(float(os.environ.get("LISTENS_AFTER_S", "0")))
 for name in sys.argv[1:]:
     signal.signal(signal.Signals[name], heard)
 os.write(calls, b"listening\\n")
-time.sleep(20)
+time.sleep(60)
 sys.exit("no signal came")
 """
 SBATCH = """#!/usr/bin/env bash
@@ -118,7 +118,7 @@ class Machine:
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
