@@ -4,12 +4,12 @@ Imports nothing heavy: an actor sets the environment of its role first, and only
 """
 
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 from zs_nemo.cluster.processes import Place, answer_with_stacks, own_place
+from zs_nemo.cluster.rendezvous import usable_port
 from zs_nemo.types.generation import Completion, CompletionPart, SamplingParams
 
 if TYPE_CHECKING:
@@ -43,12 +43,13 @@ class RankActor(_RoleProcess):
         return self._place()
 
     def address(self, port: int) -> tuple[str, int]:
-        """Return this machine's address, with ``port`` or, for 0, a free one, for the ranks to meet at."""
+        """Return this machine's address, with ``port`` or, for 0, a free one, for the ranks to meet at.
+
+        Raises ``ValueError`` when the port is in use.
+        """
         import ray
 
-        with socket.socket() as probe:
-            probe.bind(("", port))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+        return ray.util.get_node_ip_address(), usable_port("", port)
 
     def call(self, method: str, returns: bool, *arguments: Any, **options: Any) -> Any:
         """Call one of the worker's methods; without ``returns`` the result stays here."""

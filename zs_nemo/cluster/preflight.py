@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from zs_nemo.cluster.available_memory import available_memory
 from zs_nemo.cluster.gpu_plan import check_gpus, local_gpus
 from zs_nemo.cluster.memory_plan import GIB, engine_weight_bytes, plan_memory
+from zs_nemo.cluster.rendezvous import usable_port
 from zs_nemo.cluster.setups import Layout, critic_settings
 from zs_nemo.config.collect import CollectConfig, JudgeName, LlmJudgeConfig
 from zs_nemo.config.endpoints import RecordingMode
@@ -46,7 +46,7 @@ def check(cfg: RecipeConfig, layout: Layout) -> None:
         return
     check_one_machine(cfg)
     check_refit_transport(cfg, layout)
-    check_port(cfg.cluster.master_port)
+    usable_port("127.0.0.1", cfg.cluster.master_port)
     refit_bytes = engine_weight_bytes(layout.policy_engines[0]) if layout.num_ranks and layout.policy_engines else 0
     check_shared_memory(refit_bytes, shutil.disk_usage(_SHM).free)
     if layout.use_gpu:
@@ -144,21 +144,6 @@ def check_refit_transport(cfg: RecipeConfig, layout: Layout) -> None:
             "generation.refit_transport=cuda_ipc needs GPUs, and this run has none; set "
             "generation.refit_transport=shared_memory"
         )
-
-
-def check_port(port: int) -> None:
-    """Raise when the port for torch.distributed is in use. 0 means any free one."""
-    if port == 0:
-        return
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise ValueError(
-                f"cluster.master_port={port} cannot be used ({error.strerror}); "
-                "set cluster.master_port=0 for any free port, or end the process that holds it"
-            ) from error
 
 
 def check_shared_memory(refit_bytes: int, free: int) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
@@ -21,6 +20,7 @@ from zs_nemo.cluster.placement_drawing import draw_placement
 from zs_nemo.cluster.rank_groups import CriticGroup, PolicyGroup
 from zs_nemo.cluster.ray_session import RaySession
 from zs_nemo.cluster.recovery import EngineRestarts, elsewhere, hosts_to_avoid, selector_of_others
+from zs_nemo.cluster.rendezvous import usable_port
 from zs_nemo.cluster.role_accounts import GENERATION, held_units, role_accounts
 from zs_nemo.cluster.roles import STARTUP_LIMIT, RanksLost, Role, RoleError, gather, start_all
 from zs_nemo.cluster.seating import seating_by_ray
@@ -277,9 +277,7 @@ class System:
             asked, timeout_s = first_rank.submit("address", port), self._cfg.cluster.startup_timeout_s
             address: tuple[str, int] = gather([first_rank], [asked], "address", timeout_s, STARTUP_LIMIT)[0]
             return address
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            return "127.0.0.1", int(probe.getsockname()[1])
+        return "127.0.0.1", usable_port("127.0.0.1", port)
 
     def _placement(self) -> Placement | None:
         if not self._layout.use_gpu:
