@@ -1,6 +1,6 @@
 """Several runs on one self-contained page, and what it shows as files for a paper: CSV, LaTeX, SVG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from zs_nemo.evaluation.comparison import (
@@ -14,7 +14,7 @@ from zs_nemo.observability import run_tables
 from zs_nemo.observability.charts import Interval
 from zs_nemo.observability.files import write_text
 from zs_nemo.observability.page import page_template
-from zs_nemo.observability.run_figures import Figure, curve_figures, score_figures, stage_figure
+from zs_nemo.observability.run_figures import FIGURE_FILES, Figure, curve_figures, score_figures, stage_figure
 from zs_nemo.observability.run_tables import NamedRun, read_runs
 from zs_nemo.observability.tables import Cell, Column, Table, count
 
@@ -24,15 +24,22 @@ PAGE = "side_by_side.html"
 def write_side_by_side(folder: Path | str, paths: Sequence[Path | str], *, bootstrap_samples: int = 2000) -> Path:
     """Write the page, ``tables/`` and ``figures/`` into a folder and return the page.
 
-    The runs are run directories, under way or done, or folders with a kept ``report.json``.
+    The runs are run directories, under way or done, or folders with a kept ``report.json``. Of what the folder holds
+    already, only what this function has written for other runs is replaced or removed. Raises ``ValueError`` where
+    a file of somebody else's stands in the way.
     """
     folder = Path(folder)
     if (folder / "state.json").exists():
         raise ValueError(f"{folder} is a run directory; give a folder of its own for what is made of several runs")
-    runs = read_runs(paths)
-    for old in [*(folder / "tables").glob("*"), *(folder / "figures").glob("*.svg")]:
-        # Files of other runs must not lie among those of these.
-        old.unlink()
+    files = _files(read_runs(paths), bootstrap_samples)
+    _make_room(folder, files)
+    for name, text in files.items():
+        write_text(folder / name, text)
+    return folder / PAGE
+
+
+def _files(runs: Sequence[NamedRun], bootstrap_samples: int) -> dict[str, str]:
+    """Return the text of every file by its name, the page first: by it the folder is known as ours."""
     tables = [
         run_tables.results(runs),
         run_tables.evaluations(runs),
@@ -42,15 +49,23 @@ def write_side_by_side(folder: Path | str, paths: Sequence[Path | str], *, boots
         run_tables.stages(runs),
     ]
     figures = [*score_figures(runs), *curve_figures(runs), stage_figure(runs)]
-    for table in [*tables, run_tables.curves(runs)]:
-        write_text(folder / "tables" / f"{table.name}.csv", table.csv())
-    for table in tables:
-        write_text(folder / "tables" / f"{table.name}.tex", table.latex())
-    for figure in figures:
-        if (svg := figure.svg()) is not None:
-            write_text(folder / "figures" / f"{figure.name}.svg", svg)
-    write_text(folder / PAGE, _page(runs, tables, figures))
-    return folder / PAGE
+    files = {PAGE: _page(runs, tables, figures)}
+    files |= {f"tables/{table.name}.csv": table.csv() for table in [*tables, run_tables.curves(runs)]}
+    files |= {f"tables/{table.name}.tex": table.latex() for table in tables}
+    return files | {f"figures/{figure.name}.svg": svg for figure in figures if (svg := figure.svg()) is not None}
+
+
+def _make_room(folder: Path, files: Mapping[str, str]) -> None:
+    """Remove the figures of other runs, which must not lie among those of these. The tables are the same for all."""
+    if (folder / PAGE).exists():
+        for pattern in FIGURE_FILES:
+            for old in (folder / "figures").glob(pattern):
+                old.unlink()
+    elif taken := [folder / name for name in files if (folder / name).exists()]:
+        raise ValueError(
+            f"{taken[0]} is there already, and {folder} has no {PAGE} by which it would be ours to replace; give a "
+            "folder of its own, or move the file"
+        )
 
 
 def differences(runs: Sequence[NamedRun], bootstrap_samples: int) -> Table:

@@ -32,6 +32,13 @@ _CURVES: tuple[tuple[str, str, str, Format], ...] = (
     ("reward/zero_variance_share", "Groups without a lesson", "share of groups", percent),
     ("critic/explained_variance", "Critic", "explained variance", number),
 )
+FIGURE_FILES = (
+    *(f"{metric.replace('/', '_')}.svg" for metric, *_ in _CURVES),
+    "f1_*_greedy.svg",
+    "f1_*_temperature_*.svg",
+    "stages.svg",
+)
+"""Patterns that the names of all figures fit, with the ending of their files."""
 _SHOWN_STAGES = 5
 """The longest ones have a colour each, the others share one."""
 

@@ -13,6 +13,7 @@ from tests.unit.observability.test_report import parsed
 from zs_nemo.evaluation.side_by_side import write_side_by_side
 from zs_nemo.observability.report import write_report
 from zs_nemo.observability.run_dir import RunDir
+from zs_nemo.observability.run_figures import FIGURE_FILES
 from zs_nemo.observability.timer import StageTimer
 
 KEPT = Path(__file__).parents[3] / "docs" / "results"
@@ -143,12 +144,47 @@ def test_a_run_under_way_is_shown_as_far_as_it_is(runs: list[Path], tmp_path: Pa
     assert [row["run"] for row in rows_of(tmp_path / "out", "results")] == ["first"]
 
 
-def test_files_of_other_runs_do_not_stay(runs: list[Path], tmp_path: Path) -> None:
+def test_figures_of_other_runs_do_not_stay(runs: list[Path], tmp_path: Path) -> None:
+    figures = tmp_path / "out" / "figures"
     write_side_by_side(tmp_path / "out", runs)
-    (tmp_path / "out" / "figures" / "critic_old.svg").write_text("<svg/>")
-    write_side_by_side(tmp_path / "out", runs[:1])
-    assert not (tmp_path / "out" / "figures" / "critic_old.svg").exists()
-    assert {row["run"] for row in rows_of(tmp_path / "out", "stages")} == {"first"}
+    for name in ("critic_explained_variance", "f1_web_greedy", "f1_web_temperature_0.5"):
+        (figures / f"{name}.svg").write_text("<svg/>")
+    write_side_by_side(tmp_path / "out", runs[2:])
+    assert not {file.stem for file in figures.iterdir()} & {
+        "critic_explained_variance",
+        "f1_web_greedy",
+        "f1_web_temperature_0.5",
+    }
+    assert {row["run"] for row in rows_of(tmp_path / "out", "stages")} == {"real"}
+
+
+def test_files_that_others_put_beside_the_tables_and_figures_stay(runs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    theirs = [out / "tables" / "mine.tex", out / "tables" / "notes", out / "figures" / "method.svg", out / "paper.tex"]
+    for file in theirs:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("mine")
+    for _ in range(2):
+        write_side_by_side(out, runs[:1])
+        assert [file.read_text() for file in theirs] == ["mine"] * len(theirs)
+
+
+@pytest.mark.parametrize("name", ["tables/results.csv", "figures/stages.svg"])
+def test_a_file_of_somebody_elses_is_not_written_over(name: str, runs: list[Path], tmp_path: Path) -> None:
+    file = tmp_path / "out" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    with pytest.raises(ValueError, match=f"{name} is there already.*give a folder of its own"):
+        write_side_by_side(tmp_path / "out", runs[:1])
+    assert [each for each in (tmp_path / "out").rglob("*") if each.is_file()] == [file]
+    assert file.read_text() == "mine"
+
+
+def test_every_figure_has_a_name_by_which_it_is_known_as_ours(runs: list[Path], tmp_path: Path) -> None:
+    write_side_by_side(tmp_path / "out", runs)
+    figures = list((tmp_path / "out" / "figures").iterdir())
+    assert len(figures) > 5
+    assert all(any(figure.match(pattern) for pattern in FIGURE_FILES) for figure in figures)
 
 
 def test_names_and_texts_of_runs_never_become_markup(tmp_path: Path) -> None:
