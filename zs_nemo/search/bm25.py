@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import bm25s
 
 K1, B = 1.2, 0.75
-_TOKENS_VERSION = 2
-"""Raise it when ``tokens`` or the parameters above change: an index on disk would not match any more."""
+_TOKENS_VERSION = 3
+"""Raise it when ``tokens``, the parameters above or the digest change: an index on disk would not match any more."""
 _PROGRESS_EVERY = 1000
 _WORD = re.compile(r"[A-Za-z0-9]+")
 _STOP_WORDS_TEXT = (
@@ -169,7 +169,9 @@ def index_folder(texts: list[str], cache: Path) -> Path:
     digest = hashlib.blake2b(f"{bm25s.__version__}/{_TOKENS_VERSION}/{K1}/{B}".encode(), digest_size=8)
     for text in texts:
         # A lone surrogate, which JSON can spell, has no encoding of its own.
-        digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
+        encoded = text.encode("utf-8", "surrogatepass")
+        # With their lengths: texts hold line breaks, and the same lines can be cut into documents in several ways.
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
     return cache / f"bm25-{digest.hexdigest()}"
 
 

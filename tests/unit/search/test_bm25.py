@@ -65,6 +65,17 @@ def test_the_index_on_disk_gives_the_same_results(corpus: Path, tmp_path: Path) 
     assert len(list(tmp_path.glob("bm25-*"))) == 2
 
 
+def test_the_same_lines_cut_into_other_documents_have_an_index_of_their_own(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    lines = ['"Lima"', "the capital of Peru", '"Quito"', "the capital of Ecuador"]
+    for path, texts in ((whole, ["\n".join(lines[:2]), "\n".join(lines[2:])]), (parts, lines)):
+        rows = (json.dumps({"id": str(number), "contents": text}) for number, text in enumerate(texts))
+        path.write_text("\n".join(rows) + "\n")
+    Bm25Search(whole, tmp_path)
+    assert Bm25Search(parts, tmp_path).lookup("capital of Ecuador", 1)[0].text == lines[3]
+    assert Bm25Search(whole, tmp_path).lookup("capital of Ecuador", 1)[0].text == "\n".join(lines[2:])
+
+
 @pytest.mark.parametrize("query", ["zzzz qqqq", "", "?!", "\u4e2d\u6587"])
 def test_a_query_that_shares_no_word_with_the_corpus_finds_nothing(corpus: Path, tmp_path: Path, query: str) -> None:
     assert asyncio.run(Bm25Search(corpus, tmp_path).search(request(query))).documents == ()
