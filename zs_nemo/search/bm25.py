@@ -6,7 +6,7 @@ import re
 import tempfile
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,10 +21,30 @@ if TYPE_CHECKING:
     import bm25s
 
 K1, B = 1.2, 0.75
-_TOKENS_VERSION = 3
+_TOKENS_VERSION = 4
 """Raise it when ``tokens``, the parameters above or the digest change: an index on disk would not match any more."""
 _PROGRESS_EVERY = 1000
 _WORD = re.compile(r"[A-Za-z0-9]+")
+_WITHOUT_SPACES = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3"
+    "\U00020000-\U0003ffff"
+)
+"""Thai, Lao, Burmese, Khmer, Japanese, Chinese: nobody marks where a word ends. And Korean, whose particles are part of
+the word: there, too, single characters are what a query and a document have in common."""
+_INDIC = "\u0900-\u0963\u0966-\u0dff"
+"""Their vowel signs are no letters to ``re``, and belong to the word all the same."""
+_MODIFIERS = "\u02b0-\u02ff"
+"""Such as the okina of Nuku\u02bbalofa: letters to ``re``, and mostly written as an apostrophe or not at all."""
+_ANY_WORD = re.compile(rf"(?![\W_])[{_WITHOUT_SPACES}]|(?:[^\W_{_WITHOUT_SPACES}{_MODIFIERS}]|[{_INDIC}])+")
+_FOLDED = str.maketrans(
+    dict(zip("ŁłØøĐđÐðĦħŦŧı", "LlOoDdDdHhTti", strict=True))
+    | {"ß": "ss", "ẞ": "SS", "Æ": "AE", "æ": "ae", "Œ": "OE", "œ": "oe", "Þ": "TH", "þ": "th"}
+)
+"""Latin letters that Unicode does not take for one with an accent, as they are written without a keyboard for them."""
+_FOREIGN_SHARE = 0.001
+"""Of a corpus's characters so many must be letters beyond ASCII, accents aside, for their words to count. The facts
+world has fewer (names of towns, samples of languages); the published results rest on terms without them."""
+_ALL_SCRIPTS_FILE = "all_scripts.json"
 _STOP_WORDS_TEXT = (
     "a an and are as at be by did do does for from had has have he her his how i in is it its me my name no of on or "
     "she so tell that the their them there they this to use used using was we were what when where which who whom "
@@ -58,7 +78,7 @@ class Bm25Search:
         Raises ``ValueError`` naming file and line for a corpus that cannot be read.
         """
         self._ids, self._texts = read_corpus(Path(corpus))
-        self._index = _load_index(self._texts, cache or cache_folder())
+        self._index, self._all_scripts = _load_index(self._texts, cache or cache_folder())
 
     async def search(self, request: SearchRequest) -> SearchResult:
         """Return the best documents, best first; none if no document shares a word with the query."""
@@ -68,7 +88,8 @@ class Bm25Search:
 
     def lookup(self, query: str, num_documents: int) -> tuple[Document, ...]:
         """Return at most ``num_documents`` documents with a score above 0; equal scores in the order of the corpus."""
-        known = [token for token in query_tokens(query) if token in self._index.vocab_dict]
+        terms = query_tokens(query, all_scripts=self._all_scripts)
+        known = [term for term in terms if term in self._index.vocab_dict]
         if not known:
             return ()
         scores = self._index.get_scores(known)
@@ -124,27 +145,47 @@ def build_index(
     return BuiltIndex(folder=folder, num_documents=len(texts), is_new=is_new)
 
 
-def tokens(text: str) -> list[str]:
-    """Return the terms of a text: lower case, no accents, numbers without separators, light stemming.
+def tokens(text: str, *, all_scripts: bool = False) -> list[str]:
+    """Return the terms of a text: lower case, no accents, numbers without separators, light stemming of English.
 
-    No stop words are removed and single letters count: "In" and "I" are chemical symbols.
+    No stop words are removed and single letters count: "In" and "I" are chemical symbols. Letters beyond ASCII part
+    words, unless ``all_scripts``: then words of any script are terms, and single characters where no space parts words.
     """
-    return [_stem(word.lower()) for word in _words(text)]
+    return [_stem(word.lower()) for word in _words(text, all_scripts)]
 
 
-def query_tokens(query: str) -> list[str]:
+def query_tokens(query: str, *, all_scripts: bool = False) -> list[str]:
     """Return the terms of a query, without stop words unless nothing else is left.
 
     A stop word in capitals within the query stays: in "symbol In" it is a name, in "In which" it is not.
     """
-    found = _words(query)
+    found = _words(query, all_scripts)
     kept = [word for place, word in enumerate(found) if word.lower() not in STOP_WORDS or (place and word[0].isupper())]
     return [_stem(word.lower()) for word in kept or found]
 
 
-def _words(text: str) -> list[str]:
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    return _WORD.findall(re.sub(r"(?<=\d),(?=\d{3})", "", plain).replace("'", "").replace("’", ""))
+def needs_all_scripts(texts: Iterable[str]) -> bool:
+    """Return whether the corpus is more than English with some foreign names in it."""
+    num_characters = num_foreign = 0
+    for text in texts:
+        num_characters += len(text)
+        if not text.isascii():
+            num_foreign += sum(not c.isascii() and c.isalpha() for c in _without_accents(text))
+    return num_foreign > _FOREIGN_SHARE * num_characters
+
+
+def _words(text: str, all_scripts: bool) -> list[str]:
+    pattern = _WORD
+    if not text.isascii():
+        text = _without_accents(text)
+        if all_scripts:
+            # Composed again, a Korean syllable is one character and not three.
+            text, pattern = unicodedata.normalize("NFC", text.translate(_FOLDED)), _ANY_WORD
+    return pattern.findall(re.sub(r"(?<=\d),(?=\d{3})", "", text).replace("'", "").replace("’", ""))
+
+
+def _without_accents(text: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
 
 
 @lru_cache(maxsize=200_000)
@@ -175,13 +216,14 @@ def index_folder(texts: list[str], cache: Path) -> Path:
     return cache / f"bm25-{digest.hexdigest()}"
 
 
-def _load_index(texts: list[str], cache: Path) -> "bm25s.BM25":
+def _load_index(texts: list[str], cache: Path) -> tuple["bm25s.BM25", bool]:
+    """Return the index, and whether its terms are of all scripts."""
     import bm25s
 
     folder = index_folder(texts, cache)
     if not folder.is_dir():
         _write_index(texts, folder, lambda stage, done, total: None)
-    return bm25s.BM25.load(str(folder))
+    return bm25s.BM25.load(str(folder)), json.loads((folder / _ALL_SCRIPTS_FILE).read_text())
 
 
 def _write_index(texts: list[str], folder: Path, report: Callable[[str, int, int], None]) -> None:
@@ -189,18 +231,25 @@ def _write_index(texts: list[str], folder: Path, report: Callable[[str, int, int
     import bm25s
 
     folder.parent.mkdir(parents=True, exist_ok=True)
+    all_scripts = needs_all_scripts(texts)
     terms = []
     for number, text in enumerate(texts):
         if number % _PROGRESS_EVERY == 0:
             report("splitting into terms", number, len(texts))
-        terms.append(tokens(text))
+        terms.append(tokens(text, all_scripts=all_scripts))
     report("splitting into terms", len(texts), len(texts))
+    if not any(terms):
+        raise ValueError(
+            f"search.corpus: none of its {len(texts)} documents holds a letter or a digit to find it by; name a corpus "
+            "of texts"
+        )
     report("indexing", 0, 1)
     index = bm25s.BM25(k1=K1, b=B)
     index.index(terms, show_progress=False)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         new = Path(temporary) / folder.name
         index.save(str(new), show_progress=False)
+        (new / _ALL_SCRIPTS_FILE).write_text(json.dumps(all_scripts))
         try:
             new.rename(folder)
         except OSError:

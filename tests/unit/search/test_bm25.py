@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from recipes.build_index import main as build_index_recipe
-from zs_nemo.search.bm25 import Bm25Search, build_index, query_tokens, tokens
+from zs_nemo.search.bm25 import Bm25Search, build_index, needs_all_scripts, query_tokens, tokens
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.search import SearchRequest
 
@@ -110,6 +110,61 @@ def test_terms_are_folded_alike_in_queries_and_documents() -> None:
     assert tokens("discovered discoverer discovery located") == ["discover", "discover", "discover", "locat"]
     assert query_tokens("What is the capital of France?") == ["capital", "france"]
     assert query_tokens("what is it") == ["what", "is", "it"]
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("Москва - столица России", ["москва", "столица", "россии"]),
+        ("Η Αθήνα", ["η", "αθηνα"]),
+        ("القاهرة", ["القاهرة"]),
+        ("दिल्ली राजधानी", ["दिलली", "राजधानी"]),
+        ("北京是首都。2008年", ["北", "京", "是", "首", "都", "2008", "年"]),
+        ("서울은 수도", ["서", "울", "은", "수", "도"]),
+        ("東京タワー・TV", ["東", "京", "タ", "ワ", "ー", "tv"]),
+    ],
+)
+def test_words_of_other_scripts_are_terms_and_characters_where_no_space_parts_words(
+    text: str, terms: list[str]
+) -> None:
+    assert tokens(text, all_scripts=True) == terms
+    assert not set(tokens(text)) - {"2008", "tv"}
+
+
+def test_latin_letters_without_a_decomposition_are_folded_with_all_scripts_alone() -> None:
+    assert tokens("Łódź, Straße; Ørsted's Nukuʻalofa", all_scripts=True) == [
+        "lodz",
+        "strasse",
+        "orst",
+        "nuku",
+        "alofa",
+    ]
+    assert tokens("Łódź, Straße") == ["odz", "stra", "e"], "what published results rest on"
+
+
+def test_all_scripts_count_in_a_corpus_with_more_than_some_foreign_names() -> None:
+    english = ["Brasília is the capital city of Brazil."] * 200
+    assert not needs_all_scripts([*english, "Saatlı is a town."])
+    assert needs_all_scripts([*english, "北京是中国的首都"])
+    assert needs_all_scripts(["Die Straße nach Gießen ist lang und gerade."])
+
+
+def test_a_document_in_another_script_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    texts = ["巴黎是法国的首都", "北京是中国的首都", "Лима - столица Перу", "?!"]
+    rows = (json.dumps({"id": str(number), "contents": text}) for number, text in enumerate(texts))
+    path.write_text("\n".join(rows) + "\n")
+    engine = Bm25Search(path, tmp_path)
+    assert [document.id for document in engine.lookup("中国首都在哪里?", 2)] == ["1", "0"]
+    assert [document.id for document in engine.lookup("столица Перу", 2)] == ["2"]
+
+
+def test_a_corpus_without_a_word_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(json.dumps({"id": "a", "contents": "?!"}) + "\n")
+    with pytest.raises(ValueError, match=r"search\.corpus: none of its 1 documents holds a letter or a digit"):
+        Bm25Search(path, tmp_path)
+    assert not list(tmp_path.glob("*bm25-*"))
 
 
 def test_an_index_built_beforehand_is_the_one_that_is_searched_and_is_built_once(corpus: Path, tmp_path: Path) -> None:
