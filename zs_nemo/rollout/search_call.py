@@ -6,7 +6,8 @@ import time
 from dataclasses import replace
 
 from zs_nemo.rollout.callbacks import RolloutCallback
-from zs_nemo.types.search import SearchFailure, SearchFailureKind, SearchRequest, SearchResult
+from zs_nemo.search.markup import without_broken_characters
+from zs_nemo.types.search import Document, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
 
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
@@ -22,7 +23,8 @@ async def search_within_deadline(
     An engine that cannot be reached or answers nonsense is asked again until the deadline: pauses double from 0.2 s to
     5 s, with jitter keyed by the request, so that many callers do not return at once. One that answers with nothing is
     asked again at once, ``MAX_EMPTY_ANSWERS`` times in all; one that refuses, or has no recorded answer, is not asked
-    again. Anything but ``SearchFailure`` is a defect of the callback and is raised. None is no deadline.
+    again. Anything but ``SearchFailure`` is a defect of the callback and is raised. None is no deadline. The documents
+    come without broken characters, whoever found them: half a character fits into no file.
     """
     give_up_at = math.inf if deadline_s is None else time.monotonic() + deadline_s
     failures: list[SearchFailure] = []
@@ -31,7 +33,7 @@ async def search_within_deadline(
     while True:
         try:
             async with asyncio.timeout(None if deadline_s is None else max(give_up_at - time.monotonic(), 0)):
-                return await callback.search(replace(request, attempt=len(failures))), failures
+                return _whole(await callback.search(replace(request, attempt=len(failures)))), failures
         except TimeoutError:
             if deadline_s is None:
                 raise  # Not ours: the callback's own, and not told as a failed search.
@@ -52,3 +54,13 @@ async def search_within_deadline(
             return None, failures
         await asyncio.sleep(wait)
         pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def _whole(result: SearchResult) -> SearchResult:
+    documents = tuple(_whole_document(document) for document in result.documents)
+    return result if documents == result.documents else replace(result, documents=documents)
+
+
+def _whole_document(document: Document) -> Document:
+    text, identifier = without_broken_characters(document.text), without_broken_characters(document.id)
+    return replace(document, text=text, id=identifier)
