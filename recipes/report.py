@@ -1,4 +1,4 @@
-"""Rebuild the report of a run from its directory, or set several runs side by side.
+"""Rebuild the report of a training run or an evaluation from its directory, or set several runs side by side.
 
 A run is its directory, under way or done; with --table and --side-by-side also a folder with its report.json alone.
 

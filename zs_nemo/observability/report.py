@@ -16,6 +16,9 @@ from zs_nemo.observability.phase import Phase
 SIMULATED_ENGINES = frozenset({"simulator"})
 """Every other engine counts as real: one that nobody has thought of must not pass as simulated."""
 
+OTHER_REPORTS = {"collect": "recipes/collect_interactions.py", "sft_simulator": "recipes/sft_simulator.py"}
+"""Recipes that train no policy and have a report of their own form, which the files of a run do not give again."""
+
 ABSENT = "\N{EN DASH}"
 """What tables show where nothing was measured."""
 
@@ -84,12 +87,18 @@ class RunFiles:
 def write_report(run_dir: Path | str) -> dict[str, Any]:
     """Write ``report.json`` and ``report.html`` into a run directory and return the former.
 
-    Works at any time, also for a run that was broken off: what is not there yet is missing from the report.
+    Works at any time, also for a run that was broken off: what is not there yet is missing from the report. Raises
+    ``ValueError`` for a run that has another kind of report.
     """
     # The page is needed at the end of a run alone; its template engine is not loaded before.
     from zs_nemo.observability.page import render_page
 
     files = RunFiles.read(run_dir)
+    if command := OTHER_REPORTS.get(files.state.get("recipe", "")):
+        raise ValueError(
+            f"{files.path} is a run of {command}, whose report.json this would replace by one of training; read it as "
+            "that command has written it at its end"
+        )
     report = build_report(files)
     write_json(files.path / "report.json", report)
     write_text(files.path / "report.html", render_page(files, report))

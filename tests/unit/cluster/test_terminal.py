@@ -48,6 +48,25 @@ def test_a_logger_that_cannot_work_ends_the_command_before_anything_starts_and_a
     assert len(trained) == 1 and "already done" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["report.html", "report.json", ""])
+def test_a_run_that_is_done_is_told_with_the_report_that_there_is(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = config()
+    cfg.exp_manager.exp_dir = str(tmp_path)
+    path = tmp_path / cfg.exp_manager.name
+    with RunDir(path, cfg) as run_dir:
+        run_dir.finish()
+    if name:
+        (path / name).touch()
+
+    def train(cfg: GrpoRecipeConfig, run_dir: RunDir, progress: Progress) -> Path:
+        raise AssertionError("it is done")
+
+    assert run_in_terminal(OmegaConf.structured(cfg), GrpoRecipeConfig, train) == 0
+    assert f"this run is already done: {path / name}\n" in capsys.readouterr().out
+
+
 def lost_rank() -> RanksLost:
     error = RanksLost("policy-rank-1 failed in train_step: its process died\nlog: somewhere")
     error.role, error.died = Role("policy-rank-1", None, Path("log")), True

@@ -8,8 +8,10 @@ import pytest
 
 from recipes.report import main
 from tests.unit.observability.runs import config, finished_run
-from zs_nemo.config.recipe import PpoRecipeConfig
+from zs_nemo.config.collect import CollectRecipeConfig
+from zs_nemo.config.recipe import PpoRecipeConfig, RecipeConfig
 from zs_nemo.config.search import SimulatedSearchConfig
+from zs_nemo.config.sft_simulator import SftSimulatorRecipeConfig
 from zs_nemo.observability.faults import FaultKind
 from zs_nemo.observability.report import search_summary, write_report
 from zs_nemo.observability.results_table import results_table
@@ -228,3 +230,19 @@ def test_the_table_holds_every_run_and_the_mean_of_an_engine(run: Path, tmp_path
     assert cells[5][4] == "**0.375 → 0.750**"
     assert [row[-1] for row in cells[2:4]] == ["7", "0"]
     assert cells[2][-2] == "8.5 GiB"
+
+
+@pytest.mark.parametrize(
+    ("kind", "command"),
+    [(CollectRecipeConfig, "collect_interactions"), (SftSimulatorRecipeConfig, "sft_simulator")],
+)
+def test_the_report_of_a_collection_or_a_fine_tuning_is_not_written_over(
+    kind: type[RecipeConfig], command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunDir(tmp_path / "recorded", kind()) as run:
+        run.finish()
+    report = tmp_path / "recorded" / "report.json"
+    report.write_text('{"judge": "evidence"}')
+    assert main([str(tmp_path / "recorded")]) == 1
+    assert f"recorded is a run of recipes/{command}.py" in capsys.readouterr().err
+    assert report.read_text() == '{"judge": "evidence"}' and not report.with_suffix(".html").exists()
