@@ -233,3 +233,13 @@ class EvaluationConfig:
         for name in ("num_questions", "num_simulator_questions"):
             if getattr(self, name) < 0:
                 raise ValueError(f"evaluation.{name}={getattr(self, name)} must be 0 (all) or positive")
+        for name in ("num_documents", "bootstrap_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation.{name}={getattr(self, name)} must be at least 1")
+        if not all(value >= 0 and math.isfinite(value) for value in self.temperatures):
+            raise ValueError(
+                f"evaluation.temperatures={self.temperatures} must be finite and not negative; 0 is greedy decoding"
+            )
+        # As they stand in an evaluation's name, which is that of its file.
+        if len({f"{value:g}" for value in self.temperatures}) < len(self.temperatures):
+            raise ValueError(f"evaluation.temperatures={self.temperatures} names one twice; name each once")

@@ -91,8 +91,12 @@ async def _get(session: aiohttp.ClientSession, address: str, timeout_s: float, a
     """Return (status, body, ""), or (0, "", what went wrong)."""
     try:
         async with asyncio.timeout(timeout_s), session.get(address, allow_redirects=False) as response:
-            body = await response.content.read(_MAX_BYTES)
-            return response.status, body.decode("utf-8", errors="replace"), ""
+            body = bytearray()
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) >= _MAX_BYTES:
+                    break
+            return response.status, body[:_MAX_BYTES].decode("utf-8", errors="replace"), ""
     except TimeoutError:
         return 0, "", f"no answer within {timeout_s:g} s"
     except (aiohttp.ClientError, OSError) as error:

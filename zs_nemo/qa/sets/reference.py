@@ -115,6 +115,11 @@ def _hub_reference(text: str) -> SetReference:
             f"{text!r} must read hub:OWNER/NAME:SPLIT, or hub:OWNER/NAME/FOLDER:SPLIT@REVISION; for example "
             "hub:RUC-NLPIR/FlashRAG_datasets/nq:test"
         )
+    if split not in SPLITS:
+        raise ValueError(
+            f"{text!r}: the split {split!r} must be one of {', '.join(SPLITS)}, for what a question may be used for "
+            "follows from it; fetch a file with another name, call it NAME_test.jsonl or the like, and give its path"
+        )
     return SetReference(
         text=text,
         place=Place.hub,

@@ -47,6 +47,11 @@ def test_a_name_on_the_hub_that_lacks_a_part_is_refused_with_an_example(text: st
         parse_reference(text)
 
 
+def test_a_split_on_the_hub_that_no_question_can_belong_to_is_refused_before_it_is_fetched() -> None:
+    with pytest.raises(ValueError, match=r"'test_hard' must be one of train, dev, validation, test.* give its path"):
+        parse_reference("hub:owner/name:test_hard")
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
