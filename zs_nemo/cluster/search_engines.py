@@ -6,7 +6,13 @@ from pathlib import Path
 
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
-from zs_nemo.config.search import Bm25SearchConfig, NoiseUnit, SearchConfig, SimulatedSearchConfig
+from zs_nemo.config.search import (
+    Bm25SearchConfig,
+    NoiseUnit,
+    SearchConfig,
+    SimulatedSearchConfig,
+    settings_stand_at,
+)
 from zs_nemo.evaluation.evaluator import CLOSED_BOOK
 from zs_nemo.qa.facts import FactsWorld
 from zs_nemo.rollout.callbacks import EngineSearch, RolloutCallback, SimulatedSearch, load_callback
@@ -159,7 +165,9 @@ def build_remote_engines(cfg: RecipeConfig, ledger: SearchLedger) -> RealEngines
     training = build_remote_engine(cfg.search, num_searches_before=asked)
     if cfg.evaluation.search == cfg.search:
         return RealEngines(training=training, judge=training)
-    return RealEngines(training=training, judge=build_remote_engine(cfg.evaluation.search, num_searches_before=asked))
+    with settings_stand_at("evaluation.search"):
+        judge = build_remote_engine(cfg.evaluation.search, num_searches_before=asked)
+    return RealEngines(training=training, judge=judge)
 
 
 def build_real_engines(cfg: RecipeConfig, world: FactsWorld, remote: RealEngines) -> RealEngines:
@@ -169,7 +177,8 @@ def build_real_engines(cfg: RecipeConfig, world: FactsWorld, remote: RealEngines
     if training is None and not isinstance(cfg.search, SimulatedSearchConfig):
         training = local(corpus_of(cfg.search, world))
     if judge is None:
-        judge = local(corpus_of(cfg.evaluation.search or cfg.search, world))
+        with settings_stand_at("evaluation.search" if cfg.evaluation.search else "search"):
+            judge = local(corpus_of(cfg.evaluation.search or cfg.search, world))
     return RealEngines(training=training, judge=judge)
 
 

@@ -23,6 +23,7 @@ class PolicyEndpointConfig:
 
     def __post_init__(self) -> None:
         check_endpoints(self.addresses, "endpoint.addresses")
+        self.pool.check("endpoint.pool")
         if self.api_key_variable:
             check_variable_name("endpoint.api_key_variable", self.api_key_variable)
         if bool(self.addresses) != bool(self.served_model):

@@ -41,6 +41,7 @@ class LlmJudgeConfig:
 
     def __post_init__(self) -> None:
         check_endpoints(self.endpoints, "collect.llm.endpoints")
+        self.pool.check("collect.llm.pool")
         if self.api_key_variable:
             check_variable_name("collect.llm.api_key_variable", self.api_key_variable)
         if not 0 <= self.max_nonsense_share <= 1:

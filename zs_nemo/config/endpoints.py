@@ -48,23 +48,24 @@ class EndpointPoolConfig:
     """A request that takes longer than this quantile of the latencies seen is sent to a second endpoint too, and the
     first answer counts; 0 for never, 0.95 for the slow tail."""
 
-    def __post_init__(self) -> None:
+    def check(self, setting: str) -> None:
+        """Raise ``ValueError`` for a value that cannot be. ``setting`` is where these stand: ``search.pool``."""
         for name in ("max_concurrency", "failures_to_open"):
             if getattr(self, name) < 1:
-                raise ValueError(f"search.pool.{name}={getattr(self, name)} must be at least 1")
+                raise ValueError(f"{setting}.{name}={getattr(self, name)} must be at least 1")
         for name in ("deadline_s", "request_timeout_s", "first_pause_s", "longest_pause_s", "open_s"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"search.pool.{name}={getattr(self, name)} must be more than 0")
+                raise ValueError(f"{setting}.{name}={getattr(self, name)} must be more than 0")
         if self.health_interval_s < 0:
-            raise ValueError(f"search.pool.health_interval_s={self.health_interval_s} must be 0 (none) or positive")
+            raise ValueError(f"{setting}.health_interval_s={self.health_interval_s} must be 0 (none) or positive")
         if self.request_timeout_s > self.deadline_s:
             raise ValueError(
-                f"search.pool.request_timeout_s={self.request_timeout_s:g} must not be more than "
-                f"search.pool.deadline_s={self.deadline_s:g}, the time for a request with its retries; lower it"
+                f"{setting}.request_timeout_s={self.request_timeout_s:g} must not be more than "
+                f"{setting}.deadline_s={self.deadline_s:g}, the time for a request with its retries; lower it"
             )
         if not 0 <= self.hedge_quantile < 1:
             raise ValueError(
-                f"search.pool.hedge_quantile={self.hedge_quantile} must be in [0, 1); set 0 for no second requests, "
+                f"{setting}.hedge_quantile={self.hedge_quantile} must be in [0, 1); set 0 for no second requests, "
                 "0.95 to send them for the slowest twentieth"
             )
 
@@ -84,25 +85,31 @@ class RecordingConfig:
 
 
 def check_endpoints(endpoints: list[str], setting: str = "search.endpoints") -> None:
-    """Raise ``ValueError`` unless every endpoint is an address without credentials, each given once."""
-    for endpoint in endpoints:
+    """Raise ``ValueError`` unless every endpoint is an address without credentials, each given once.
+
+    The key's variable is named as a neighbour of ``setting``.
+    """
+    for number, endpoint in enumerate(endpoints):
+        if may_hold_secret(endpoint):
+            raise ValueError(
+                f"{setting}[{number}] must be an address such as http://127.0.0.1:8000/v1, without a user part, a "
+                "query part or a fragment, and is not repeated here; give a secret by an environment variable "
+                f"({setting.rpartition('.')[0]}.api_key_variable)"
+            )
         try:
             parts = urlsplit(endpoint)
             valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError:
             valid = False
-        if valid and (parts.username or parts.password):
-            # The address itself holds the secret: it is not repeated.
-            raise ValueError(
-                f"{setting}: the address of {parts.hostname!r} holds a user or a password; give secrets by an "
-                "environment variable (search.api_key_variable)"
-            )
-        if not valid or parts.query or parts.fragment:
-            raise ValueError(
-                f"{setting}: {endpoint!r} must be an address such as http://127.0.0.1:8000/v1, without a query part"
-            )
+        if not valid:
+            raise ValueError(f"{setting}: {endpoint!r} must be an address such as http://127.0.0.1:8000/v1")
     if len({endpoint.rstrip("/").removesuffix("/v1") for endpoint in endpoints}) < len(endpoints):
         raise ValueError(f"{setting}={endpoints} names an endpoint twice; name each once")
+
+
+def may_hold_secret(address: str) -> bool:
+    """Return whether an address, readable or not, has a part that credentials are put into; it is not to be shown."""
+    return any(mark in address for mark in "@?#")
 
 
 def check_variable_name(setting: str, name: str) -> None:

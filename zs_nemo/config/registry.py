@@ -13,7 +13,13 @@ from zs_nemo.config.evaluate import EvaluateRecipeConfig
 from zs_nemo.config.evaluate_simulator import EvaluateSimulatorConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, RecipeConfig, ReinforcePpRecipeConfig
 from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
-from zs_nemo.config.search import Bm25SearchConfig, NoSearchConfig, SimulatedSearchConfig
+from zs_nemo.config.search import (
+    OTHER_PLACES,
+    Bm25SearchConfig,
+    NoSearchConfig,
+    SimulatedSearchConfig,
+    settings_stand_at,
+)
 from zs_nemo.config.server import ServeSearchConfig
 from zs_nemo.config.sft_simulator import SftSimulatorRecipeConfig
 
@@ -59,6 +65,10 @@ def to_dataclass(cfg: DictConfig, kind: type[Settings]) -> Settings:
     Raises ``ValueError`` from the checks in ``__post_init__``, and for settings that the dataclasses do not have.
     """
     refuse_unknown(cfg)
+    for place in OTHER_PLACES:
+        if isinstance(chosen := OmegaConf.select(cfg, place), DictConfig):
+            with settings_stand_at(place):
+                OmegaConf.to_object(chosen)
     converted = OmegaConf.to_object(cfg)
     assert isinstance(converted, kind)
     return converted

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from zs_nemo.config.endpoints import check_variable_name
+from zs_nemo.config.endpoints import check_variable_name, may_hold_secret
 from zs_nemo.config.search import SearchConfig
 
 
@@ -79,16 +79,16 @@ class WebSearchConfig(SearchConfig):
 
 def check_http_url(setting: str, url: str) -> None:
     """Raise unless ``url`` is the http(s) address of a host. A credential in it is refused, and not repeated."""
+    if may_hold_secret(url):
+        raise ValueError(
+            f"{setting} holds a user part or parameters, and an address is written into logs; name the environment "
+            "variable with the credential instead"
+        )
     try:
         address = urlsplit(url)
         valid = address.scheme in ("http", "https") and bool(address.hostname) and (address.port or 1) > 0
     except ValueError:
         raise ValueError(f"{setting} cannot be read as an address; write it as http://HOST:PORT") from None
-    if address.username is not None or address.query:
-        raise ValueError(
-            f"{setting} holds a user part or parameters, and an address is written into logs; name the environment "
-            "variable with the credential instead"
-        )
     if not valid:
         raise ValueError(f"{setting}={url!r} must be an http or https address, such as http://127.0.0.1:8000")
 

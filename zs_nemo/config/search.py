@@ -1,5 +1,8 @@
 """Settings of the search engines: the simulator and the real ones."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -125,6 +128,7 @@ class SimulatedSearchConfig(SearchConfig):
                 raise ValueError(f"search.{name}={getattr(self, name)} must be 0 or positive")
         check_dtype("search.dtype", self.dtype)
         check_endpoints(self.endpoints)
+        self.pool.check("search.pool")
         if self.api_key_variable:
             check_variable_name("search.api_key_variable", self.api_key_variable)
         if self.endpoints and not self.served_model:
@@ -145,3 +149,16 @@ class Bm25SearchConfig(SearchConfig):
 
     corpus: str = ""
     """A JSON-lines file of {"id", "contents"}; empty for the corpus of the facts world."""
+
+
+OTHER_PLACES = ("evaluation.search", "baseline")
+"""Where an engine of the group ``search`` may stand besides ``search``."""
+
+
+@contextmanager
+def settings_stand_at(place: str) -> Iterator[None]:
+    """Let a ``ValueError`` about an engine's settings name them where they stand; the engine takes them for its own."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(re.sub(r"(?<![\w.])search\.", f"{place}.", str(error))) from error

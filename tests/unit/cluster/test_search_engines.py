@@ -120,6 +120,15 @@ def test_with_the_same_settings_training_and_judging_share_one_engine(corpus: Pa
     assert real.training is None and real.judge is not None and real.judge.name == "bm25"
 
 
+def test_what_the_judge_lacks_is_named_as_the_judges(corpus: Path, tmp_path: Path) -> None:
+    keyed = config(Bm25SearchConfig(corpus=str(corpus)), RetrieverSearchConfig(token_variable="NOT_SET"))
+    with pytest.raises(ValueError, match=r"^evaluation\.search\.token_variable=NOT_SET, but"):
+        build_remote_engines(keyed, SearchLedger())
+    lost = config(RetrieverSearchConfig(), Bm25SearchConfig(corpus=str(tmp_path / "lost")))
+    with pytest.raises(ValueError, match=r"^evaluation\.search\.corpus=.* is no file"):
+        build_real_engines(lost, world_of(corpus), build_remote_engines(lost, SearchLedger()))
+
+
 @pytest.mark.parametrize(
     ("endpoints", "callback", "has_deadline"),
     [

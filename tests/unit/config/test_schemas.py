@@ -155,7 +155,7 @@ def simulated(*overrides: str) -> SimulatedSearchConfig:
     [
         ("endpoints=[ftp://host]", r"search\.endpoints: 'ftp://host' must be an address such as http"),
         ("endpoints=[host:8000]", r"search\.endpoints: 'host:8000' must be an address"),
-        ("endpoints=['http://host/v1?key=1']", r"without a query part"),
+        ("endpoints=['http://host/v1?key=1']", r"search\.endpoints\[0\] must be .*without a user part, a query part"),
         ("endpoints=['http://host:99999']", r"must be an address"),
         ("endpoints=[http://host:1,http://host:1/v1/]", r"names an endpoint twice"),
         ("served_model=''", r"search\.served_model is empty, but search\.endpoints are given"),
@@ -181,7 +181,16 @@ def test_the_endpoints_have_less_time_than_the_search_that_waits_for_them():
         load("search=simulated_endpoint", "rollout.search_deadline_s=45")
 
 
-@pytest.mark.parametrize("override", ["endpoints=['http://user:hunter2@host']", "api_key_variable=sk-hunter2"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "endpoints=['http://user:hunter2@host']",
+        "endpoints=['user:hunter2@host:8000']",
+        "endpoints=['http://host/v1?api_key=hunter2']",
+        "endpoints=['host/v1#hunter2']",
+        "api_key_variable=sk-hunter2",
+    ],
+)
 def test_a_secret_in_the_settings_is_refused_and_not_repeated(override):
     with pytest.raises(ValueError, match=r"environment variable") as refused:
         simulated(override)

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from hydra.errors import ConfigCompositionException
 
-from tests.composed import composed_dataclass
+from tests.composed import composed, composed_dataclass
 from zs_nemo.config.recipe import GrpoRecipeConfig
+from zs_nemo.config.registry import to_dataclass
 from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
-from zs_nemo.config.search import Bm25SearchConfig
+from zs_nemo.config.search import Bm25SearchConfig, settings_stand_at
 from zs_nemo.config.server import ServeSearchConfig
 from zs_nemo.observability.config_file import changed_settings, to_yaml
 
@@ -50,6 +51,8 @@ def test_the_server_serves_bm25_by_default_and_any_engine_by_one_override() -> N
     [
         ("grpo", ["search=retriever", "search.url=host:8000"], r"search\.url='host:8000' must be an http or https"),
         ("grpo", ["search=retriever", "search.url=http://u:p4ss@host"], r"search\.url holds a user part"),
+        ("grpo", ["search=retriever", "search.url='user:p4ss@host'"], r"search\.url holds a user part"),
+        ("grpo", ["search=retriever", "search.url='http://host#p4ss'"], r"search\.url holds a user part"),
         ("grpo", ["search=retriever", "search.url='http://host:x'"], r"search\.url cannot be read as an address"),
         ("grpo", ["search=retriever", "search.timeout_s=0"], r"search\.timeout_s=0"),
         ("grpo", ["search=retriever", "search.max_concurrency=0"], r"search\.max_concurrency=0"),
@@ -82,6 +85,49 @@ def test_a_bad_value_is_refused_with_its_rule_and_no_secret(recipe: str, overrid
         load(recipe, *overrides)
     for secret in ("p4ss", "my-token", "s3cret"):
         assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "message"),
+    [
+        (
+            "grpo",
+            ["+search@evaluation.search=retriever", "evaluation.search.url=x"],
+            r"^evaluation\.search\.url='x' mu",
+        ),
+        ("grpo", ["+search@evaluation.search=web", "evaluation.search.timeout_s=0"], r"^evaluation\.search\.timeout_s"),
+        (
+            "evaluate_simulator",
+            ["+search@baseline=simulated", "baseline.num_words=0"],
+            r"^baseline\.num_words=0 must be",
+        ),
+        ("evaluate", ["endpoint.pool.max_concurrency=0"], r"^endpoint\.pool\.max_concurrency=0 must be"),
+        (
+            "evaluate",
+            ["endpoint.pool.deadline_s=5"],
+            r"^endpoint\.pool\.request_timeout_s=300 .* endpoint\.pool\.deadli",
+        ),
+        ("collect_interactions", ["collect.llm.pool.open_s=0"], r"^collect\.llm\.pool\.open_s=0\.0 must be"),
+        (
+            "evaluate",
+            ["endpoint.addresses=['http://u:p@h']"],
+            r"endpoint\.addresses\[0\].*\(endpoint\.api_key_variable\)",
+        ),
+        ("collect_interactions", ["collect.llm.endpoints=['http://h?k=1']"], r"\(collect\.llm\.api_key_variable\)"),
+    ],
+)
+def test_a_setting_is_named_where_it_stands(recipe: str, overrides: list[str], message: str) -> None:
+    cfg = composed(recipe, *overrides)
+    with pytest.raises(ValueError, match=message):
+        to_dataclass(cfg, object)
+
+
+def test_settings_of_other_groups_keep_their_names_beside_an_engines() -> None:
+    with (
+        pytest.raises(ValueError, match=r"^baseline\.a and research\.b, evaluation\.search\.c$"),
+        settings_stand_at("baseline"),
+    ):
+        raise ValueError("search.a and research.b, evaluation.search.c")
 
 
 def test_where_an_engine_is_and_what_it_may_cost_can_change_on_resume_what_it_returns_cannot() -> None:
