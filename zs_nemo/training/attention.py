@@ -1,4 +1,4 @@
-"""Core attention over packed sequences for megatron-core's local layer spec; runs on CPU and on any GPU."""
+"""Core attention over packed sequences for both of megatron-core's layer specs; runs on CPU and on any GPU."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from zs_nemo.training.context_parallel import RowSlice, gather_row
 from zs_nemo.training.kernels import rotary
+from zs_nemo.training.shared_prefixes import expand, take_first_uses
 
 
 @dataclass
@@ -27,6 +28,8 @@ class PackedRow(PackedSeqParams):
     """[E]: the sequences end to end as indices of tokens, where tokens are shared; see ``PackedTokens``"""
     first_uses: Tensor | None = None
     """[T]: the place in ``expansion`` from which a shared token's output is taken"""
+    later_uses: Tensor | None = None
+    """[E - T]: the other places in ``expansion``"""
     row_slice: RowSlice | None = None
     """Under context parallelism the part of the row that this rank has; ``cos`` and ``sin`` are of its tokens alone"""
 
@@ -62,20 +65,17 @@ class SegmentAttention(torch.nn.Module):
         assert row.seqlens is not None and row.cos is not None and row.sin is not None
         query, key = rotary(query, row.cos, row.sin), rotary(key, row.cos, row.sin)
         if row.expansion is not None:
+            assert row.first_uses is not None and row.later_uses is not None
             # Attention alone sees every sequence whole; it is a small part of the work.
-            query, key, value = (x.index_select(0, row.expansion) for x in (query, key, value))
+            query, key, value = (expand(x, row.expansion, row.first_uses, row.later_uses) for x in (query, key, value))
         if row.row_slice is not None:
             both = gather_row(torch.cat([key, value], dim=1), row.row_slice)
             key, value = both.chunk(2, dim=1)
-        group = query.shape[1] // key.shape[1]
-        # The CPU's flash kernel takes no grouped queries; repeating the few key/value heads is cheaper than its
-        # fallback, which builds the whole attention matrix.
-        key, value = (x.repeat_interleave(group, dim=1) if group > 1 else x for x in (key, value))
         if row.row_slice is None and _takes_packed(query):
             out = self._attend_packed(query, key, value, row)
         else:
-            out = torch.cat([self._attend(*segment) for segment in _segments(query, key, value, row)])
-        return out if row.first_uses is None else out.index_select(0, row.first_uses)
+            out = self._attend_one_by_one(query, key, value, row)
+        return out if row.first_uses is None else take_first_uses(out, row.first_uses)
 
     def _attend_packed(self, query: Tensor, key: Tensor, value: Tensor, row: PackedRow) -> Tensor:
         out = varlen_attn(
@@ -88,9 +88,17 @@ class SegmentAttention(torch.nn.Module):
             row.max_seqlen_kv,
             scale=self._scale,
             window_size=(-1, 0),
+            enable_gqa=True,
         )
         assert isinstance(out, Tensor)
         return out.flatten(1)
+
+    def _attend_one_by_one(self, query: Tensor, key: Tensor, value: Tensor, row: PackedRow) -> Tensor:
+        group = query.shape[1] // key.shape[1]
+        # The CPU's flash kernel takes no grouped queries; repeating the few key/value heads is cheaper than its
+        # fallback, which builds the whole attention matrix.
+        key, value = (x.repeat_interleave(group, dim=1) if group > 1 else x for x in (key, value))
+        return torch.cat([self._attend(*segment) for segment in _segments(query, key, value, row)])
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend with the last queries of a sequence to all of its keys up to the last query's."""

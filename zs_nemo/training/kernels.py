@@ -2,17 +2,39 @@
 
 Built from single operations, as megatron-core's local spec has them, they take more time on a CPU than the matrix
 products, and keep three times the memory for the backward pass. Results do not depend on whether gradients are on.
+
+On a CPU each works in place; for a GPU the compiler makes one kernel of each, which it can only where nothing is.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+_Args = ParamSpec("_Args")
+_Result = TypeVar("_Result")
+
+
+def compiled(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
+    """Compile a function of CUDA tensors at its first call, since loading the compiler takes seconds."""
+
+    @functools.cache
+    def fused() -> Callable[_Args, _Result]:
+        return torch.compile(function)
+
+    @functools.wraps(function)
+    def call(*args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
+        return fused()(*args, **kwargs)
+
+    return call
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -57,18 +79,39 @@ class _SwiGlu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
+        if x.is_cuda:
+            return _compiled_gated(x)
         gate, up = x.chunk(2, dim=-1)
         return torch.nn.functional.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
+        if x.is_cuda:
+            return _compiled_gated_grad(grads[0], x)
         gate, up = x.chunk(2, dim=-1)
         grad_x = torch.empty_like(x)
         grad_gate, grad_up = grad_x.chunk(2, dim=-1)
         torch.mul(grads[0], torch.nn.functional.silu(gate), out=grad_up)
         grad_gate.copy_(torch.ops.aten.silu_backward(grads[0] * up, gate))
         return grad_x
+
+
+def gated(x: Tensor) -> Tensor:
+    """silu(gate) * up."""
+    gate, up = x.chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate) * up
+
+
+def gated_grad(grad: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient of ``gated`` with respect to ``x``."""
+    gate, up = x.chunk(2, dim=-1)
+    share = torch.sigmoid(gate)
+    grad_gate = grad * up * share * (1 + gate * (1 - share))
+    return torch.cat([grad_gate, grad * gate * share], dim=-1)
+
+
+_compiled_gated, _compiled_gated_grad = compiled(gated), compiled(gated_grad)
 
 
 class SwiGlu:
@@ -95,6 +138,8 @@ class _Rotary(torch.autograd.Function):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    if x.is_cuda:
+        return _compiled_rotated(x, cos, sin)
     first, second = x.chunk(2, dim=-1)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     out_first, out_second = out.chunk(2, dim=-1)
@@ -103,6 +148,15 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     torch.mul(second, cos, out=out_second)
     out_second.addcmul_(first, sin)
     return out
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the two halves of each head, as coordinates, by the angles."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+_compiled_rotated = compiled(rotated)
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

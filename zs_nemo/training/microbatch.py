@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,7 @@ class PackedTokens:
         position_ids [0 1 2 2]
         expansion    [0 1 2 0 1 3]
         first_uses   [0 1 2 5]
+        later_uses   [3 4]
     """
 
     input_ids: Tensor
@@ -37,6 +39,10 @@ class PackedTokens:
     """int64 [E]: the sequences end to end, as indices into ``input_ids``; None if no token is shared."""
     first_uses: Tensor | None
     """int64 [T]: where in ``expansion`` each token first stands; None if no token is shared."""
+    later_uses: Tensor | None
+    """int64 [E - T]: where in ``expansion`` the others stand; None if no token is shared."""
+    seqlens: list[int]
+    """Lengths of the B sequences."""
     cu_seqlens: Tensor
     """int32 [B + 1]: where each sequence starts in ``expansion``, and the end."""
     max_seqlen: int
@@ -44,31 +50,6 @@ class PackedTokens:
     """int64 [N]: positions in ``input_ids`` that predict the N masked tokens, in the order of the batch."""
     targets: Tensor
     """int64 [N]: the masked tokens."""
-
-    @property
-    def seqlens(self) -> list[int]:
-        """Lengths of the sequences."""
-        return (self.cu_seqlens[1:] - self.cu_seqlens[:-1]).tolist()
-
-
-class _PrefixTree:
-    """Sequences as paths from a root: what two of them begin with is one path."""
-
-    def __init__(self) -> None:
-        self._children: dict[tuple[int, int], int] = {}
-        self.tokens: list[int] = []
-        self.depths: list[int] = []
-
-    def add(self, sequence: Sequence[int]) -> list[int]:
-        """Return the nodes of the sequence; those that are new are added."""
-        node, path = -1, []
-        for depth, token in enumerate(sequence):
-            node = self._children.setdefault((node, token), len(self.tokens))
-            if node == len(self.tokens):
-                self.tokens.append(token)
-                self.depths.append(depth)
-            path.append(node)
-        return path
 
 
 def used_tokens(batch: TrainBatch) -> list[list[int]]:
@@ -189,6 +170,7 @@ def pack(batch: TrainBatch, device: torch.device, *, share_prefixes: bool, multi
     predicted_at = masked - starts[owner] - 1 + offsets[owner]
     expansion: Tensor | None = None
     first_uses: Tensor | None = None
+    later_uses: Tensor | None = None
     if share_prefixes:
         input_ids, position_ids, expansion, first_uses = _shared(sequences)
         predicted_at = expansion[predicted_at]
@@ -203,14 +185,21 @@ def pack(batch: TrainBatch, device: torch.device, *, share_prefixes: bool, multi
         if expansion is not None and first_uses is not None:
             first_uses = torch.cat([first_uses, filling + expansion.numel()])
             expansion = torch.cat([expansion, filling + num_tokens])
+        lengths.append(filling.numel())
         offsets = torch.cat([offsets, offsets[-1:] + filling.numel()])
+    if expansion is not None and first_uses is not None:
+        is_later = torch.ones(expansion.numel(), dtype=torch.bool)
+        is_later[first_uses] = False
+        later_uses = torch.nonzero(is_later).flatten()
     return PackedTokens(
         input_ids=input_ids.to(device),
         position_ids=position_ids.to(device),
         expansion=None if expansion is None else expansion.to(device),
         first_uses=None if first_uses is None else first_uses.to(device),
+        later_uses=None if later_uses is None else later_uses.to(device),
+        seqlens=lengths,
         cu_seqlens=offsets.to(device=device, dtype=torch.int32),
-        max_seqlen=max(*lengths, filling.numel()),
+        max_seqlen=max(lengths),
         output_positions=predicted_at.to(device),
         targets=batch.token_ids[masked].to(device),
     )
@@ -218,9 +207,26 @@ def pack(batch: TrainBatch, device: torch.device, *, share_prefixes: bool, multi
 
 def _shared(sequences: list[list[int]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return ``input_ids``, ``position_ids``, ``expansion`` and ``first_uses`` with every prefix laid out once."""
-    tree = _PrefixTree()
-    nodes = [node for sequence in sequences for node in tree.add(sequence)]
-    # Of a node's uses the first one stays: the later ones were written before it.
-    place_of = {node: place for place, node in reversed(list(enumerate(nodes)))}
-    first_uses = [place_of[node] for node in range(len(tree.tokens))]
-    return torch.tensor(tree.tokens), torch.tensor(tree.depths), torch.tensor(nodes), torch.tensor(first_uses)
+    count = 0
+    tokens: list[int] = []
+    depths: list[np.ndarray] = []
+    nodes: list[np.ndarray] = [np.empty(0, np.int64)] * len(sequences)
+    # In the order of their tokens a sequence has of all that went before most in common with the last.
+    last, path = list[int](), np.empty(0, np.int64)
+    for index in sorted(range(len(sequences)), key=sequences.__getitem__):
+        sequence = sequences[index]
+        known, length = _num_alike(last, sequence), len(sequence)
+        path = np.concatenate([path[:known], np.arange(count, count + length - known)])
+        tokens += sequence[known:]
+        depths.append(np.arange(known, length))
+        count, last, nodes[index] = count + length - known, sequence, path
+    uses = np.concatenate(nodes)
+    first_uses = np.empty(count, np.int64)
+    # Of a node's uses the one that is written last stays.
+    first_uses[uses[::-1]] = np.arange(len(uses))[::-1]
+    order = np.argsort(first_uses)
+    place = np.empty(count, np.int64)
+    place[order] = np.arange(count)
+    found = np.array(tokens)[order], np.concatenate(depths)[order], place[uses], first_uses[order]
+    input_ids, position_ids, expansion, first = map(torch.from_numpy, found)
+    return input_ids, position_ids, expansion, first

@@ -53,12 +53,8 @@ class PackedGptModel(GPTModel):
         decoder_input, angles = self._preprocess(
             input_ids=packed.input_ids.unsqueeze(0), position_ids=None, packed_seq_params=row
         )[:2]
-        if not self.config.apply_rope_fusion:
-            self._prepare_rotary(row, packed, angles)
-            angles = None
-        hidden = self.decoder(
-            hidden_states=decoder_input, attention_mask=None, rotary_pos_emb=angles, packed_seq_params=row
-        )
+        self._prepare_attention(row, packed, angles)
+        hidden = self.decoder(hidden_states=decoder_input, attention_mask=None, packed_seq_params=row)
         if not self.post_process:
             return hidden
         if self.config.sequence_parallel:
@@ -81,9 +77,10 @@ class PackedGptModel(GPTModel):
             group=parallel_state.get_tensor_model_parallel_group(),
         )
 
-    def _prepare_rotary(self, row: PackedRow, packed: PackedTokens, angles: Tensor) -> None:
+    def _prepare_attention(self, row: PackedRow, packed: PackedTokens, angles: Tensor) -> None:
         """Leave the rotation to ``SegmentAttention``, with the cosines of all layers computed once."""
-        row.seqlens, row.expansion, row.first_uses = packed.seqlens, packed.expansion, packed.first_uses
+        row.seqlens, row.expansion = packed.seqlens, packed.expansion
+        row.first_uses, row.later_uses = packed.first_uses, packed.later_uses
         of_tokens = angles[:, 0, :, : angles.shape[-1] // 2].index_select(0, packed.position_ids)
         row.cos, row.sin = of_tokens.cos().to(self.config.params_dtype), of_tokens.sin().to(self.config.params_dtype)
 
@@ -154,8 +151,6 @@ def transformer_config(architecture: Architecture, policy: PolicyConfig, *, fuse
         calculate_per_token_loss=True,
         use_cpu_initialization=not fused,
         perform_initialization=False,
-        # ``SegmentAttention`` rotates by itself.
-        apply_rope_fusion=fused and policy.context_parallel_size == 1,
         bias_activation_fusion=fused,
         # The name is megatron-core's; on the local spec it means that the activation is a module of the spec.
         use_te_activation_func=not fused,
@@ -179,9 +174,9 @@ def _layer_spec(config: TransformerConfig, *, use_transformer_engine: bool) -> M
     """Describe the layers of this pipeline stage."""
     if use_transformer_engine:
         fused = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
-        if config.context_parallel_size > 1:
-            # Transformer Engine's own attention would have every sequence filled up to a multiple of the ranks.
-            fused.submodules.self_attention.submodules.core_attention = SegmentAttention
+        # Transformer Engine's own attention knows no shared prefixes, and under context parallelism would have every
+        # sequence filled up to a multiple of the ranks.
+        fused.submodules.self_attention.submodules.core_attention = SegmentAttention
         return fused
     spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
     layer = spec.submodules
@@ -195,12 +190,9 @@ def _layer_spec(config: TransformerConfig, *, use_transformer_engine: bool) -> M
     return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=RmsNorm)
 
 
-def shares_prefixes(policy: PolicyConfig, device: torch.device) -> bool:
-    """Whether the model computes tokens with the same prefix once.
-
-    Its own attention does, unless the row is cut over context-parallel ranks; Transformer Engine's does not.
-    """
-    return not _uses_transformer_engine(device) and policy.context_parallel_size == 1
+def shares_prefixes(policy: PolicyConfig) -> bool:
+    """Whether the model computes tokens with the same prefix once: unless the row is cut over ranks."""
+    return policy.context_parallel_size == 1
 
 
 def token_multiple(policy: PolicyConfig) -> int:

@@ -92,13 +92,8 @@ class PackedPasses:
 
 def masked_positions(batch: TrainBatch, plan: list[list[int]]) -> list[Tensor]:
     """Return for each micro-batch where its masked tokens lie in the batch."""
-    starts = torch.cumsum(batch.lengths, 0) - batch.lengths
-    positions = []
-    for members in plan:
-        spans = [torch.arange(int(starts[i]), int(starts[i] + batch.lengths[i])) for i in members]
-        tokens = torch.cat(spans)
-        positions.append(tokens[batch.loss_mask[tokens]])
-    return positions
+    places = [batch.places_of(members) for members in plan]
+    return [tokens[batch.loss_mask[tokens]] for tokens in places]
 
 
 def to_device(batch: TrainBatch, device: torch.device) -> TrainBatch:

@@ -93,7 +93,7 @@ class MegatronWorker:
         self._passes = PackedPasses(
             device,
             max_tokens=setup.policy.train_mb_tokens,
-            share_prefixes=shares_prefixes(setup.policy, device),
+            share_prefixes=shares_prefixes(setup.policy),
             temperature=setup.temperature,
             multiple_of=token_multiple(setup.policy),
         )

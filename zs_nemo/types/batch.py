@@ -83,12 +83,17 @@ class TrainBatch:
         """Return a copy with other tensors in the named fields."""
         return replace(self, **tensors)
 
+    def places_of(self, sequences: list[int]) -> Tensor:
+        """Return int64 [t], where the tokens of the named sequences lie, in the order given."""
+        members = torch.tensor(sequences, dtype=torch.int64)
+        lengths = self.lengths[members]
+        starts = (torch.cumsum(self.lengths, 0) - self.lengths)[members]
+        moved = starts - (torch.cumsum(lengths, 0) - lengths)
+        return torch.repeat_interleave(moved, lengths) + torch.arange(int(lengths.sum()))
+
     def select(self, sequences: list[int]) -> "TrainBatch":
         """Return the named sequences, in the order given."""
-        offsets = torch.cumsum(self.lengths, 0) - self.lengths
-        spans = [torch.arange(int(offsets[i]), int(offsets[i] + self.lengths[i])) for i in sequences]
-        tokens = torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)
-        members = torch.tensor(sequences, dtype=torch.int64)
+        members, tokens = torch.tensor(sequences, dtype=torch.int64), self.places_of(sequences)
         chosen: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from zs_nemo.training import kernels
 from zs_nemo.training.kernels import RmsNorm, SwiGlu, rotary
 
 CONFIG = SimpleNamespace(params_dtype=torch.float32, gated_linear_unit=True, sequence_parallel=False)
@@ -53,3 +54,17 @@ def test_results_are_the_same_bits_with_and_without_gradients(dtype):
     with torch.no_grad():
         without = SwiGlu(CONFIG)(norm(x))
     assert torch.equal(without, SwiGlu(CONFIG)(norm(x.requires_grad_())))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_compiled_for_a_gpu_computes_what_a_cpu_does(dtype):
+    x, grad = torch.randn(5, 2, 24, dtype=dtype), torch.randn(5, 2, 12, dtype=dtype)
+    near = {"atol": 1e-6, "rtol": 1e-5} if dtype is torch.float32 else {"atol": 0.02, "rtol": 0.02}
+    leaf = x.clone().requires_grad_()
+    out = SwiGlu(CONFIG)(leaf)
+    out.backward(grad)
+    torch.testing.assert_close(kernels.gated(x), out.detach(), **near)
+    torch.testing.assert_close(kernels.gated_grad(grad, x), leaf.grad, **near)
+    angles = torch.rand(5, 1, 12)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    torch.testing.assert_close(kernels.rotated(x, cos, sin), rotary(x, cos, sin), **near)

@@ -30,9 +30,13 @@ def oracle(logits, targets, temperature, vocab_size=40):
     return torch.stack([log_p.gather(1, targets[:, None]).squeeze(1), -(log_p.exp() * log_p).sum(1)])
 
 
-@pytest.fixture(params=[1, 7, 10_000], ids=lambda rows: f"{rows} rows a chunk")
+@pytest.fixture(params=[1, 7, 10_000, None], ids=lambda rows: f"{rows} rows a chunk" if rows else "as on a GPU")
 def chunks(request, monkeypatch):
-    monkeypatch.setitem(vocab_parallel._ELEMENTS_PER_CHUNK, "cpu", 40 * request.param)
+    if request.param is None:
+        monkeypatch.setattr(vocab_parallel, "_row_sums_in_chunks", vocab_parallel.row_sums)
+        monkeypatch.setattr(vocab_parallel, "_logit_grad_in_chunks", vocab_parallel.logit_grad)
+        return
+    monkeypatch.setattr(vocab_parallel, "_ELEMENTS_PER_CHUNK", 40 * request.param)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
