@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from importlib import metadata
@@ -189,6 +190,8 @@ def examine_machine(cfg: RecipeConfig, job: str | None) -> Iterator["Finding"]:
         yield doctor.check_gpus(listed, cfg.cluster.gpus_per_node)
     else:
         yield doctor.Finding(doctor.Verdict.skipped, "gpus", "none here; look again inside an allocation that has some")
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    yield doctor.check_compiler(compiler, Path(sysconfig.get_path("include")), has_gpus=bool(listed))
     yield doctor.check_links(output_of("nvidia-smi", "topo", "-m"))
     yield doctor.check_plan(cfg, local_gpus(), available_memory())
     # The second is the one of launch/slurm/job.sh.

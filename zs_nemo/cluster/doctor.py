@@ -96,7 +96,7 @@ def check_versions(pins: Mapping[str, str], installed: Mapping[str, str], source
             Verdict.problem, "versions", f"{found}; install them as {source} pins them (launch/test.sh imports)"
         )
     if missing:
-        return Finding(Verdict.warning, "versions", f"{_listed(missing)} missing: training takes slower layers")
+        return Finding(Verdict.warning, "versions", f"{_listed(missing)} missing: training takes its own layers")
     return Finding(Verdict.ok, "versions", f"{len(pins)} packages as pinned in requirements/{source}")
 
 
@@ -119,6 +119,21 @@ def check_gpus(listed: str | None, wanted: int) -> Finding:
     if len(kinds) > 1:
         return Finding(Verdict.warning, "gpus", f"of several kinds: {_counted(kinds)}; the smallest decides what fits")
     return Finding(Verdict.ok, "gpus", _counted(kinds))
+
+
+def check_compiler(compiler: str | None, headers: Path, *, has_gpus: bool) -> Finding:
+    """Judge what Triton builds the launchers of its kernels with, ours and vLLM's; ``headers`` is Python's own folder."""
+    if not has_gpus:
+        return Finding(Verdict.skipped, "compiler", "kernels are compiled where there are GPUs, none here")
+    if compiler is None:
+        return Finding(Verdict.problem, "compiler", "neither gcc nor clang is on the PATH; install one, or set CC")
+    if not (headers / "Python.h").exists():
+        return Finding(
+            Verdict.problem,
+            "compiler",
+            f"no Python.h in {headers}; install Python's headers (Debian, Ubuntu: apt-get install python3.11-dev)",
+        )
+    return Finding(Verdict.ok, "compiler", f"{compiler}, with Python's headers")
 
 
 def check_links(topology: str | None) -> Finding:

@@ -82,6 +82,14 @@ def test_gpus_are_counted_and_compared():
     )
 
 
+def test_a_machine_with_gpus_needs_a_compiler_and_pythons_headers(tmp_path: Path):
+    expect(doctor.check_compiler(None, tmp_path, has_gpus=False), Verdict.skipped)
+    expect(doctor.check_compiler(None, tmp_path, has_gpus=True), Verdict.problem, "gcc", "CC")
+    expect(doctor.check_compiler("gcc", tmp_path, has_gpus=True), Verdict.problem, "Python.h", "python3.11-dev")
+    (tmp_path / "Python.h").touch()
+    expect(doctor.check_compiler("/usr/bin/gcc", tmp_path, has_gpus=True), Verdict.ok, "/usr/bin/gcc")
+
+
 def test_links_without_nvlink_are_named():
     expect(doctor.check_links(TOPOLOGY.format("NV12")), Verdict.ok, "3 pairs")
     expect(doctor.check_links(TOPOLOGY.format("SYS")), Verdict.warning, "GPU0-GPU2 SYS")
