@@ -122,7 +122,7 @@ def check_gpus(listed: str | None, wanted: int) -> Finding:
 
 
 def check_compiler(compiler: str | None, headers: Path, *, has_gpus: bool) -> Finding:
-    """Judge what Triton builds the launchers of its kernels with, ours and vLLM's; ``headers`` is Python's own folder."""
+    """Judge what Triton builds its kernels' launchers with, ours and vLLM's; ``headers`` is Python's own folder."""
     if not has_gpus:
         return Finding(Verdict.skipped, "compiler", "kernels are compiled where there are GPUs, none here")
     if compiler is None:
