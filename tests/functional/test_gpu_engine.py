@@ -49,8 +49,14 @@ def worker(model: Path):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(model: Path) -> AsyncIterator[VllmEngine]:
+    # What is compared is no question of speed, and a cold compiler takes minutes.
     setup = EngineSetup(
-        model_path=str(model), dtype="bfloat16", max_model_len=320, use_gpu=True, gpu_memory_utilization=0.2
+        model_path=str(model),
+        dtype="bfloat16",
+        max_model_len=320,
+        use_gpu=True,
+        gpu_memory_utilization=0.2,
+        enforce_eager=True,
     )
     built = VllmEngine(setup)
     yield built

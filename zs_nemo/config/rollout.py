@@ -30,6 +30,8 @@ class GenerationConfig:
     """Memory for keys and values per engine on CPU, in GiB."""
     gpu_memory_utilization: float = 0.4
     """Share of a GPU that one engine may take, weights included; not used on CPU."""
+    enforce_eager: bool = False
+    """Start at once on a GPU, without compiled kernels and CUDA graphs, and generate more slowly; a CPU always does."""
     max_num_seqs: int = 64
     """Requests that one engine runs at once."""
     refit_transport: RefitTransport = RefitTransport.shared_memory

@@ -78,6 +78,8 @@ class SimulatedSearchConfig(SearchConfig):
     """Tokens of one call, the simulator's prompt and its document together."""
     gpu_memory_utilization: float = 0.4
     """Share of a GPU that one engine may take, weights included; not used on CPU."""
+    enforce_eager: bool = False
+    """Start at once on a GPU, without compiled kernels and CUDA graphs, and generate more slowly; a CPU always does."""
     temperature: float = 0.4
     """ZeroSearch samples at 0.8; a 135M simulator keeps to the answer better below that."""
     max_tokens: int = 48

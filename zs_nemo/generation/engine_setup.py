@@ -16,6 +16,8 @@ class EngineSetup:
     """Memory for keys and values on CPU, per tensor-parallel rank."""
     gpu_memory_utilization: float = 0.4
     """Share of a GPU, weights included; not used on CPU."""
+    enforce_eager: bool = False
+    """Without compiled kernels and CUDA graphs; not used on CPU, which has none."""
     max_num_seqs: int = 64
     max_model_len: int = 1024
     """Longest sequence in tokens, prompt and completion together."""

@@ -203,7 +203,10 @@ def _engine_args(setup: EngineSetup) -> Any:
         "max_num_batched_tokens": max(_PREFILL_TOKENS, setup.max_model_len),
         "distributed_executor_backend": "uni" if setup.in_process else "mp",
     }
-    gpu: dict[str, Any] = {"gpu_memory_utilization": setup.gpu_memory_utilization}
+    gpu: dict[str, Any] = {
+        "gpu_memory_utilization": setup.gpu_memory_utilization,
+        "enforce_eager": setup.enforce_eager,
+    }
     return AsyncEngineArgs(
         model=setup.model_path,
         dtype=setup.dtype,

@@ -51,6 +51,7 @@ _FREE_ON_RESUME = (
     "generation.tensor_model_parallel_size",
     "generation.kv_cache_gib",
     "generation.gpu_memory_utilization",
+    "generation.enforce_eager",
     "generation.max_num_seqs",
     *(
         f"{group}.{name}"
@@ -72,6 +73,7 @@ _FREE_ON_RESUME = (
     "search.tensor_model_parallel_size",
     "search.kv_cache_gib",
     "search.gpu_memory_utilization",
+    "search.enforce_eager",
     "search.max_num_seqs",
     "search.endpoints",
     "search.api_key_variable",
