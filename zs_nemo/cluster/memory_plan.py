@@ -203,6 +203,13 @@ def engine_weight_bytes(setup: EngineSetup) -> int:
     return parameters_of(read_architecture(Path(setup.model_path))) * bytes_per_value(setup.dtype)
 
 
+def checkpoint_bytes(cfg: RecipeConfig, layout: Layout) -> float:
+    """Return the size of one checkpoint: weights, float32 master weights and both moments, of a critic as well."""
+    each = _width(cfg.policy) + 12
+    # A critic has a number per token in place of an output layer, which is small beside the rest.
+    return parameters_of(read_architecture(layout.policy_folder)) * each * (1 + layout.has_critic)
+
+
 def kv_bytes_per_token(model: Architecture, *, tensor_parallel: int, dtype: str) -> float:
     """Return what one rank of an engine keeps of one token."""
     # More ranks than key/value heads hold copies of them.

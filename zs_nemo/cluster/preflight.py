@@ -10,11 +10,12 @@ from typing import Any
 
 from zs_nemo.cluster.available_memory import available_memory
 from zs_nemo.cluster.gpu_plan import check_gpus, local_gpus
-from zs_nemo.cluster.memory_plan import GIB, engine_weight_bytes, plan_memory
+from zs_nemo.cluster.memory_plan import GIB, checkpoint_bytes, engine_weight_bytes, plan_memory
 from zs_nemo.cluster.rendezvous import usable_port
 from zs_nemo.cluster.setups import Layout, critic_settings
 from zs_nemo.config.collect import CollectConfig, JudgeName, LlmJudgeConfig
 from zs_nemo.config.endpoints import RecordingMode
+from zs_nemo.config.experiment import ExpManagerConfig
 from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.rollout import RefitTransport
@@ -42,6 +43,8 @@ def check(cfg: RecipeConfig, layout: Layout) -> None:
         check_engine_layout("search.tensor_model_parallel_size", layout.simulator_engines[0].model_path, cfg.search)
     if isinstance(cfg.search, SimulatedSearchConfig) and cfg.has_engines:
         check_simulator(cfg.search)
+    if layout.num_ranks:
+        warn_of_little_disk(cfg.exp_manager, checkpoint_bytes(cfg, layout))
     if cfg.cluster.ray_address:
         return
     check_one_machine(cfg)
@@ -186,4 +189,24 @@ def warn_of_too_few_cores(cfg: RecipeConfig, cores: int) -> None:
             cfg.cluster.threads_per_process,
             threads,
             cores,
+        )
+
+
+def warn_of_little_disk(settings: ExpManagerConfig, bytes_each: float) -> None:
+    """Log a warning when the checkpoints that are kept and the one being written may not fit; ``bytes_each`` of one."""
+    folder = Path(settings.exp_dir)
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    # Of a run that goes on: they make room for those to come.
+    written = (folder / settings.name / "checkpoints").rglob("*")
+    free += sum(path.stat().st_size for path in written if path.is_file())
+    needed = (settings.save_top_k + 1) * bytes_each
+    if free < needed:
+        _LOGGER.warning(
+            "%s has %.1f GiB free, but exp_manager.save_top_k=%d checkpoints and the one being written take about "
+            "%.1f GiB: free some room, or set exp_manager.exp_dir or exp_manager.save_top_k otherwise",
+            existing,
+            free / GIB,
+            settings.save_top_k,
+            needed / GIB,
         )

@@ -62,9 +62,13 @@ class StreamingWriter(FileSystemWriterAsync):
             return
         with open(Path(self.checkpoint_dir) / self._name, "wb") as file:
             stream = _CheckedStream(file)
-            while self._data:
-                item, data = self._data.pop(0)
-                self._results.append(_write(stream, item, data, self._name))
+            try:
+                while self._data:
+                    item, data = self._data.pop(0)
+                    self._results.append(_write(stream, item, data, self._name))
+            except RuntimeError as error:
+                # PyTorch closes its archive all the same, and fails with what it then finds at the wrong place.
+                raise stream.failure or error from error
             file.flush()
             os.fsync(file.fileno())
             self._session.written[self._name] = (file.tell(), stream.crc32)
@@ -80,10 +84,16 @@ class _CheckedStream:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.crc32 = 0
+        self.failure: OSError | None = None
+        """Why something could not be written, such as a full disk."""
 
     def write(self, data: Any) -> int:
         self.crc32 = zlib.crc32(data, self.crc32)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
 
     def tell(self) -> int:
         return self._file.tell()

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -253,6 +254,25 @@ def test_more_threads_than_cores_is_a_warning_only(cfg: GrpoRecipeConfig, caplog
     assert not caplog.records
     preflight.warn_of_too_few_cores(cfg, cores=1)
     assert "trainer.devices=2" in caplog.text
+
+
+def test_a_disk_that_the_checkpoints_will_fill_is_a_warning(
+    cfg: GrpoRecipeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg.exp_manager.exp_dir, cfg.exp_manager.name = str(tmp_path / "not there yet"), "run"
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * GIB))
+    preflight.warn_of_little_disk(cfg.exp_manager, 1.0 * GIB)
+    assert not caplog.records
+    preflight.warn_of_little_disk(cfg.exp_manager, 1.1 * GIB)
+    assert f"{tmp_path} has 3.0 GiB free, but exp_manager.save_top_k=2" in caplog.text and "3.3 GiB" in caplog.text
+    caplog.clear()
+    # The checkpoints of a run that goes on will be replaced.
+    old = tmp_path / "not there yet" / "run" / "checkpoints" / "step_000001"
+    old.mkdir(parents=True)
+    with open(old / "policy", "wb") as file:
+        file.truncate(GIB)
+    preflight.warn_of_little_disk(cfg.exp_manager, 1.1 * GIB)
+    assert not caplog.records
 
 
 def test_more_than_what_is_allocated_is_refused_before_ray_waits_for_it(cfg: GrpoRecipeConfig) -> None:
