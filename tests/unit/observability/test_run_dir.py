@@ -189,8 +189,9 @@ def test_a_run_that_has_begun_says_so_before_its_first_step(tmp_path: Path) -> N
 def test_a_resumed_run_must_keep_what_changes_its_results(tmp_path: Path) -> None:
     RunDir(tmp_path, config()).close()
     other = config()
-    other.policy.optim.lr = 0.5
-    with pytest.raises(ValueError, match=r"policy\.optim\.lr: .* -> 0\.5.*exp_manager\.name"):
+    other.policy.optim.lr, other.policy.use_distributed_optimizer = 0.5, False
+    told = r"policy\.optim\.lr: .* -> 0\.5; policy\.use_distributed_optimizer: True -> False.*exp_manager\.name"
+    with pytest.raises(ValueError, match=told):
         RunDir(tmp_path, other)
     elsewhere = config()
     elsewhere.trainer.devices = 8
