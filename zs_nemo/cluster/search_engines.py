@@ -15,7 +15,7 @@ from zs_nemo.config.search import (
 )
 from zs_nemo.evaluation.evaluator import CLOSED_BOOK
 from zs_nemo.qa.facts import FactsWorld
-from zs_nemo.rollout.callbacks import EngineSearch, RolloutCallback, SimulatedSearch, load_callback
+from zs_nemo.rollout.callbacks import EngineSearch, RolloutCallback, SimulatedSearch, resolve_callback
 from zs_nemo.rollout.episode import SearchSetting
 from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.search.bm25 import Bm25Search
@@ -128,7 +128,7 @@ class SearchEngines:
         engine = self._simulated if self._simulated is not None else self._training
         assert engine is not None, "without a simulator a real engine answers during training"
         if self._cfg.rollout.callback:
-            return load_callback(self._cfg.rollout.callback, engine)
+            return resolve_callback(self._cfg.rollout.callback)(engine)
         if self._simulated is None:
             return EngineSearch(engine)
         search = self._cfg.search
