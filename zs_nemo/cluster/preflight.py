@@ -18,7 +18,7 @@ from zs_nemo.config.endpoints import RecordingMode
 from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.rollout import RefitTransport
-from zs_nemo.config.search import SimulatedSearchConfig
+from zs_nemo.config.search import SimulatedSearchConfig, settings_stand_at
 from zs_nemo.search.endpoint_health import check_served
 from zs_nemo.search.http_client import secret_from
 from zs_nemo.search.prompt_template import load_template
@@ -59,13 +59,17 @@ def check(cfg: RecipeConfig, layout: Layout) -> None:
         warn_of_too_few_cores(cfg, len(os.sched_getaffinity(0)))
 
 
-def check_simulator(search: SimulatedSearchConfig) -> None:
-    """Raise unless the simulator's template and recording can be used, and one of its endpoints, if it has any."""
-    load_template(search.template, search.documents_per_completion)
-    read_answers(Path(search.recording.path).expanduser(), search.recording.mode)
+def check_simulator(search: SimulatedSearchConfig, place: str = "search") -> None:
+    """Raise unless the simulator's template and recording can be used, and one of its endpoints, if it has any.
+
+    ``place`` is where its settings stand.
+    """
+    with settings_stand_at(place):
+        load_template(search.template, search.documents_per_completion)
+        read_answers(Path(search.recording.path).expanduser(), search.recording.mode)
     if not search.endpoints or search.recording.mode is RecordingMode.replay:
         return
-    _check_endpoints("search", search)
+    _check_endpoints(place, search)
 
 
 def check_judge(collect: CollectConfig) -> None:
