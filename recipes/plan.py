@@ -23,7 +23,7 @@ register()
 def plan(cfg: RecipeConfig) -> int:
     """Print the plan and return the exit code."""
     from zs_nemo.cluster.available_memory import available_memory
-    from zs_nemo.cluster.gpu_plan import local_gpus, misfits, plan_gpus, propose_layout
+    from zs_nemo.cluster.gpu_plan import local_gpus, misfits, overrides_of, plan_gpus, propose_layout
     from zs_nemo.cluster.memory_plan import GIB, plan_memory
     from zs_nemo.cluster.placement import place_run
     from zs_nemo.cluster.placement_drawing import draw_placement
@@ -64,10 +64,7 @@ def plan(cfg: RecipeConfig) -> int:
             "the engines less with generation.gpu_memory_utilization and search.gpu_memory_utilization"
         )
     else:
-        print(
-            f"fits with policy.tensor_model_parallel_size={proposal.tensor_model_parallel_size} "
-            f"policy.pipeline_model_parallel_size={proposal.pipeline_model_parallel_size}"
-        )
+        print(f"fits with {overrides_of(cfg.policy, proposal)}")
     return 2
 
 

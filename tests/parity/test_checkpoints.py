@@ -27,7 +27,11 @@ VALUE_LOSS = ValueLoss(clip_range=0.2)
 
 def scenario(worker: MegatronWorker, folder: Path) -> dict:
     """Return what follows on a checkpoint that was written during an update, and the damage that is found in it."""
-    results = {"resumed": save_while_training(worker, folder), "damage": {}}
+    results = {
+        "resumed at 0": save_untrained(worker, folder / "untrained"),
+        "resumed": save_while_training(worker, folder),
+        "damage": {},
+    }
     results["whole"] = worker.checkpoint_damage(str(folder / "policy"))
     for name, harm in HARMS.items():
         if worker.setup.rank == 0:
@@ -35,6 +39,16 @@ def scenario(worker: MegatronWorker, folder: Path) -> dict:
         torch.distributed.barrier()
         results["damage"][name] = worker.checkpoint_damage(str(folder / "policy"))
     return {**results, "failure": failure_of_one_rank(worker, folder / "unwritable")}
+
+
+def save_untrained(worker: MegatronWorker, folder: Path) -> list[tuple]:
+    """Return the first update's metrics and logprobs, without a break and after a return to no update made."""
+    worker.save_checkpoint(str(folder))
+    results = []
+    for _ in range(2):
+        results.append((worker.train_step(BATCHES[0], TinyLoss()), worker.logprobs(BATCHES[2])))
+        worker.load_checkpoint(str(folder))
+    return results
 
 
 def save_while_training(worker: MegatronWorker, folder: Path) -> list[tuple]:
@@ -123,6 +137,13 @@ def test_a_checkpoint_holds_the_moment_at_which_it_was_begun(runs, case):
         (metrics, logprobs, values), (resumed_metrics, resumed_logprobs, resumed_values) = rank["resumed"]
         assert resumed_metrics == metrics
         assert torch.equal(resumed_logprobs, logprobs) and torch.equal(resumed_values, values)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_checkpoint_of_no_update_is_gone_on_from(runs, case):
+    for rank in runs[case]:
+        (metrics, logprobs), (resumed_metrics, resumed_logprobs) = rank["resumed at 0"]
+        assert resumed_metrics == metrics and torch.equal(resumed_logprobs, logprobs)
 
 
 def test_files_that_are_not_as_they_were_written_are_named_on_every_rank(runs):

@@ -1,5 +1,7 @@
 """GRPO: each sample against the other samples of its prompt."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -23,11 +25,12 @@ def group_relative_advantages(batch: TrainBatch, *, normalize_std: bool) -> Tens
     return batch.on_loss_tokens(advantages_B)
 
 
-def without_zero_variance(batch: TrainBatch) -> TrainBatch | None:
+def without_zero_variance(batch: TrainBatch, normalizer: Callable[[TrainBatch], float]) -> TrainBatch | None:
     """Leave out groups in which all advantages are 0: only a KL term would see them (cf. DAPO, arXiv 2503.14476).
 
-    They still count: the advantages of the others are scaled by the share of trajectories that is kept, so that a step
-    from which there is little to learn makes a small gradient, as it would if nothing were left out. None if all are.
+    They still count: the advantages of the others are scaled by the share of the loss's ``normalizer`` that is kept,
+    so that a step from which there is little to learn makes a small gradient, as it would if nothing were left out.
+    None if all are.
     """
     assert batch.advantages is not None
     kept = sorted(
@@ -40,7 +43,7 @@ def without_zero_variance(batch: TrainBatch) -> TrainBatch | None:
         return None
     part = batch.select(kept)
     assert part.advantages is not None
-    return part.replace(advantages=part.advantages * (len(kept) / batch.num_sequences))
+    return part.replace(advantages=part.advantages * (normalizer(part) / normalizer(batch)))
 
 
 def trajectory_rewards(batch: TrainBatch) -> Tensor:

@@ -13,7 +13,8 @@ def reinforce_pp_advantages(batch: TrainBatch, token_rewards: Tensor, *, gamma: 
     """Return float32 [T]: the rewards that follow each policy token, whitened over the whole step (arXiv 2501.03262).
 
     With ``group_baseline`` the mean reward of the group is taken off first ("REINFORCE++-baseline" there), so that a
-    token is not praised for an easy question; a group of one then gets nothing. ``token_rewards`` [T] may carry a KL
+    token is not praised for an easy question. A group of one keeps its KL penalty alone, if there is one; like all
+    tokens, its own then lose the step's mean to whitening. ``token_rewards`` [T] may carry a KL
     penalty; the group's mean is that of the rewards without it.
     """
     following = discounted_sums(batch, token_rewards, gamma)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from zs_nemo.cluster.gpu_plan import misfits, propose_layout
+from zs_nemo.cluster.gpu_plan import misfits, overrides_of, propose_layout
 from zs_nemo.cluster.memory_plan import GIB, plan_memory
 from zs_nemo.cluster.settled_config import settled
 from zs_nemo.cluster.setups import derive_layout
@@ -301,10 +301,7 @@ def check_plan(cfg: RecipeConfig, local_gpus: tuple[int, float], available_bytes
         return Finding(Verdict.ok, "plan", f"fits on {num_gpus} GPUs of {gpu_bytes / GIB:.0f} GiB")
     remedy = "take more nodes or a smaller model; recipes/plan.py shows what takes the memory"
     if proposal is not None:
-        remedy = (
-            f"set policy.tensor_model_parallel_size={proposal.tensor_model_parallel_size} "
-            f"policy.pipeline_model_parallel_size={proposal.pipeline_model_parallel_size}"
-        )
+        remedy = f"set {overrides_of(cfg.policy, proposal)}"
     return Finding(Verdict.problem, "plan", f"{problems[0]}; {remedy}")
 
 

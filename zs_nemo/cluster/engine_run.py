@@ -22,7 +22,7 @@ from zs_nemo.observability.run_dir import RunDir
 from zs_nemo.observability.timer import StageTimer
 from zs_nemo.qa.facts import load_facts_world
 from zs_nemo.qa.question_source import load_questions
-from zs_nemo.rollout.build import build_collector, episode_limits
+from zs_nemo.rollout.build import build_collector, check_own_code, episode_limits
 from zs_nemo.rollout.collector import check_prompts_fit
 from zs_nemo.rollout.ledger import SearchLedger, State
 from zs_nemo.search.bm25 import Bm25Search
@@ -68,6 +68,7 @@ class EngineRun:
 
     def _start(self) -> None:
         cfg = self._cfg
+        check_own_code(cfg)
         self._world = load_facts_world(cfg.data)
         self._tokenizer = load_tokenizer(resolve_model(cfg.policy.model, setting="policy.model"))
         self._questions = load_questions(cfg.data, self._world, self._progress.say)

@@ -65,7 +65,7 @@ class EvaluationRun(EngineRun):
         world = load_facts_world(cfg.data)
         self._test_questions = load_test_questions(cfg.data, world, self._progress.say, limit=cfg.evaluate.limit)
         self._manifests = self._freeze(world)
-        self._check_and_keep_manifest()
+        frozen = self._checked_against_manifests()
         self._ledger = self._open_ledger()
         self._ledger.phase = Phase.evaluation
         self._memory = self._stack.enter_context(MemoryWatch())
@@ -74,6 +74,9 @@ class EvaluationRun(EngineRun):
         self._parts = self._stack.enter_context(
             answering(asked, world, self._ledger, self._run_dir.path, self._show_placement, self._check_prompts)
         )
+        # Not before: of what is refused nothing is left that the corrected settings would be held against.
+        if not self._kept_manifest.exists():
+            frozen.write(self._kept_manifest)
         self._loop = self._stack.enter_context(asyncio.Runner())
         self._stack.callback(lambda: self._loop.run(self._parts.aclose()))
 
@@ -223,17 +226,19 @@ class EvaluationRun(EngineRun):
         drawn = [f"{count} of {text}" for text, count in zip(data.test, counts, strict=False) if count]
         return f"at most {', '.join(drawn)}, drawn by data.seed={data.seed}" if drawn else ""
 
-    def _check_and_keep_manifest(self) -> None:
-        """Refuse to go on with, or to repeat, an evaluation of something else."""
+    @property
+    def _kept_manifest(self) -> Path:
+        return self._run_dir.path / "manifest.json"
+
+    def _checked_against_manifests(self) -> FrozenRun:
+        """Return what is evaluated; refuse to go on with, or to repeat, an evaluation of something else."""
         evaluations = {str(self._name(method)): manifest for method, manifest in self._manifests.items()}
-        kept = self._run_dir.path / "manifest.json"
-        for path in (kept, Path(self._cfg.manifest).expanduser()):
-            if (path == kept and not path.exists()) or path == Path():
+        for path in (self._kept_manifest, Path(self._cfg.manifest).expanduser()):
+            if (path == self._kept_manifest and not path.exists()) or path == Path():
                 continue
             for line in FrozenRun.read(path).check_repeated_by(evaluations):
                 self._progress.say(f"unlike in {path}: {line}")
-        if not kept.exists():
-            FrozenRun.of(self._cfg, evaluations).write(kept)
+        return FrozenRun.of(self._cfg, evaluations)
 
     def _check_prompts(self, tokenizer: Tokenizer) -> None:
         for method in self._cfg.evaluate.methods:

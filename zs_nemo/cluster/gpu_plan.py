@@ -5,7 +5,7 @@ step of a 1.5B model took 40 on an H100, and 33.5 where Transformer Engine's lay
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from zs_nemo.cluster.memory_plan import GIB, engine_memory, kv_bytes_per_token, plan_memory
@@ -91,9 +91,24 @@ def _engine_misfit(setup: EngineSetup, gpu_bytes: float) -> str | None:
 def propose_layout(cfg: RecipeConfig, layout: Layout, num_gpus: int, gpu_bytes: float) -> PolicyConfig | None:
     """Return the policy's settings with the least model parallelism that fits on these GPUs; None if none does."""
     for settings in _layouts(cfg, layout):
-        if not misfits(replace(cfg, policy=settings), layout, num_gpus, gpu_bytes):
+        try:
+            proposed = replace(cfg, policy=settings)
+        except ValueError:
+            # The machines refuse it: tensor parallelism would span nodes.
+            continue
+        if not misfits(proposed, layout, num_gpus, gpu_bytes):
             return settings
     return None
+
+
+def overrides_of(before: PolicyConfig, after: PolicyConfig) -> str:
+    """Return the overrides that make ``before`` the layout ``after``, both sizes among them in any case."""
+    always = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
+    values = {each.name: getattr(after, each.name) for each in fields(after)}
+    changed = {name: value for name, value in values.items() if name in always or value != getattr(before, name)}
+    return " ".join(
+        f"policy.{name}={'null' if value is None else str(value).lower()}" for name, value in changed.items()
+    )
 
 
 def _layouts(cfg: RecipeConfig, layout: Layout) -> Iterator[PolicyConfig]:

@@ -19,7 +19,7 @@ from zs_nemo.config.experiment import ExpManagerConfig
 from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.rollout import RefitTransport
-from zs_nemo.config.search import SimulatedSearchConfig
+from zs_nemo.config.search import SimulatedSearchConfig, settings_stand_at
 from zs_nemo.search.endpoint_health import check_served
 from zs_nemo.search.http_client import secret_from
 from zs_nemo.search.prompt_template import load_template
@@ -33,9 +33,12 @@ _OBJECT_STORE_BYTES = 512 * 2**20
 
 
 def check(cfg: RecipeConfig, layout: Layout) -> None:
-    """Check the policy's model, layouts and, for a run on this machine, its port, memory and shared memory."""
-    for settings in (cfg.policy, critic_settings(cfg) or cfg.policy) if layout.num_ranks else ():
-        check_policy_model(settings, layout.policy_folder)
+    """Check the trained models, layouts and, for a run on this machine, its port, memory and shared memory."""
+    if layout.num_ranks:
+        check_trained_model(cfg.policy, layout.policy_folder)
+    critic = critic_settings(cfg)
+    if critic is not None and layout.num_critic_ranks:
+        check_trained_model(critic, layout.policy_folder, group="critic")
     if layout.policy_engines:
         path = layout.policy_engines[0].model_path
         check_engine_layout("generation.tensor_model_parallel_size", path, cfg.generation)
@@ -59,13 +62,17 @@ def check(cfg: RecipeConfig, layout: Layout) -> None:
         warn_of_too_few_cores(cfg, len(os.sched_getaffinity(0)))
 
 
-def check_simulator(search: SimulatedSearchConfig) -> None:
-    """Raise unless the simulator's template and recording can be used, and one of its endpoints, if it has any."""
-    load_template(search.template, search.documents_per_completion)
-    read_answers(Path(search.recording.path).expanduser(), search.recording.mode)
+def check_simulator(search: SimulatedSearchConfig, place: str = "search") -> None:
+    """Raise unless the simulator's template and recording can be used, and one of its endpoints, if it has any.
+
+    ``place`` is where its settings stand.
+    """
+    with settings_stand_at(place):
+        load_template(search.template, search.documents_per_completion)
+        read_answers(Path(search.recording.path).expanduser(), search.recording.mode)
     if not search.endpoints or search.recording.mode is RecordingMode.replay:
         return
-    _check_endpoints("search", search)
+    _check_endpoints(place, search)
 
 
 def check_judge(collect: CollectConfig) -> None:
@@ -82,14 +89,18 @@ def _check_endpoints(group: str, settings: SimulatedSearchConfig | LlmJudgeConfi
         _LOGGER.warning("%s: %s cannot be used now (%s); the others are asked", setting, url, error)
 
 
-def check_policy_model(policy: PolicyConfig, folder: Path) -> None:
-    """Raise unless the ranks can be built from the folder: its architecture, its tensors, the cut over ranks."""
+def check_trained_model(policy: PolicyConfig, folder: Path, *, group: str = "policy") -> None:
+    """Raise unless the ranks can be built from the folder: its architecture, its tensors, the cut over ranks.
+
+    ``group`` is where the settings of the cut stand.
+    """
     architecture = read_architecture(folder)
     architecture.check_layout(
         tensor_parallel=policy.tensor_model_parallel_size,
         pipeline_parallel=policy.pipeline_model_parallel_size,
         layers_in_first_stage=policy.num_layers_in_first_pipeline_stage,
         layers_in_last_stage=policy.num_layers_in_last_pipeline_stage,
+        group=group,
     )
     architecture.check_tensors(HfTensors(folder))
 

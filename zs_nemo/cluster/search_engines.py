@@ -15,7 +15,7 @@ from zs_nemo.config.search import (
 )
 from zs_nemo.evaluation.evaluator import CLOSED_BOOK
 from zs_nemo.qa.facts import FactsWorld
-from zs_nemo.rollout.callbacks import EngineSearch, RolloutCallback, SimulatedSearch, load_callback
+from zs_nemo.rollout.callbacks import EngineSearch, RolloutCallback, SimulatedSearch, resolve_callback
 from zs_nemo.rollout.episode import SearchSetting
 from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.search.bm25 import Bm25Search
@@ -128,7 +128,7 @@ class SearchEngines:
         engine = self._simulated if self._simulated is not None else self._training
         assert engine is not None, "without a simulator a real engine answers during training"
         if self._cfg.rollout.callback:
-            return load_callback(self._cfg.rollout.callback, engine)
+            return resolve_callback(self._cfg.rollout.callback)(engine)
         if self._simulated is None:
             return EngineSearch(engine)
         search = self._cfg.search
@@ -147,15 +147,19 @@ def engine_name(settings: SearchConfig) -> str:
     return names.get(type(settings), CLOSED_BOOK)
 
 
-def build_remote_engine(settings: SearchConfig | None, *, num_searches_before: int = 0) -> RemoteEngine | None:
+def build_remote_engine(
+    settings: SearchConfig | None, *, num_searches_before: int = 0, place: str = "search"
+) -> RemoteEngine | None:
     """Return the client of an engine elsewhere, None for any other; raise ``ValueError`` without its credentials.
 
-    ``num_searches_before`` is what a resumed run has asked of the web already, for its quota.
+    ``num_searches_before`` is what a resumed run has asked of the web already, for its quota. ``place`` is where the
+    settings stand.
     """
-    if isinstance(settings, RetrieverSearchConfig):
-        return RetrieverSearch(settings)
-    if isinstance(settings, WebSearchConfig):
-        return WebSearch(settings, num_searches_before=num_searches_before)
+    with settings_stand_at(place):
+        if isinstance(settings, RetrieverSearchConfig):
+            return RetrieverSearch(settings)
+        if isinstance(settings, WebSearchConfig):
+            return WebSearch(settings, num_searches_before=num_searches_before, place=place)
     return None
 
 
@@ -165,8 +169,7 @@ def build_remote_engines(cfg: RecipeConfig, ledger: SearchLedger) -> RealEngines
     training = build_remote_engine(cfg.search, num_searches_before=asked)
     if cfg.evaluation.search == cfg.search:
         return RealEngines(training=training, judge=training)
-    with settings_stand_at("evaluation.search"):
-        judge = build_remote_engine(cfg.evaluation.search, num_searches_before=asked)
+    judge = build_remote_engine(cfg.evaluation.search, num_searches_before=asked, place="evaluation.search")
     return RealEngines(training=training, judge=judge)
 
 

@@ -127,7 +127,10 @@ def _simulator_engines(cfg: RecipeConfig, use_gpu: bool) -> tuple[EngineSetup, .
 
 
 def num_updates(cfg: RecipeConfig) -> int:
-    """Return the policy's optimizer updates in a whole run, for its learning-rate schedule."""
+    """Return the policy's optimizer updates in a whole run, for its learning-rate schedule.
+
+    It is the most that there can be: steps of which groups are left out or trajectories lost may make fewer.
+    """
     warmup = cfg.algorithm.critic_warmup_steps if isinstance(cfg, PpoRecipeConfig) else 0
     return max(1, (cfg.trainer.max_steps - warmup) * _updates_per_step(cfg, cfg.policy.global_batch_size))
 

@@ -10,7 +10,7 @@ from zs_nemo.cluster.preflight import check_simulator
 from zs_nemo.cluster.simulator_system import simulator_engines
 from zs_nemo.config.evaluate_simulator import EvaluateSimulatorConfig
 from zs_nemo.config.recipe import RecipeConfig
-from zs_nemo.config.search import SimulatedSearchConfig
+from zs_nemo.config.search import SimulatedSearchConfig, settings_stand_at
 from zs_nemo.evaluation.simulator_page import render_page
 from zs_nemo.evaluation.simulator_quality import SimulatedAnswer, quality
 from zs_nemo.observability.files import read_json_lines, write_json, write_json_lines, write_text
@@ -43,7 +43,7 @@ def evaluate_simulators(cfg: EvaluateSimulatorConfig, progress: Progress) -> Pat
         if settings is None:
             continue
         progress.begin(name, 2 * len(found))
-        with _built(cfg, settings, output / "logs" / name) as simulator:
+        with settings_stand_at(name), _built(cfg, settings, name) as simulator:
             answers[name] = asyncio.run(_ask(cfg, settings, simulator, found, progress))
         write_json_lines(output / f"{name}.jsonl", [asdict(answer) for answer in answers[name]])
     report = {
@@ -81,15 +81,15 @@ def read_queries(cfg: EvaluateSimulatorConfig) -> list[Interaction]:
 
 
 @contextmanager
-def _built(cfg: EvaluateSimulatorConfig, search: SimulatedSearchConfig, logs: Path) -> Iterator[Simulator]:
+def _built(cfg: EvaluateSimulatorConfig, search: SimulatedSearchConfig, name: str) -> Iterator[Simulator]:
     demonstrations = build_demonstrations(load_facts_world(cfg.data))
-    check_simulator(search)
+    check_simulator(search, name)
     if not search.needs_engines:
         yield build_simulator(search, demonstrations=demonstrations)
         return
     tokenizer = load_tokenizer(resolve_model(search.model, setting="search.model"))
     run = RecipeConfig(seed=cfg.seed, search=search, cluster=cfg.cluster, trainer=cfg.trainer)
-    with simulator_engines(run, logs) as engines:
+    with simulator_engines(run, Path(cfg.output) / "logs" / name) as engines:
         yield build_simulator(search, engine=engines, tokenizer=tokenizer, demonstrations=demonstrations)
 
 

@@ -265,6 +265,11 @@ class TrainingRun(EngineRun):
             | self._run_dir.faults.metrics()
             | dict(metrics or {})
         )
+        if not row["rollout/episodes"]:
+            self._progress.say(
+                f"step {step}: all its trajectories were lost, as rollout.max_deadline_share, search_max_failure_share "
+                "and search_max_empty_share allow; nothing was trained"
+            )
         findings = self._guards.findings(row)
         row |= {f"guards/{finding.name}": 1.0 for finding in findings}
         self._run_dir.log_step(step, row)

@@ -38,8 +38,9 @@ class EvaluateConfig:
     top_p: float = 1.0
     bootstrap_samples: int = 2000
     max_failed_share: float = 0.02
-    """Share of an evaluation's questions that may stay without an answer because their search failed. They are named
-    and have no score. With more of them the run stops; the same command asks them again."""
+    """Share of an evaluation's questions that may stay without an answer because their search failed, also because a
+    simulator wrote nothing, or because their time ran out. They are named and have no score. With more of them the run
+    stops; the same command asks them again."""
     max_empty_share: float = 0.5
     """Share of the searches that the engine may answer without a document; with more of them there is no score, for the
     engine is likely to be at fault."""

@@ -196,6 +196,16 @@ class WarmStartConfig:
     """Episodes per step."""
     lr: float = 2e-5
 
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ValueError(f"warm_start.steps={self.steps} must be 0 (no warm start) or positive")
+        if self.global_batch_size < 1:
+            raise ValueError(f"warm_start.global_batch_size={self.global_batch_size} must be at least 1")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(
+                f"warm_start.lr={self.lr} must be a positive number; set warm_start.steps=0 for no warm start"
+            )
+
 
 @dataclass(kw_only=True)
 class EvaluationConfig:

@@ -1,5 +1,6 @@
 """Settings of the trained model: where it comes from, how it is cut over ranks, how it is optimised."""
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -47,13 +48,21 @@ class RecomputeMethod(Enum):
 
 @dataclass(kw_only=True)
 class SchedConfig:
-    """``policy.optim.sched``: the learning rate over steps."""
+    """``policy.optim.sched``: the learning rate over optimizer updates, of which a step may make several."""
 
     name: ScheduleName = ScheduleName.constant
     warmup_steps: int = 0
-    """Steps of linear warm-up from 0."""
+    """Updates of linear warm-up; the first is made with lr / (warmup_steps + 1)."""
     min_lr: float = 0.0
-    """Floor of the annealing schedules."""
+    """Floor of the annealing schedules. They come down to it with the last of the updates that ``trainer.max_steps``
+    full steps make, and end above it where steps make fewer: with groups left out (``algorithm.zero_variance=drop``) or
+    trajectories lost."""
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ValueError(f"optim.sched.warmup_steps={self.warmup_steps} must be 0 (no warm-up) or positive")
+        if not 0 <= self.min_lr < math.inf:
+            raise ValueError(f"optim.sched.min_lr={self.min_lr} must be 0 or a positive number")
 
 
 @dataclass(kw_only=True)
@@ -72,6 +81,11 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.lr < 0:
             raise ValueError(f"optim.lr={self.lr} must not be negative; set it to 0 to freeze the weights")
+        if self.sched.name is not ScheduleName.constant and self.sched.min_lr > self.lr:
+            raise ValueError(
+                f"optim.sched.min_lr={self.sched.min_lr} must not be above optim.lr={self.lr}, or the learning rate "
+                f"would rise with optim.sched.name={self.sched.name.name}; lower it"
+            )
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas={self.betas} must be two numbers in [0, 1), such as [0.9, 0.999]")
 

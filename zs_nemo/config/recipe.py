@@ -16,7 +16,7 @@ from zs_nemo.config.experiment import (
 )
 from zs_nemo.config.faults import FaultConfig
 from zs_nemo.config.guards import GuardConfig
-from zs_nemo.config.policy import PolicyConfig
+from zs_nemo.config.policy import PolicyConfig, Precision
 from zs_nemo.config.reward import RewardConfig
 from zs_nemo.config.rollout import CurriculumConfig, CurriculumName, GenerationConfig, RolloutConfig
 from zs_nemo.config.search import NoSearchConfig, SearchConfig, SimulatedSearchConfig
@@ -75,6 +75,13 @@ class RecipeConfig:
             _check_overlap(
                 self.rollout.max_staleness, self.algorithm, trains_policy=self.has_ranks and self.has_engines
             )
+        if self.generation.top_p < 1 and self.algorithm.importance.level is not ImportanceLevel.off:
+            raise ValueError(
+                f"generation.top_p={self.generation.top_p} must be 1 with algorithm.importance.level="
+                f"{self.algorithm.importance.level.name}: the weights compare with the probabilities that tokens were "
+                "sampled with, and those of a truncated distribution are larger than the trained ones; set top_p to 1, "
+                "or the level to off"
+            )
         if self.has_ranks:
             _check_tensor_parallel_within_node(self.trainer, self.policy)
         if self.curriculum.name is CurriculumName.adaptive:
@@ -128,6 +135,10 @@ class PpoRecipeConfig(RecipeConfig):
     algorithm: PpoConfig = field(default_factory=PpoConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_critic(self.critic, self.policy)
+
     @property
     def critic_batch_size(self) -> int:
         """Trajectories per optimizer update of the critic."""
@@ -145,6 +156,21 @@ def _check_overlap(max_staleness: int, algorithm: AlgorithmConfig, *, trains_pol
             f"rollout.max_staleness={max_staleness} trains on tokens that older weights have sampled, which "
             "algorithm.importance.level=off does not correct for; set algorithm.importance.level=token (or sequence), "
             "or rollout.max_staleness=0"
+        )
+
+
+def _check_critic(critic: CriticConfig, policy: PolicyConfig) -> None:
+    """Refuse what the critic has from its own settings and from the policy's and cannot have together."""
+    if policy.stochastic_rounding and critic.pipeline_model_parallel_size > 1:
+        raise ValueError(
+            f"critic.pipeline_model_parallel_size={critic.pipeline_model_parallel_size} must be 1 with "
+            "policy.stochastic_rounding=true, by which the critic's weights are rounded as well; set one of the two "
+            "otherwise"
+        )
+    if policy.precision is Precision.fp32 and critic.optim.optimizer_cpu_offload:
+        raise ValueError(
+            "critic.optim.optimizer_cpu_offload=true needs policy.precision=bf16, which is the critic's too: with fp32 "
+            "the master weights are the weights that compute; set one of the two otherwise"
         )
 
 

@@ -27,7 +27,7 @@ class GenerationConfig:
     dtype: str = "auto"
     """``auto`` follows ``policy.precision``; or bfloat16, float32."""
     kv_cache_gib: float = 0.5
-    """Memory for keys and values per engine on CPU, in GiB."""
+    """Memory for keys and values of each tensor-parallel rank of an engine on CPU, in GiB."""
     gpu_memory_utilization: float = 0.4
     """Share of a GPU that one engine may take, weights included; not used on CPU."""
     enforce_eager: bool = False

@@ -72,7 +72,7 @@ class SimulatedSearchConfig(SearchConfig):
     dtype: str = "auto"
     """``auto`` is bfloat16 on GPUs and on CPUs that compute with it, float32 on all others; or bfloat16, float32."""
     kv_cache_gib: float = 0.4
-    """Memory for keys and values per engine on CPU, in GiB."""
+    """Memory for keys and values of each tensor-parallel rank of an engine on CPU, in GiB."""
     max_num_seqs: int = 64
     max_sequence_tokens: int = 512
     """Tokens of one call, the simulator's prompt and its document together."""

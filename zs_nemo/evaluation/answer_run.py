@@ -12,7 +12,10 @@ from zs_nemo.types.question import Question
 
 
 class FailureBudget:
-    """Questions of an evaluation that may stay without an answer because their search failed."""
+    """Questions of an evaluation that may stay without an answer because their search failed.
+
+    One for which a simulator wrote nothing is among them: it has no score either, and the others do not stand for it.
+    """
 
     def __init__(self, num_questions: int, max_share: float) -> None:
         self._num_questions = num_questions

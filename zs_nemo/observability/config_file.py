@@ -38,7 +38,6 @@ _FREE_ON_RESUME = (
     "policy.activations_checkpoint_",
     "policy.optim.optimizer_cpu_offload",
     "policy.train_mb_tokens",
-    "policy.use_distributed_optimizer",
     "critic.num_ranks",
     "critic.tensor_model_parallel_size",
     "critic.pipeline_model_parallel_size",

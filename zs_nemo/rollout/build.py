@@ -1,6 +1,7 @@
 """Builds the rollout side of a run from its settings."""
 
 from zs_nemo.config.recipe import RecipeConfig
+from zs_nemo.rollout.callbacks import resolve_callback
 from zs_nemo.rollout.collector import RolloutCollector, StepBudgets
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodeRunner
 from zs_nemo.rollout.loop_thread import LoopThread
@@ -18,6 +19,13 @@ def episode_limits(cfg: RecipeConfig) -> EpisodeLimits:
         search_deadline_s=cfg.rollout.search_deadline_s,
         trajectory_deadline_s=cfg.rollout.trajectory_deadline_s,
     )
+
+
+def check_own_code(cfg: RecipeConfig) -> None:
+    """Raise ``ValueError`` unless a reward and a callback of the user's own can be imported."""
+    build_reward(cfg.reward.weights())
+    if cfg.rollout.callback:
+        resolve_callback(cfg.rollout.callback)
 
 
 def build_collector(cfg: RecipeConfig, engine: GenerationEngine, tokenizer: Tokenizer) -> RolloutCollector:

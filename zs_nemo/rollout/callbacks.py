@@ -4,8 +4,9 @@ A callback gets a ``SearchRequest``, which belongs to one turn of one trajectory
 your own by implementing ``RolloutCallback`` and naming it in ``rollout.callback``.
 """
 
-import importlib
+from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from typing import Protocol, cast
 
 from zs_nemo.config.rollout import CoinScope
@@ -65,14 +66,13 @@ def coin_key(key: SampleKey, scope: CoinScope) -> SampleKey:
             return replace(key, member=0)
 
 
-def load_callback(path: str, engine: SearchEngine) -> RolloutCallback:
-    """Build the class named by ``rollout.callback`` with the configured engine as its only argument."""
+def resolve_callback(path: str) -> Callable[[SearchEngine], RolloutCallback]:
+    """Return the class named by ``rollout.callback``. Raises ``ValueError`` when it cannot be imported."""
     module_name, _, class_name = path.rpartition(".")
     try:
-        factory = getattr(importlib.import_module(module_name), class_name)
+        return cast(Callable[[SearchEngine], RolloutCallback], getattr(import_module(module_name), class_name))
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"rollout.callback={path!r} cannot be imported ({error}); name it as package.module.ClassName and put its "
             "package on PYTHONPATH"
         ) from error
-    return cast(RolloutCallback, factory(engine))

@@ -108,6 +108,8 @@ class RolloutCollector:
         self._run_seed = run_seed
         self._max_concurrency = max_concurrency
         self._budgets = budgets
+        self._of_step: list[Trajectory] = []
+        """Ended in the rounds of the step so far."""
         # One loop for the life of the collector: engine clients keep connections that belong to a loop.
         self.loop: EpisodeLoop = loop or asyncio.Runner()
 
@@ -157,8 +159,13 @@ class RolloutCollector:
     def grouped(
         self, questions: Sequence[Question], trajectories: Sequence[Trajectory], *, first_prompt: int = 0
     ) -> list[TrajectoryGroup]:
-        """Return the groups of ended episodes. Raises as ``collect`` does when too many of them were lost."""
-        self._budgets.check(trajectories)
+        """Return the groups of ended episodes.
+
+        Raises as ``collect`` does when too many were lost of all that the step has collected so far: a later round of
+        few prompts has no budgets of its own.
+        """
+        self._of_step = [*(self._of_step if first_prompt else ()), *trajectories]
+        self._budgets.check(self._of_step)
         groups = [TrajectoryGroup(question=question, trajectories=[]) for question in questions]
         for trajectory in trajectories:
             group = groups[trajectory.key.prompt - first_prompt]

@@ -29,14 +29,21 @@ class WebSearch:
     name = "web"
 
     def __init__(
-        self, settings: WebSearchConfig, *, num_searches_before: int = 0, environment: Mapping[str, str] = os.environ
+        self,
+        settings: WebSearchConfig,
+        *,
+        num_searches_before: int = 0,
+        place: str = "search",
+        environment: Mapping[str, str] = os.environ,
     ) -> None:
         """``num_searches_before`` counts against the quota: what a resumed run has asked already.
 
+        ``place`` is where the settings stand, for messages.
         Raises ``ValueError`` when the key's environment variable is not set.
         """
         self._settings = settings
-        self._key = secret_from(settings.api_key_variable, "search.api_key_variable", environment)
+        self._place = place
+        self._key = secret_from(settings.api_key_variable, f"{place}.api_key_variable", environment)
         self._client = HttpClient(
             self.name,
             settings.url,
@@ -80,7 +87,7 @@ class WebSearch:
     def _spend_one(self) -> None:
         quota = self._settings.max_searches
         if quota and self.num_searches >= quota:
-            detail = f"web: the quota of search.max_searches={quota} is spent; raise it to go on"
+            detail = f"web: the quota of {self._place}.max_searches={quota} is spent; raise it to go on"
             if not self._refused:
                 self._refused = True
                 _LOGGER.warning("%s", detail)

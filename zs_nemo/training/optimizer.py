@@ -110,6 +110,9 @@ class ModelOptimizer:
         if isinstance(inner, DistributedOptimizer):
             load_state(inner, state)
         else:
+            if isinstance(inner.optimizer, torch.optim.AdamW):
+                # megatron-core writes no counter of no updates.
+                state.get("optimizer", state)["state"].setdefault("common_step", torch.tensor(0.0))
             inner.load_state_dict(state)
         self._separate_step_counters()
 

@@ -109,9 +109,13 @@ class Architecture:
         pipeline_parallel: int,
         layers_in_first_stage: int | None = None,
         layers_in_last_stage: int | None = None,
+        group: str = "policy",
     ) -> None:
-        """Raise ``ValueError`` when the model cannot be cut that way. Needs no worker."""
-        self._check_tensor_parallel(tensor_parallel)
+        """Raise ``ValueError`` when the model cannot be cut that way. Needs no worker.
+
+        ``group`` is where the settings stand; in ``policy`` alone stages may differ in their layers.
+        """
+        self._check_tensor_parallel(tensor_parallel, group)
         given = [number for number in (layers_in_first_stage, layers_in_last_stage) if number is not None]
         rest, stages = self.num_layers - sum(given), pipeline_parallel - len(given)
         fits = rest == 0 if stages == 0 else rest >= stages and rest % stages == 0
@@ -125,28 +129,28 @@ class Architecture:
                 f"1; {_fitting_stages(self.num_layers, pipeline_parallel)}"
             )
         raise ValueError(
-            f"policy.pipeline_model_parallel_size={pipeline_parallel} must divide the model's {self.num_layers} "
-            f"layers; {_fitting_stages(self.num_layers, pipeline_parallel)}"
+            f"{group}.pipeline_model_parallel_size={pipeline_parallel} must divide the model's {self.num_layers} "
+            f"layers; {_fitting_stages(self.num_layers, pipeline_parallel, group)}"
         )
 
-    def _check_tensor_parallel(self, size: int) -> None:
+    def _check_tensor_parallel(self, size: int, group: str) -> None:
         counts = (self.num_heads, self.num_kv_heads, self.intermediate_size)
         if any(count % size for count in counts):
             fitting = [n for n in range(1, self.num_kv_heads + 1) if all(count % n == 0 for count in counts)]
             raise ValueError(
-                f"policy.tensor_model_parallel_size={size} must divide the model's {self.num_heads} attention heads, "
+                f"{group}.tensor_model_parallel_size={size} must divide the model's {self.num_heads} attention heads, "
                 f"{self.num_kv_heads} key/value heads and {self.intermediate_size} feed-forward columns; set it to "
                 f"one of {fitting}"
             )
 
 
-def _fitting_stages(layers: int, stages: int) -> str:
+def _fitting_stages(layers: int, stages: int, group: str = "policy") -> str:
     """Return the remedy: how ``stages`` stages can share the layers, or how many stages there can be."""
     if layers % stages == 0:
         return "leave both unset, since the stages can share the layers evenly"
     divisors = [number for number in range(1, layers + 1) if layers % number == 0]
-    even = f"set policy.pipeline_model_parallel_size to one of {divisors}"
-    if layers < stages:
+    even = f"set {group}.pipeline_model_parallel_size to one of {divisors}"
+    if layers < stages or group != "policy":
         return even
     # The first and the last stage also have the vocabulary: they are the ones to get fewer layers, where they can.
     each = -(-layers // stages)

@@ -239,9 +239,10 @@ def test_a_sample_is_named_and_a_set_that_has_changed_is_refused(world: World, t
         run(tmp_path, again)
 
 
-def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_asked(world: World, tmp_path: Path) -> None:
+def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_asked_or_kept(world: World, tmp_path: Path) -> None:
     cfg = world.settings(methods=[Method.retrieve_then_read])
     cfg.rollout.max_sequence_tokens = 500
     with pytest.raises(ValueError, match=r"max_sequence_tokens=500 cannot hold .* its documents \(rollout\.max_doc"):
         run(tmp_path, cfg)
     assert not world.policy.calls
+    assert run(tmp_path, world.settings(methods=[Method.direct])), "the corrected command may keep the name"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from zs_nemo.cluster.gpu_plan import check_gpus, misfits, plan_gpus, propose_layout
+from zs_nemo.cluster.gpu_plan import check_gpus, misfits, overrides_of, plan_gpus, propose_layout
 from zs_nemo.cluster.memory_plan import GIB, parameters_of, plan_memory, stage_layers, stage_parameters
 from zs_nemo.cluster.setups import Layout, derive_layout
 from zs_nemo.config.algorithm import KlConfig, KlPlace
@@ -157,6 +157,13 @@ def test_seven_billion_parameters_fit_on_eight_gpus_of_80_gib_with_tensor_parall
     # With 2: 3.8e9 parameters * (2 + 2 + 4 + 12 / 4) bytes and 27 GiB of activations beside an engine's 32 GiB.
     assert (proposal.tensor_model_parallel_size, proposal.pipeline_model_parallel_size) == (4, 1)
     assert not misfits(replace(cfg, policy=proposal), layout, 8, 80 * GIB)
+    sizes = "policy.tensor_model_parallel_size=4 policy.pipeline_model_parallel_size=1"
+    assert overrides_of(cfg.policy, proposal) == sizes
+    uneven = replace(
+        proposal, pipeline_model_parallel_size=2, num_layers_in_first_pipeline_stage=1, context_parallel_size=2
+    )
+    more = " policy.num_layers_in_first_pipeline_stage=null policy.context_parallel_size=1"
+    assert overrides_of(uneven, proposal) == sizes + more
 
 
 def test_what_fits_nowhere_has_no_proposal_and_is_refused_before_anything_starts(big: Path):

@@ -15,10 +15,11 @@ from zs_nemo.cluster import preflight
 from zs_nemo.cluster.memory_plan import plan_memory
 from zs_nemo.cluster.setups import Layout, derive_layout, num_updates
 from zs_nemo.config.algorithm import KlPlace
+from zs_nemo.config.critic import CriticConfig
 from zs_nemo.config.endpoints import RecordingConfig, RecordingMode
 from zs_nemo.config.experiment import Accelerator
 from zs_nemo.config.policy import Precision
-from zs_nemo.config.recipe import GrpoRecipeConfig
+from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig
 from zs_nemo.config.rollout import RefitTransport
 from zs_nemo.config.search import SimulatedSearchConfig
 from zs_nemo.weights.families import read_architecture
@@ -128,6 +129,26 @@ def test_layers_that_the_stages_cannot_share_are_refused_with_the_settings_that_
         preflight.check(cfg, derive_layout(cfg))
     cfg.policy.num_layers_in_first_pipeline_stage = cfg.policy.num_layers_in_last_pipeline_stage = 1
     preflight.check(cfg, derive_layout(cfg))
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        ("tensor", r"^critic\.tensor_model_parallel_size=2 must divide the model's 9"),
+        ("pipeline", r"^critic\.pipeline_model_parallel_size=2 .*; set critic\.pipeline_model_parallel_size to one of"),
+    ],
+)
+def test_the_layout_of_a_critic_of_its_own_is_refused_under_its_own_settings(
+    cfg: GrpoRecipeConfig, model: Path, size: str, told: str
+) -> None:
+    changed = json.dumps(MODEL | {"num_hidden_layers": 3})
+    (model / "config.json").write_text(changed)
+    shapes = read_architecture(model).hf_shapes()
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, model / "model.safetensors")
+    critic = CriticConfig(num_ranks=2, **{f"{size}_model_parallel_size": 2})
+    ppo = PpoRecipeConfig(search=cfg.search, policy=cfg.policy, trainer=cfg.trainer, critic=critic)
+    with pytest.raises(ValueError, match=told):
+        preflight.check(ppo, derive_layout(ppo))
 
 
 def test_a_folder_with_tensors_that_its_configuration_does_not_call_for_is_refused(

@@ -95,6 +95,10 @@ def test_a_request_that_is_rejected_counts_as_no_document_unless_all_are(
     write(tmp_path, [*map(row, range(4))])
     with serving(lambda: model({"2": 400})) as url, Progress("quality") as progress:
         simulator_evaluation.evaluate_simulators(settings(tmp_path, url), progress)
+        cfg = settings(tmp_path, url)
+        cfg.baseline = SimulatedSearchConfig(template="nowhere")
+        with pytest.raises(ValueError, match=r"^baseline\.template="):
+            simulator_evaluation.evaluate_simulators(cfg, progress)
     found = read_json(tmp_path / "quality" / "report.json", {})["simulators"]["search"]
     assert (found["empty_share"], found["support_share"]) == (0.25, 0.75)
     assert "2 of 8 requests were rejected" in capsys.readouterr().out

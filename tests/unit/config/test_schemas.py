@@ -98,6 +98,12 @@ def test_an_unknown_key_is_refused_with_its_name(override):
         ("evaluation.temperatures=[1,1.0]", r"evaluation\.temperatures=\[1\.0, 1\.0\] names one twice"),
         ("cluster.master_port=80", r"cluster\.master_port=80"),
         ("policy.optim.betas=[0.9]", r"optim\.betas=\[0\.9\]"),
+        ("policy.optim.sched.warmup_steps=-1", r"optim\.sched\.warmup_steps=-1 must be 0"),
+        ("policy.optim.sched.min_lr=-1", r"optim\.sched\.min_lr=-1\.0 must be 0"),
+        ("policy.optim.lr=1e-6", r"optim\.sched\.min_lr=1e-05 must not be above optim\.lr=1e-06, .*; lower it"),
+        ("warm_start.steps=-1", r"warm_start\.steps=-1 must be 0"),
+        ("warm_start.global_batch_size=0", r"warm_start\.global_batch_size=0 must be at least 1"),
+        ("warm_start.lr=0", r"warm_start\.lr=0\.0 must be a positive number; set warm_start\.steps=0"),
         ("policy.num_layers_in_first_pipeline_stage=2", r"needs policy\.pipeline_model_parallel_size > 1, .*=null"),
         ("policy.num_layers_in_last_pipeline_stage=0", r"num_layers_in_last_pipeline_stage=0 must be at least 1"),
     ],
@@ -227,13 +233,24 @@ def test_reinforce_pp_and_ppo_need_no_group_unless_asked_to_compare_with_it():
         ("ppo", "algorithm.value_clip_range=-1", r"algorithm\.value_clip_range=-1"),
         ("ppo", "algorithm.kl.coef=0", r"algorithm\.kl\.where=reward with algorithm\.kl\.coef=0"),
         ("ppo", "critic.gradient_clip_val=-1", r"critic\.gradient_clip_val=-1"),
+        ("ppo", "critic.num_ranks=2 critic.pipeline_model_parallel_size=2", r"^critic\.pipeline.* must be 1 with"),
+        (
+            "ppo",
+            "policy.precision=fp32 policy.stochastic_rounding=false critic.optim.optimizer_cpu_offload=true",
+            r"^critic\.optim\.optimizer_cpu_offload=true needs policy\.precision=bf16",
+        ),
+        (
+            "grpo",
+            "generation.top_p=0.9 algorithm.importance.level=token",
+            r"generation\.top_p=0\.9 must be 1 with algorithm\.importance\.level=token: .*set top_p to 1, or .*off",
+        ),
         ("ppo", "critic.global_batch_size=-1", r"critic\.global_batch_size=-1 must be positive, or 0"),
         ("reinforce_pp", "algorithm.gamma=2", r"algorithm\.gamma=2"),
     ],
 )
 def test_a_bad_value_of_another_algorithm_is_refused_with_its_rule(recipe, override, message):
     with pytest.raises(ValueError, match=message):
-        load(override, recipe=recipe)
+        load(*override.split(), recipe=recipe)
 
 
 def test_a_key_of_another_algorithm_is_refused():

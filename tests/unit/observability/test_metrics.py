@@ -57,8 +57,13 @@ def test_a_search_whose_result_no_turn_reads_is_counted() -> None:
 def test_a_group_that_lost_all_its_members_is_passed_over() -> None:
     empty = TrajectoryGroup(question=searching().question, trajectories=[])
     assert step_metrics([empty, group(searching(reward=1.0))], [])["reward/mean"] == 1.0
-    with pytest.raises(ValueError, match="without a single trajectory"):
-        step_metrics([empty], [])
+
+
+def test_a_step_that_lost_all_its_trajectories_within_the_budgets_has_metrics_without_a_reward() -> None:
+    lost = replace(searching(), status=Status.deadline)
+    metrics = step_metrics([TrajectoryGroup(question=lost.question, trajectories=[], lost=[lost])], [], noise=0.5)
+    assert (metrics["rollout/episodes"], metrics["rollout/lost_deadline"], metrics["search/calls"]) == (0, 1, 0)
+    assert metrics["curriculum/noise"] == 0.5 and not any(name.startswith("reward/") for name in metrics)
 
 
 def test_staleness_is_by_token_and_spans_are_by_episode() -> None:

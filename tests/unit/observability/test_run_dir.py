@@ -186,11 +186,19 @@ def test_a_run_that_has_begun_says_so_before_its_first_step(tmp_path: Path) -> N
     assert (state["finished"], len(state["sessions"]), state["recipe"]) == (False, 1, "grpo")
 
 
-def test_a_resumed_run_must_keep_what_changes_its_results(tmp_path: Path) -> None:
-    RunDir(tmp_path, config()).close()
+def test_a_resumed_run_must_keep_what_changes_its_results_once_it_has_made_any(tmp_path: Path) -> None:
     other = config()
-    other.policy.optim.lr = 0.5
-    with pytest.raises(ValueError, match=r"policy\.optim\.lr: .* -> 0\.5.*exp_manager\.name"):
+    other.seed = 7
+    with RunDir(tmp_path, other) as run:
+        run.begin()
+        (tmp_path / "checkpoints").mkdir()
+    with RunDir(tmp_path, config()) as run:
+        assert f"seed: {config().seed}" in (tmp_path / "config.yaml").read_text()
+        run.log_step(0, {"train/loss": 2.0}, Phase.warm_start)
+    other = config()
+    other.policy.optim.lr, other.policy.use_distributed_optimizer = 0.5, False
+    told = r"policy\.optim\.lr: .* -> 0\.5; policy\.use_distributed_optimizer: True -> False.*exp_manager\.name"
+    with pytest.raises(ValueError, match=told):
         RunDir(tmp_path, other)
     elsewhere = config()
     elsewhere.trainer.devices = 8

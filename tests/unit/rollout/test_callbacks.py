@@ -6,7 +6,7 @@ import pytest
 
 from tests.fakes import FixedSearch
 from zs_nemo.config.rollout import CoinScope
-from zs_nemo.rollout.callbacks import EngineSearch, SimulatedSearch, load_callback
+from zs_nemo.rollout.callbacks import EngineSearch, SimulatedSearch, resolve_callback
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.search import SearchRequest
 
@@ -82,6 +82,6 @@ def test_every_document_can_have_a_coin_of_its_own(shared: bool) -> None:
 
 def test_a_callback_is_named_by_its_import_path() -> None:
     engine = FixedSearch()
-    assert isinstance(load_callback("zs_nemo.rollout.callbacks.EngineSearch", engine), EngineSearch)
+    assert isinstance(resolve_callback("zs_nemo.rollout.callbacks.EngineSearch")(engine), EngineSearch)
     with pytest.raises(ValueError, match=r"rollout\.callback='no\.such\.Thing' cannot be imported"):
-        load_callback("no.such.Thing", engine)
+        resolve_callback("no.such.Thing")

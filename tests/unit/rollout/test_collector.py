@@ -3,6 +3,7 @@
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -29,6 +30,7 @@ from zs_nemo.types.trajectory import Status
 LIMITS = EpisodeLimits(
     max_turns=2, max_turn_tokens=60, max_document_tokens=80, max_sequence_tokens=800, search_deadline_s=0.2
 )
+BUDGETS = StepBudgets(failed=0.1)
 QUESTIONS = [
     Question(id=f"q{i}", text=f"Question {i}?", answers=(f"answer {i}",), kind="k", split="train") for i in range(6)
 ]
@@ -40,12 +42,16 @@ def script(prompt: str) -> str:
     return f"<answer>answer {number}</answer>" if "Doc 1:" in prompt else "<search>find</search>"
 
 
-def build(policy: ScriptedEngine, concurrency: int = 64) -> RolloutCollector:
+def build(
+    policy: ScriptedEngine,
+    concurrency: int = 64,
+    *,
+    limits: EpisodeLimits = LIMITS,
+    budgets: StepBudgets = BUDGETS,
+) -> RolloutCollector:
     """Return a collector around a scripted policy."""
-    runner = EpisodeRunner(policy, CharTokenizer(), LIMITS)
-    return RolloutCollector(
-        runner, CharTokenizer(), f1, run_seed=7, max_concurrency=concurrency, budgets=StepBudgets(failed=0.1)
-    )
+    runner = EpisodeRunner(policy, CharTokenizer(), limits)
+    return RolloutCollector(runner, CharTokenizer(), f1, run_seed=7, max_concurrency=concurrency, budgets=budgets)
 
 
 def setting(search: FixedSearch, noise: float = 0.0) -> SearchSetting:
@@ -145,6 +151,20 @@ def test_a_group_goes_on_without_the_trajectory_whose_search_failed():
     groups = collector.collect(QUESTIONS[:2], flaky, Decoding(temperature=1.0), step=0, group_size=2)
     collector.close()
     assert [len(group.trajectories) for group in groups] == [1, 2]
+
+
+def test_a_further_round_has_no_budget_of_its_own_but_the_rest_of_the_steps():
+    policy = ScriptedEngine(script, delay_s=lambda prompt: 60.0 if "Question 5" in prompt else 0.0)
+    hasty = replace(LIMITS, trajectory_deadline_s=0.1)
+    collector = build(policy, limits=hasty, budgets=StepBudgets(failed=0.1, late=0.25))
+    collect = partial(collector.collect, search=setting(FixedSearch()), decoding=Decoding(temperature=1.0), step=0)
+    assert len(collect(QUESTIONS[:5], group_size=1)) == 5
+    (lost,) = collect(QUESTIONS[5:], group_size=1, first_prompt=6)
+    assert [item.status for item in lost.lost] == [Status.deadline]
+    with pytest.raises(DeadlineBudgetExceeded, match="2 of 7"):
+        collect(QUESTIONS[5:], group_size=1, first_prompt=12)
+    collect(QUESTIONS[:1], group_size=1)
+    collector.close()
 
 
 @pytest.mark.parametrize("share", [0.5, 0.2])

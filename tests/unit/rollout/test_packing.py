@@ -1,5 +1,7 @@
 """Trajectories as a training batch."""
 
+import numpy as np
+import pytest
 import torch
 
 from tests.fakes import CharTokenizer
@@ -48,23 +50,29 @@ def test_a_trajectory_without_a_policy_token_is_left_out():
     assert pack(groups[:1]) is None
 
 
-def test_what_a_dropped_group_leaves_is_the_same_average_as_if_it_were_there():
-    telling = TrajectoryGroup(question=QUESTION, trajectories=[trajectory([1, 2], [P, S]), trajectory([1, 3], [P, S])])
-    telling.trajectories[0].reward = 1.0
-    flat = TrajectoryGroup(question=QUESTION, trajectories=[trajectory([1, i], [P, S]) for i in range(4, 8)])
-    batch = pack([telling, flat])
+@pytest.mark.parametrize("aggregation", LossAggregation)
+def test_what_a_dropped_group_leaves_is_the_same_average_as_if_it_were_there(aggregation: LossAggregation):
+    lengths = np.array([1, 3, 2, 4, 4, 5])
+    samples = [trajectory([1, *range(2, 2 + length)], [P] + [S] * length) for length in lengths]
+    samples[0].reward = 1.0
+    batch = pack([TrajectoryGroup(question=QUESTION, trajectories=part) for part in (samples[:2], samples[2:])])
     assert batch is not None
     whole = batch.replace(advantages=group_relative_advantages(batch, normalize_std=False))
-    kept = without_zero_variance(whole)
+    loss = PolicyLoss.from_config(
+        GrpoConfig(loss_aggregation=aggregation, loss_tokens_per_sequence=5, kl=KlConfig(where=KlPlace.off))
+    )
+    kept = without_zero_variance(whole, loss.normalizer)
     assert kept is not None and (whole.num_sequences, kept.num_sequences) == (6, 2)
-    loss = PolicyLoss.from_config(GrpoConfig(loss_aggregation=LossAggregation.sequence, kl=KlConfig(where=KlPlace.off)))
-    gradients = []
-    for part in (whole, kept):
-        outputs = torch.zeros(2, part.num_loss_tokens, requires_grad=True)
-        (loss(outputs, part)[0] / loss.normalizer(part)).backward()
-        gradients.append(outputs.grad[0, :2])
-    torch.testing.assert_close(gradients[0], gradients[1])
-    torch.testing.assert_close(gradients[0], torch.tensor([-0.5, 0.5]) / 6)
+    outputs = torch.zeros(2, kept.num_loss_tokens, requires_grad=True)
+    (loss(outputs, kept)[0] / loss.normalizer(kept)).backward()
+    # Advantages of +-1/2 over one token and three, divided as all six sequences are.
+    divisors = {
+        LossAggregation.token: np.full(6, lengths.sum()),
+        LossAggregation.sequence: 6 * lengths,
+        LossAggregation.fixed: np.full(6, 6 * 5),
+    }[aggregation]
+    expected = np.repeat(np.array([-0.5, 0.5]) / divisors[:2], lengths[:2])
+    np.testing.assert_allclose(outputs.grad[0].numpy(), expected, rtol=1e-6)
 
 
 def test_minibatches_cover_every_sequence_once_keep_tokens_together_and_are_even():

@@ -232,7 +232,7 @@ def test_the_quota_refuses_what_goes_beyond_it_unsent_and_what_a_resumed_run_has
 
     async def run(url: str) -> list[Any]:
         cfg = WebSearchConfig(url=f"{url}/search.json", max_searches=5)
-        engine = WebSearch(cfg, num_searches_before=3, environment=ENVIRONMENT)
+        engine = WebSearch(cfg, num_searches_before=3, place="evaluation.search", environment=ENVIRONMENT)
         results = [await asyncio.gather(engine.search(REQUEST), return_exceptions=True) for _ in range(4)]
         await engine.aclose()
         return [result for (result,) in results]
@@ -241,7 +241,7 @@ def test_the_quota_refuses_what_goes_beyond_it_unsent_and_what_a_resumed_run_has
         failed, answered, *refused = asyncio.run(run(url))
     assert failed.kind is SearchFailureKind.unavailable and len(answered.documents) == 3 and len(sent) == 2
     assert [failure.kind for failure in refused] == [SearchFailureKind.refused] * 2
-    assert "search.max_searches=5 is spent" in str(refused[0])
+    assert "of evaluation.search.max_searches=5 is spent" in str(refused[0])
     assert caplog.text.count("search.max_searches=5 is spent") == 1
 
 

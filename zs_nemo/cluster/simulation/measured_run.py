@@ -41,6 +41,8 @@ def read_measured_run(path: Path, cfg: RecipeConfig, *, requests_per_search: int
     Raises ``ValueError`` when there are fewer than two, or when the run was of another policy.
     """
     rows = [row for row in read_json_lines(path / "metrics.jsonl") if row.get("phase") == Phase.rl.value]
+    # A step that has lost all its trajectories tells nothing of their work.
+    rows = [row for row in rows if row["rollout/episodes"]]
     if len(rows) < 2:
         raise ValueError(
             f"simulation.calibrate_on={str(path)!r} has {len(rows)} steps in its metrics.jsonl, and two are needed: "
