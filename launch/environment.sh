@@ -16,6 +16,8 @@ fail() {
 }
 
 on_interrupt() {
+    # What runs in the background does not hear of it by itself.
+    jobs -p | xargs -r kill 2>/dev/null || true
     # To the standard output: a signal may come while a function runs with its error output redirected.
     printf '\nInterrupted during the installation. The same command goes on from here.\n'
     exit 130
@@ -81,30 +83,54 @@ require_memory() { # require_memory GIB PURPOSE
 
 quiet_pip() { "$python" -m pip "$1" -qq --no-input --disable-pip-version-check "${@:2}"; }
 
-# In place of pip, which compiles on one core and takes as long for it as for the rest; the packages' own tests are left
-# out. Left to the first import it would be done again by every process where PYTHONDONTWRITEBYTECODE is set, as it is
-# in many containers.
+# In place of pip, which compiles on one core and takes as long for it as for the rest; the packages' own tests and what
+# nothing here imports, a quarter of all, are left out. Left to the first import it would be done again by every process
+# where PYTHONDONTWRITEBYTECODE is set, as it is in many containers.
 compile_installed() {
-    local began=$SECONDS
+    local began=$SECONDS never_imported='(.*/)?tests?/|ray/(data|llm|rllib|train|tune)/|anthropic/|openai/resources/'
+    never_imported+='|sqlalchemy/|torch/testing/_internal/'
+    never_imported+='|transformers/models/(?!auto/|llama/|qwen)\w+/(?!configuration_|tokenization_|__init__)'
     say "  compiling ..."
     # Some packages carry templates that are no Python.
-    "$python" -m compileall -qq -j 0 -x 'site-packages/(.*/)?tests?/' "$venv"/lib/python3.11/site-packages || true
+    "$python" -m compileall -qq -j 0 -x "site-packages/($never_imported)" "$venv"/lib/python3.11/site-packages || true
     say "  compiling: $((SECONDS - began)) s"
 }
 
 # One installation; a failure names the package and the remedy.
 install() { # install WHAT PIP-ARGUMENTS...
-    local what=$1 began=$SECONDS log="$venv/pip-errors.log" package
+    local what=$1 began=$SECONDS log="$venv/pip-errors.log"
     shift
     say "  $what ..."
-    if ! quiet_pip install "$@" 2>"$log"; then
-        cat -- "$log" >&2
-        package=$(sed -nE 's/.*(No matching distribution found for|Failed building wheel for|that satisfies the requirement) ([^ ]+).*/\2/p' "$log")
-        fail "pip could not install ${package%%$'\n'*}${package:+ (part of: }$what${package:+)}; its own message is above." \
-            "Check the network and the free disk. Where packages come from a mirror, name it in PIP_INDEX_URL or" \
-            "PIP_EXTRA_INDEX_URL. Then run the same command: what is installed already is kept."
-    fi
+    quiet_pip install "$@" 2>"$log" || pip_failed "$what" "$log"
     say "  $what: $((SECONDS - began)) s"
+}
+
+# As install, for a long list without dependencies: two halves of it at once, because pip takes one core and waits for the
+# network in between.
+install_list() { # install_list WHAT LIST PIP-ARGUMENTS...
+    local what=$1 list=$2 began=$SECONDS half pids=() logs=() failed=()
+    shift 2
+    say "  $what ..."
+    for half in 0 1; do
+        logs+=("$venv/pip-errors-$half.log")
+        # No function: its process would be a shell, and pip go on when that is ended.
+        "$python" -m pip install -qq --no-input --disable-pip-version-check "$@" \
+            -r <(awk -v half=$half 'NR % 2 == half' <<<"$list") 2>"${logs[half]}" &
+        pids+=($!)
+    done
+    for half in 0 1; do wait "${pids[half]}" || failed+=("${logs[half]}"); done
+    if ((${#failed[@]})); then pip_failed "$what" "${failed[@]}"; fi
+    say "  $what: $((SECONDS - began)) s"
+}
+
+pip_failed() { # pip_failed WHAT LOG...
+    local what=$1 package
+    shift
+    cat -- "$@" >&2
+    package=$(cat -- "$@" | sed -nE 's/.*(No matching distribution found for|Failed building wheel for|that satisfies the requirement) ([^ ]+).*/\2/p')
+    fail "pip could not install ${package%%$'\n'*}${package:+ (part of: }$what${package:+)}; its own message is above." \
+        "Check the network and the free disk. Where packages come from a mirror, name it in PIP_INDEX_URL or" \
+        "PIP_EXTRA_INDEX_URL. Then run the same command: what is installed already is kept."
 }
 
 install_torch() {
@@ -167,8 +193,9 @@ install_runtime() {
     install "setuptools" --no-deps "$(grep '^setuptools==' "$root/requirements/$kind.txt")"
     install_torch
     # --no-deps: the lists are whole, and some packages ask for others that break here (requirements/cpu.txt says which).
-    install "vLLM, megatron-core, Ray and the rest" --no-compile --no-deps --no-build-isolation \
-        -r <(grep -v '^transformer-engine' "$root/requirements/$kind.txt")
+    install_list "vLLM, megatron-core, Ray and the rest" \
+        "$(grep -Ev '^(transformer-engine|torch==|setuptools==|#|$)' "$root/requirements/$kind.txt")" \
+        --no-compile --no-deps --no-build-isolation
     [[ $kind == cpu ]] || install_transformer_engine
     install "zs-nemo" --no-deps --no-build-isolation --editable "$root"
     compile_installed
@@ -176,7 +203,7 @@ install_runtime() {
 }
 
 install_dev() {
-    install "checkers and test runner" --no-deps --no-build-isolation -r "$root/requirements/dev.txt"
+    install_list "checkers and test runner" "$(grep -v '^#' "$root/requirements/dev.txt")" --no-deps --no-build-isolation
 }
 
 install_docs() {

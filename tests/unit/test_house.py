@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -216,6 +217,51 @@ def test_a_second_installation_waits_for_the_first_also_where_the_script_was_cal
     """
     ended = subprocess.run(["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, timeout=30)
     assert (ended.stdout, ended.stderr) == ("locked\nlocked\n", "")
+
+
+# In place of .venv's Python: it tells what it is to install, and does as one of the packages says.
+FAKE_PYTHON = """#!/bin/bash
+list=$(<"${@: -1}")
+echo "installs $(echo $list)"
+case $list in
+    *fails==1*) echo "ERROR: No matching distribution found for fails==1" >&2 && exit 1 ;;
+    *lasts==1*) exec sleep 60 ;;
+esac
+"""
+
+
+def list_installation(root: Path, *packages: str) -> list[str]:
+    """Return the command that installs a list as launch/environment.sh does, with a Python that only tells of it."""
+    shutil.copytree(ROOT / "launch", root / "launch")
+    python = root / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+    script = f"""
+    . launch/environment.sh
+    trap on_interrupt INT
+    install_list everything $'{"".join(f"{package}==1{chr(92)}n" for package in packages)}' --no-deps
+    """
+    return ["bash", "-euc", script]
+
+
+def test_a_long_list_is_installed_in_two_halves_and_what_fails_in_either_is_named(tmp_path: Path) -> None:
+    command = list_installation(tmp_path, "one", "fails", "three", "four")
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert {"installs one==1 three==1", "installs fails==1 four==1"} <= set(ended.stdout.splitlines())
+    assert ended.returncode == 1
+    assert "error: pip could not install fails==1 (part of: everything)" in ended.stderr
+
+
+def test_an_interrupt_ends_both_halves_of_an_installation(tmp_path: Path) -> None:
+    command = list_installation(tmp_path, "lasts", "lasts")
+    started = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert started.stdout is not None
+    assert [started.stdout.readline() for _ in range(3)][1:] == ["installs lasts==1\n"] * 2
+    os.killpg(started.pid, signal.SIGINT)
+    # The output ends with the last process that holds it.
+    output, _ = started.communicate(timeout=30)
+    assert started.returncode == 130 and "goes on from here" in output
 
 
 def test_too_little_memory_is_told_before_anything_is_installed(tmp_path: Path) -> None:
