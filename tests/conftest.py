@@ -17,6 +17,9 @@ def pytest_configure(config: pytest.Config) -> None:
     import torch
 
     torch.set_num_threads(1)
+    if not torch.cuda.is_available():
+        # As the ranks and engines of a run on CPU have it: every process would import the compiler, and gain nothing.
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 
 @pytest.fixture(scope="session")
