@@ -47,8 +47,8 @@ run_group() {
             "$python" -m pytest ${asked:+-m ""} tests/slurm
             ;;
         # One process a core; a file's tests stay together, for what they share is made once for each process.
-        unit) "$python" -m pytest -n auto --dist loadfile tests/unit ;;
-        *) "$python" -m pytest "tests/$1" ;;
+        unit | parity) "$python" -m pytest -n auto --dist loadfile "tests/$1" ;;
+        functional) "$python" -m pytest tests/functional ;;
     esac
 }
 
