@@ -45,6 +45,8 @@ class SharedMemoryRefit:
         """Give the engines the policy's current weights and stamp them with ``version``. Raises ``OSError`` when the
         folder has too little room; the engines then keep the weights that they have.
         """
+        # Clean-ups of /dev/shm, after another job on the machine for one, ask nobody.
+        self._folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self._folder).free
         if free < self._num_bytes:
             raise OSError(

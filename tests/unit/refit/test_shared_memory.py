@@ -34,6 +34,9 @@ def test_the_engines_read_what_the_policy_wrote_and_the_file_is_gone(tmp_path: P
     refit.refit(5)
     assert engines.loaded == [("weights", 4), ("weights", 5)]
     assert list(tmp_path.iterdir()) == []
+    tmp_path.rmdir()
+    refit.refit(6)
+    assert engines.loaded[-1] == ("weights", 6)
 
 
 @pytest.mark.parametrize("failing", ["policy", "engines"])
