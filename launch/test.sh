@@ -48,8 +48,8 @@ run_group() {
             ;;
         # One process a core; a file's tests stay together, for what they share is made once for each process.
         unit | parity) "$python" -m pytest -n auto --dist loadfile "tests/$1" ;;
-        # Runs one after the other, and beside them what needs one core: tests/functional/conftest.py says which.
-        functional) "$python" -m pytest -n 2 tests/functional ;;
+        # One after the other: a run takes all cores, and with anything beside it the whole takes longer.
+        functional) "$python" -m pytest tests/functional ;;
     esac
 }
 

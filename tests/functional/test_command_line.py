@@ -1,6 +1,5 @@
 """The recipe's command line before anything starts: its help, and what it refuses."""
 
-import resource
 import time
 
 import pytest
@@ -27,9 +26,7 @@ def test_bad_input_is_refused_before_any_worker_starts(override, message, tmp_pa
 
 
 def test_help_answers_at_once():
-    """In seconds of a core: what runs beside it keeps the cores busy."""
-    began = resource.getrusage(resource.RUSAGE_CHILDREN)
-    output = finish(start(["--help"]), timeout_s=60)
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.monotonic()
+    output = finish(start(["--help"]), timeout_s=20)
     assert "max_steps" in output
-    assert ended.ru_utime - began.ru_utime + ended.ru_stime - began.ru_stime < 8
+    assert time.monotonic() - began < 8
