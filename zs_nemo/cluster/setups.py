@@ -222,7 +222,12 @@ def rank_environment(cfg: RecipeConfig, use_gpu: bool) -> dict[str, str]:
         # megatron-core's tensor parallelism counts on this order of kernels and communication.
         return environment | {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
     assert cfg.cluster.threads_per_process, "settled() comes first"
-    return environment | {"OMP_NUM_THREADS": str(cfg.cluster.threads_per_process), "TORCHDYNAMO_DISABLE": "1"}
+    return environment | {
+        "OMP_NUM_THREADS": str(cfg.cluster.threads_per_process),
+        "TORCHDYNAMO_DISABLE": "1",
+        # Huge pages for large tensors: activations come and go, and by 4 KiB each page of them costs a fault every time.
+        "THP_MEM_ALLOC_ENABLE": "1",
+    }
 
 
 def _build_rank(**fields: Any) -> Any:
