@@ -225,7 +225,7 @@ def rank_environment(cfg: RecipeConfig, use_gpu: bool) -> dict[str, str]:
     return environment | {
         "OMP_NUM_THREADS": str(cfg.cluster.threads_per_process),
         "TORCHDYNAMO_DISABLE": "1",
-        # Huge pages for large tensors: activations come and go, and by 4 KiB each page of them costs a fault every time.
+        # Huge pages for large tensors: activations come and go, and each page of 4 KiB would cost a fault every time.
         "THP_MEM_ALLOC_ENABLE": "1",
     }
 
