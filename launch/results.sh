@@ -11,9 +11,14 @@ Runs the quickstart for each recipe, seed and engine, one after another (some tw
 default ones), keeps every report.json under docs/results/, and writes the table of all that lie there into
 docs/results.md. A run that is done is not repeated. Settings apply to all of them.
 
-Environment: RECIPES (default "grpo"; also reinforce_pp and ppo), SEEDS (default "1 2 3"), ENGINES (default
-"simulated bm25"), TABLE (default "runs"; another one of the page's tables, for runs with other settings), and as
-launch/quickstart.sh --help says.
+Environment
+  RECIPES   default "grpo"; also reinforce_pp and ppo
+  SEEDS     default "1 2 3"
+  ENGINES   default "simulated bm25"
+  TABLE     default "runs"; another one of the page's tables, for runs with other settings
+  VARIANT   a word for the runs' names, so that runs with other settings can stand beside others of the same table
+  BY        settings that have a column in the table and by which runs are averaged, such as "curriculum.name"
+and as launch/quickstart.sh --help says.
 TEXT
 }
 
@@ -34,7 +39,7 @@ if [[ $table == runs ]]; then prefix=; fi
 run() {
     local recipe=$1 engine=$2 seed=$3 name
     shift 3
-    name=$prefix${recipe}_${engine}_seed$seed
+    name=$prefix${recipe}_$engine${VARIANT:+_$VARIANT}_seed$seed
     "$python" "recipes/$recipe.py" "search=$engine" "seed=$seed" exp_manager.exp_dir=runs/results \
         "exp_manager.name=$name" "$@"
     mkdir -p "docs/results/$name"
@@ -49,6 +54,7 @@ for recipe in ${RECIPES:-grpo}; do
     done
 done
 
-"$python" recipes/report.py --table --into docs/results.md "$table" \
-    docs/results/"$prefix"{grpo,ppo,reinforce_pp}_*_seed*/
+read -ra by <<<"${BY:-}"
+"$python" recipes/report.py docs/results/"$prefix"{grpo,ppo,reinforce_pp}_*_seed*/ --table \
+    --into docs/results.md "$table" ${by[0]:+--by "${by[@]}"}
 say "docs/results.md is up to date."

@@ -4,6 +4,7 @@ A run is its directory, under way or done; with --table and --side-by-side also 
 
 python recipes/report.py runs/quickstart
 python recipes/report.py --table runs/seed1 runs/seed2 runs/seed3     # a Markdown table; also of recipes/evaluate.py's
+python recipes/report.py --table runs/*/ --by curriculum.name         # with a column for what the runs differ in
 python recipes/report.py --side-by-side compared runs/seed1 docs/results/*/   # a page; CSV, LaTeX and SVG for a paper
 """
 
@@ -24,14 +25,21 @@ def main(arguments: list[str] | None = None) -> int:
         help="with --table: write it between the lines <!-- MARK --> and <!-- end of MARK --> of a page instead",
     )
     parser.add_argument(
+        "--by",
+        nargs="+",
+        default=[],
+        metavar="SETTING",
+        help="with --table: settings that have a column each, and by which runs are averaged, such as curriculum.name",
+    )
+    parser.add_argument(
         "--side-by-side",
         type=Path,
         metavar="FOLDER",
         help="write one page over all runs into FOLDER, its tables as CSV and LaTeX and its figures as SVG",
     )
     options = parser.parse_args(arguments)
-    if options.into and not options.table:
-        parser.error("--into says where a table goes; give --table as well")
+    if (options.into or options.by) and not options.table:
+        parser.error("--into and --by are about a table; give --table as well")
 
     from zs_nemo.evaluation.evaluation_report import RECIPE as EVALUATE
     from zs_nemo.evaluation.evaluation_report import write_evaluation_report
@@ -47,7 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
             of_evaluations = {run.report["recipe"] == EVALUATE for run in runs}
             if len(of_evaluations) > 1:
                 raise ValueError("--table shows training runs or evaluations, not both; name one kind alone")
-            table = evaluations(runs).markdown() if of_evaluations == {True} else results_table(options.run_dirs)
+            if of_evaluations == {True}:
+                if options.by:
+                    raise ValueError("--by is for training runs; evaluations are not averaged")
+                table = evaluations(runs).markdown()
+            else:
+                table = results_table(options.run_dirs, by=options.by)
             if options.into:
                 write_between_marks(Path(options.into[0]), options.into[1], table)
             else:

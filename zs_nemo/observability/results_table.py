@@ -16,23 +16,34 @@ _SCORES = (
 )
 
 
-def results_table(run_dirs: Sequence[Path | str]) -> str:
+def results_table(run_dirs: Sequence[Path | str], *, by: Sequence[str] = ()) -> str:
     """Return the table: scores on the real engine before -> after with 95 % intervals, time, memory, searches.
 
     A folder that holds a ``report.json`` alone is enough, so that results can be kept without their runs.
-    Runs are ordered by algorithm, engine and seed; after those that differ in the seed alone stands their mean.
+    ``by`` names settings, such as ``curriculum.name``, that have a column each. Runs are ordered by algorithm, engine,
+    these settings and seed; after those that differ in the seed alone stands their mean.
     Where a run had a critic, a last column says how much of the last step's returns it explained.
+
+    Raises:
+        ValueError: No run has one of the settings.
     """
     reports = [read_report(path) for path in run_dirs]
-    reports.sort(key=lambda report: (*setting_of(report), report["seed"]))
-    head = ["algorithm", "search in training", "seed", *(label for label, _, _ in _SCORES), "wall time", "peak memory"]
-    head.append("real searches in RL")
+    for name in by:
+        if all(_setting(report, name) == ABSENT for report in reports):
+            raise ValueError(f"--by {name}: none of the runs has this setting; name one of their config.yaml in full")
+
+    def setting_of_run(report: Mapping[str, Any]) -> tuple[str, ...]:
+        return (*setting_of(report), *(_setting(report, name) for name in by))
+
+    reports.sort(key=lambda report: (*setting_of_run(report), report["seed"]))
+    head = ["algorithm", "search in training", *(f"`{name}`" for name in by), "seed"]
+    head += [*(label for label, _, _ in _SCORES), "wall time", "peak memory", "real searches in RL"]
     if has_critics := any(report.get("critic") for report in reports):
         head.append("explained variance")
     lines = [head, ["---"] * len(head)]
-    for setting in dict.fromkeys(setting_of(report) for report in reports):
-        having = [report for report in reports if setting_of(report) == setting]
-        lines += [_run_line(report) + [_explained(report)] * has_critics for report in having]
+    for setting in dict.fromkeys(map(setting_of_run, reports)):
+        having = [report for report in reports if setting_of_run(report) == setting]
+        lines += [[*setting, *_run_line(report)] + [_explained(report)] * has_critics for report in having]
         if len(having) > 1:
             lines.append(_mean_line(setting, having) + [""] * has_critics)
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
@@ -43,6 +54,14 @@ def setting_of(report: Mapping[str, Any]) -> tuple[str, str]:
     return recipe_name(report["recipe"]), report.get("rl_engine") or ABSENT
 
 
+def _setting(report: Mapping[str, Any], name: str) -> str:
+    """Return the value of a setting in a run's configuration, such as that of ``rollout.max_staleness``."""
+    value: Any = report.get("settings")
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return ABSENT if value is None else str(value)
+
+
 def _run_line(report: Mapping[str, Any]) -> list[str]:
     scores = [
         " → ".join(_score(_entry(report, when, decoding), measure) for when in ("before", "after"))
@@ -50,7 +69,6 @@ def _run_line(report: Mapping[str, Any]) -> list[str]:
     ]
     real = report["search"]["real_engine_searches_in_rl"]
     return [
-        *setting_of(report),
         str(report["seed"]),
         *scores,
         duration(report["wall_s"]),
@@ -64,7 +82,7 @@ def _explained(report: Mapping[str, Any]) -> str:
     return f"{critic['explained_variance']:.2f}" if critic else ABSENT
 
 
-def _mean_line(setting: tuple[str, str], reports: Sequence[Mapping[str, Any]]) -> list[str]:
+def _mean_line(setting: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> list[str]:
     scores = []
     for _, decoding, measure in _SCORES:
         entries = [[_entry(report, when, decoding) for report in reports] for when in ("before", "after")]

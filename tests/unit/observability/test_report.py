@@ -232,6 +232,30 @@ def test_the_table_holds_every_run_and_the_mean_of_an_engine(run: Path, tmp_path
     assert cells[2][-2] == "8.5 GiB"
 
 
+def test_the_table_averages_over_runs_that_differ_in_the_seed_and_not_in_a_named_setting(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, curriculum in (("again", "published"), ("constant", "constant")):
+        (tmp_path / name).mkdir()
+        report = json.loads((run / "report.json").read_text())
+        report["settings"]["curriculum"]["name"] = curriculum
+        (tmp_path / name / "report.json").write_text(json.dumps(report))
+    runs = [str(run), str(tmp_path / "again"), str(tmp_path / "constant")]
+    assert main([*runs, "--table", "--by", "curriculum.name"]) == 0
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert len({len(row) for row in cells}) == 1
+    assert [row[2:4] for row in cells] == [
+        ["`curriculum.name`", "seed"],
+        ["---", "---"],
+        ["constant", "1"],
+        ["published", "1"],
+        ["published", "1"],
+        ["**published**", "**mean of 2**"],
+    ]
+    assert main([*runs, "--table", "--by", "curriculum.nme"]) == 1
+    assert "--by curriculum.nme: none of the runs has this setting" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("kind", "command"),
     [(CollectRecipeConfig, "collect_interactions"), (SftSimulatorRecipeConfig, "sft_simulator")],
