@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.family_models import CONFIGS, build_family_model
+from tests.family_models import VOCAB as FAMILY_VOCAB
 from tests.parity.batches import TinyLoss, make_batch
 from tests.parity.ranks import run_cases_on_ranks, run_on_one_rank
 from tests.tiny_model import build_tiny_model
@@ -84,3 +86,20 @@ def test_updates_that_rounding_to_the_nearest_loses_arrive_as_they_do_in_float32
     assert gains["float32"] > 0
     assert gains["stochastic"] == pytest.approx(gains["float32"], rel=0.35)
     assert abs(gains["nearest"] - gains["float32"]) > 0.5 * gains["float32"]
+
+
+def after_one_update(worker: MegatronWorker) -> dict[str, torch.Tensor]:
+    """Return the weights after an update."""
+    worker.train_step(make_batch([23, 9, 12], vocab_size=FAMILY_VOCAB), TinyLoss())
+    return parameters(worker)
+
+
+def test_float32_weights_are_their_own_master_weights_and_stay_as_the_update_left_them(tmp_path):
+    # The quickstart asks for rounding and leaves the precision to the machine, and many a CPU has float32 alone.
+    model = build_family_model(tmp_path / "model", CONFIGS["qwen2.5, tied"])
+    exact, asked_to_round = (
+        run_on_one_rank(after_one_update, model, precision=Precision.fp32, stochastic_rounding=setting)
+        for setting in (False, True)
+    )
+    assert exact.keys() == asked_to_round.keys()
+    assert all(torch.equal(asked_to_round[name], weight) for name, weight in exact.items())

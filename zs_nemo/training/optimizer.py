@@ -28,7 +28,8 @@ class ModelOptimizer:
         """``max_grad_norm`` is the norm before clipping above which no update is made; 0 for no limit."""
         optim = policy.optim
         self._seed = seed
-        self._stochastic_rounding = policy.stochastic_rounding
+        # In float32 the weights are their own master weights: to round what is copied would round those.
+        self._stochastic_rounding = policy.stochastic_rounding and policy.precision is Precision.bf16
         self._clip = policy.gradient_clip_val
         self._max_grad_norm = max_grad_norm
         self.megatron: ChainedOptimizer = get_megatron_optimizer(
