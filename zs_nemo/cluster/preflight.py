@@ -1,6 +1,5 @@
 """What can be known to go wrong before anything expensive starts: ``ValueError`` naming setting, rule and remedy."""
 
-import json
 import logging
 import os
 import shutil
@@ -24,6 +23,7 @@ from zs_nemo.search.endpoint_health import check_served
 from zs_nemo.search.http_client import secret_from
 from zs_nemo.search.prompt_template import load_template
 from zs_nemo.search.recording import read_answers
+from zs_nemo.weights.config_json import ConfigJson
 from zs_nemo.weights.families import read_architecture
 from zs_nemo.weights.hf_folder import HfTensors
 
@@ -108,9 +108,9 @@ def check_trained_model(policy: PolicyConfig, folder: Path, *, group: str = "pol
 def check_engine_layout(setting: str, model_path: str, settings: object) -> None:
     """Raise unless vLLM can cut the model's heads over the engine's tensor-parallel ranks."""
     size: int = settings.tensor_model_parallel_size  # type: ignore[attr-defined]
-    config = json.loads(Path(model_path, "config.json").read_text())
-    heads: int = config["num_attention_heads"]
-    kv_heads: int = config.get("num_key_value_heads") or heads
+    config = ConfigJson.read(Path(model_path))
+    heads: int = config.required("num_attention_heads")
+    kv_heads: int = config.get("num_key_value_heads", heads)
     # vLLM repeats key/value heads when there are more ranks than heads.
     if heads % size or (kv_heads % size and size % kv_heads):
         fitting = [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]

@@ -15,8 +15,13 @@ class ConfigJson:
 
     @classmethod
     def read(cls, folder: Path) -> "ConfigJson":
-        """Read the file of ``folder``."""
-        return cls(folder, json.loads((folder / "config.json").read_text()))
+        """Read the file of ``folder``. Raises ``ValueError`` when it is not whole."""
+        try:
+            return cls(folder, dict(json.loads((folder / "config.json").read_text())))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"the config.json of model folder {folder} is cut short or no configuration ({error}); fetch it again"
+            ) from error
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return a value; ``default`` also where the file says null."""

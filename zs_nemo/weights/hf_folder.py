@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -29,7 +29,7 @@ class HfTensors:
         """Return the shape of every tensor that is there, from the headers of the files."""
         shapes: dict[str, tuple[int, ...]] = {}
         for file_name in sorted(set(self._file_of.values())):
-            with safe_open(self.folder / file_name, framework="pt") as file:
+            with _opened(self.folder / file_name) as file:
                 # An index may list what its files do not hold.
                 held = [name for name in file.keys() if self._file_of.get(name) == file_name]  # noqa: SIM118
                 shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in held}
@@ -42,14 +42,14 @@ class HfTensors:
                 f"model folder {self.folder} has no tensor {name!r}, which its config.json calls for; "
                 "give a folder whose weights and configuration belong together"
             )
-        with safe_open(self.folder / self._file_of[name], framework="pt") as file:
+        with _opened(self.folder / self._file_of[name]) as file:
             return file.get_tensor(name)
 
 
 def _tensor_files(folder: Path) -> dict[str, str]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        file_of = dict(json.loads(index.read_text())["weight_map"])
+        file_of = _weight_map(index)
         if absent := sorted({name for name in file_of.values() if not (folder / name).is_file()}):
             raise ValueError(
                 f"model folder {folder} lacks the files {absent} that {index.name} names; fetch the folder again"
@@ -63,9 +63,27 @@ def _tensor_files(folder: Path) -> dict[str, str]:
         )
     found: dict[str, str] = {}
     for path in files:
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             found |= dict.fromkeys(file.keys(), path.name)
     return found
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(index.read_text())["weight_map"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{index} is cut short or no index of safetensors files ({error}); fetch it again") from error
+
+
+def _opened(path: Path) -> safe_open:
+    """Open a safetensors file. Raises ``ValueError`` when it is none, or not whole."""
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is cut short or no safetensors file ({error}); fetch it again (what git-lfs has not fetched yet "
+            "comes with git lfs pull)"
+        ) from error
 
 
 def is_rotary_buffer(name: str) -> bool:

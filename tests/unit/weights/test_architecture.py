@@ -134,3 +134,10 @@ def test_rotary_buffers_and_a_repeated_embedding_are_let_pass(tmp_path):
     held["lm_head.weight"][3, 4] += 1
     with pytest.raises(ValueError, match=r"tie_word_embeddings=true, but its lm_head\.weight differs"):
         check(tmp_path, model, held)
+
+
+@pytest.mark.parametrize("text", ["", '{"model_type": "qwen2", "hidden', "[1]"])
+def test_a_configuration_that_is_cut_short_is_named_with_its_folder(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"config\.json of model folder {tmp_path} is cut short .*fetch it again"):
+        read_architecture(tmp_path)

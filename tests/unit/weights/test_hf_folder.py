@@ -70,3 +70,22 @@ def test_everything_but_the_weights_is_copied_and_the_new_type_is_noted(tmp_path
     copy_all_but_weights(source, target, dtype=torch.bfloat16)
     assert {path.name for path in target.iterdir()} == {"config.json", "tokenizer.json"}
     assert json.loads((target / "config.json").read_text()) == {"model_type": "llama", "dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize("length", [0, 5, 60, -1], ids=["empty", "in the length", "in the header", "in the values"])
+def test_a_file_that_is_cut_short_is_named_before_anything_is_read(tmp_path, length):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(4)}, path)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"model\.safetensors is cut short or no safetensors file .*fetch it again"):
+        HfTensors(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": path.name}}))
+    with pytest.raises(ValueError, match=r"model\.safetensors is cut short"):
+        HfTensors(tmp_path).shapes()
+
+
+@pytest.mark.parametrize("text", ["", '{"weight_map": {"a"', '{"metadata": {}}', "[1]"])
+def test_an_index_that_is_none_is_named(tmp_path, text):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json is cut short or no index"):
+        HfTensors(tmp_path)
