@@ -26,24 +26,26 @@ class Finding:
 
 
 class Guards:
-    """Looks at one step after the other. Keeps how many updates were skipped in a row."""
+    """Looks at one step after the other. Keeps how many updates of policy and critic were skipped in a row."""
 
     def __init__(self, settings: GuardConfig) -> None:
         self._settings = settings
-        self._skipped_in_a_row = 0
+        self._skipped_in_a_row = {"train": 0, "critic": 0}
 
     def findings(self, metrics: Mapping[str, float]) -> list[Finding]:
         """Return what is wrong with a step."""
         return self._bad_updates(metrics) + self._collapses(metrics)
 
     def _bad_updates(self, metrics: Mapping[str, float]) -> list[Finding]:
-        settings, found = self._settings, []
-        skipped = sum(metrics.get(f"{part}/num_skipped_updates", 0.0) for part in ("train", "critic"))
-        made = sum(metrics.get(f"{part}/num_updates", 0.0) for part in ("train", "critic")) - skipped
+        settings, found, skipped = self._settings, [], 0.0
+        for part, in_a_row in self._skipped_in_a_row.items():
+            # A critic that goes on learning does not excuse a policy that does not.
+            bad = metrics.get(f"{part}/num_skipped_updates", 0.0)
+            made = metrics.get(f"{part}/num_updates", 0.0) - bad
+            skipped += bad
+            self._skipped_in_a_row[part] = int(bad) + (0 if made else in_a_row)
         if not skipped:
-            self._skipped_in_a_row = 0
             return []
-        self._skipped_in_a_row = int(skipped) + (0 if made else self._skipped_in_a_row)
         verdict = {
             OnBadUpdate.skip: Verdict.go_on,
             OnBadUpdate.rollback: Verdict.roll_back,
@@ -54,10 +56,15 @@ class Guards:
             f"guards.max_grad_norm={settings.max_grad_norm:g}"
         )
         found.append(Finding(name="bad_update", message=message, verdict=verdict))
-        if verdict is Verdict.go_on and self._skipped_in_a_row >= settings.max_skipped_in_a_row:
+        part, in_a_row = max(self._skipped_in_a_row.items(), key=lambda item: item[1])
+        if verdict is Verdict.go_on and in_a_row >= settings.max_skipped_in_a_row:
+            group = "critic" if part == "critic" else "policy"
+            # The run itself keeps the settings that it began with.
             message = (
-                f"{self._skipped_in_a_row} updates in a row were not made (guards.max_skipped_in_a_row="
-                f"{settings.max_skipped_in_a_row}); go on from the last checkpoint with a smaller policy.optim.lr"
+                f"{in_a_row} updates of the {group} in a row were not made (guards.max_skipped_in_a_row="
+                f"{settings.max_skipped_in_a_row}); start another run (exp_manager.name) with a smaller "
+                f"{group}.optim.lr, from the last checkpoint if it is any good: policy.model=the folder that "
+                "recipes/export.py makes of it"
             )
             found.append(Finding(name="no_progress", message=message, verdict=Verdict.stop))
         return found

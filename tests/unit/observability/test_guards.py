@@ -3,6 +3,7 @@
 import pytest
 
 from zs_nemo.config.guards import GuardConfig, OnBadUpdate, OnCollapse
+from zs_nemo.observability.config_file import changed_settings
 from zs_nemo.observability.guards import Guards, Verdict, gravest
 
 GOOD = {
@@ -62,7 +63,26 @@ def test_skipping_one_update_after_another_ends_the_run():
     assert gravest(guards.findings(bad)) is Verdict.go_on
     findings = guards.findings(bad)
     assert gravest(findings) is Verdict.stop
-    assert "policy.optim.lr" in findings[-1].message
+    assert "smaller policy.optim.lr" in findings[-1].message
+
+
+def test_a_critic_that_goes_on_learning_does_not_excuse_a_policy_whose_updates_are_all_skipped():
+    parts = {"train": "policy", "critic": "critic"}
+    for bad, good in (("train", "critic"), ("critic", "train")):
+        guards = Guards(GuardConfig(max_skipped_in_a_row=3))
+        step = {f"{bad}/num_updates": 1.0, f"{bad}/num_skipped_updates": 1.0, f"{good}/num_updates": 1.0}
+        assert [gravest(guards.findings(step)) for _ in range(3)] == [Verdict.go_on, Verdict.go_on, Verdict.stop]
+        # A step without an update, for want of groups to compare, ends no row.
+        (*_, finding) = guards.findings({**step, f"{good}/num_updates": 0.0})
+        assert f"4 updates of the {parts[bad]} in a row" in finding.message
+        assert f"smaller {parts[bad]}.optim.lr" in finding.message
+
+
+def test_the_remedy_for_skipped_updates_is_one_that_a_run_which_keeps_its_settings_allows():
+    guards = Guards(GuardConfig(max_skipped_in_a_row=1))
+    (*_, finding) = guards.findings({"train/num_updates": 1.0, "train/num_skipped_updates": 1.0})
+    assert changed_settings("policy: {optim: {lr: 1e-6}}", "policy: {optim: {lr: 1e-7}}")
+    assert "start another run (exp_manager.name)" in finding.message and "recipes/export.py" in finding.message
 
 
 def test_the_critic_s_updates_are_watched_as_well():
