@@ -5,7 +5,9 @@ Owns neither atomicity nor which checkpoints are kept: the caller names a folder
 
 import json
 import os
+import pickle
 import threading
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from zs_nemo.training.model import PackedGptModel, unwrap
 from zs_nemo.training.optimizer import ModelOptimizer
@@ -22,6 +25,8 @@ from zs_nemo.training.streaming_writer import WriteSession, streaming_writes
 _CHECKSUMS = "checksums.json"
 # Transformer Engine keeps the scales of FP8 there, in which nothing is computed here; other layers have none.
 _EXTRA_STATE = "_extra_state"
+_PARTS_OF_A_MODEL = ("embedding.", "decoder.", "output_layer.")
+"""How the names of weights begin; an optimizer's state begins otherwise."""
 _READ_BYTES = 2**24
 
 
@@ -163,40 +168,73 @@ def load_weights(folder: Path, model: torch.nn.Module, *, prefix: str = "") -> N
     Raises ``ValueError`` when ``folder`` holds no whole checkpoint, a damaged one, or not the weights of this model.
     """
     _check_is_checkpoint(folder)
-    if (folder / _CHECKSUMS).is_file() and (problems := damage(folder)):
+    if problems := damage(folder) if (folder / _CHECKSUMS).is_file() else cut_short(folder):
         raise ValueError(f"checkpoint {folder} is damaged: {problems[0]}; give another one")
     inner = unwrap(model)
     wanted = _sharded_weights(inner, prefix=prefix)
     names = list(wanted)
-    _check_holds(folder, [value for value in wanted.values() if isinstance(value, ShardedTensor)])
+    tensors = [value for value in wanted.values() if isinstance(value, ShardedTensor)]
+    _check_holds(folder, {value.key for value in wanted.values()}, tensors, prefix=prefix)
     loaded = dist_checkpointing.load(wanted, str(folder), validate_access_integrity=False)
     # What is no tensor of the model, such as an optimizer's settings, is loaded whether it is wanted or not.
     _take_up(inner, {name.removeprefix(prefix): loaded[name] for name in names})
 
 
 def _check_is_checkpoint(folder: Path) -> None:
-    if not dist_checkpointing.check_is_distributed_checkpoint(str(folder)):
+    try:
+        is_checkpoint = dist_checkpointing.check_is_distributed_checkpoint(str(folder))
+    except ValueError:
+        is_checkpoint = False
+    if not is_checkpoint:
         raise ValueError(
-            f"{folder} holds no whole checkpoint (its metadata.json is missing); resume from another one, "
+            f"{folder} holds no whole checkpoint (its metadata.json is missing or cut short); resume from another one, "
             "or start a new run with another exp_manager.name"
         )
 
 
-def _check_holds(folder: Path, wanted: list[ShardedTensor]) -> None:
-    """Raise unless the checkpoint holds tensors of these names and shapes; the vocabulary may be padded otherwise."""
+def cut_short(folder: Path) -> list[str]:
+    """Return which files of any checkpoint in Megatron's distributed format are shorter than its index says."""
+    try:
+        index = FileSystemReader(str(folder)).read_metadata()
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
+        return [f"{folder / '.metadata'} cannot be read ({error})"]
+    sizes: dict[str, int] = {}
+    for place in (index.storage_data or {}).values():
+        sizes[place.relative_path] = max(sizes.get(place.relative_path, 0), place.offset + place.length)
+    found = [] if zipfile.is_zipfile(folder / "common.pt") else [f"{folder / 'common.pt'} is missing or cut short"]
+    for name, size in sorted(sizes.items()):
+        held = (folder / name).stat().st_size if (folder / name).is_file() else 0
+        if held < size:
+            found.append(f"{folder / name} has {held} bytes of {size} or more")
+    return found
+
+
+def _check_holds(folder: Path, names: set[str], wanted: list[ShardedTensor], *, prefix: str) -> None:
+    """Raise unless the checkpoint's weights are of these names, and the wanted ones of these shapes.
+
+    The vocabulary may be padded otherwise.
+    """
     held = {
         name: tuple(tensor.global_shape)
         for name, tensor in dist_checkpointing.load_tensors_metadata(str(folder)).items()
     }
-    missing = sorted({tensor.key for tensor in wanted} - held.keys())
+    missing = sorted(names - held.keys())
     if missing:
         raise ValueError(
             f"checkpoint {folder} has no tensor {missing[0]!r} (of {len(missing)} that are missing); it holds "
             f"{sorted(held)[:3]}: give the prefix before the names if there is one, or the model that it belongs to"
         )
+    parts = tuple(prefix + part for part in _PARTS_OF_A_MODEL)
+    besides = {name for name in held if name.startswith(parts) and _EXTRA_STATE not in name}
+    if extra := sorted(besides - names):
+        raise ValueError(
+            f"checkpoint {folder} has a tensor {extra[0]!r} (of {len(extra)} besides) that the model's config.json has "
+            "no place for; give the model that the checkpoint belongs to"
+        )
     for tensor in wanted:
         shape = tuple(tensor.global_shape)
-        if held[tensor.key] != shape and not (tensor.allow_shape_mismatch and held[tensor.key][1:] == shape[1:]):
+        is_padded = tensor.allow_shape_mismatch and held[tensor.key][1:] == shape[1:] and held[tensor.key] > shape
+        if held[tensor.key] != shape and not is_padded:
             raise ValueError(
                 f"checkpoint {folder} holds {tensor.key!r} with shape {held[tensor.key]}, but the model's config.json "
                 f"makes it {shape}; give the model that the checkpoint belongs to"
