@@ -80,13 +80,13 @@ def plan_memory(cfg: RecipeConfig, layout: Layout) -> MemoryPlan:
         parts = _trained_parts(model, policy, stage, layout.num_ranks)
         if layout.has_reference:
             parts["reference"] = parts["weights"]
+        parts |= _activation_parts(model, policy, stage)
+        # Of two optimizers in the host's memory one at a time is on the GPU.
+        room = _offload(parts, policy, _room_of_activations(parts), use_gpu=layout.use_gpu)
         if shared_critic is not None:
             critic_parts = _trained_parts(model, shared_critic, stage, layout.num_ranks, is_critic=True)
+            _offload(critic_parts, shared_critic, room, use_gpu=layout.use_gpu)
             parts["critic"] = sum(critic_parts.values())
-        parts |= _activation_parts(model, policy, stage)
-        if policy.optim.optimizer_cpu_offload and layout.use_gpu:
-            # On the GPU only while there are no activations.
-            parts["optimizer"] = max(0.0, parts["optimizer"] - parts["activations"] - parts.get("logits", 0.0))
         ranks.append(_rank(f"policy-rank-{rank}", parts, use_gpu=layout.use_gpu))
     return MemoryPlan(
         ranks=tuple(ranks),
@@ -102,8 +102,26 @@ def _own_critic_ranks(model: Architecture, critic: PolicyConfig, layout: Layout)
         stage = rank * critic.pipeline_model_parallel_size // layout.num_critic_ranks
         parts = _trained_parts(model, critic, stage, layout.num_critic_ranks, is_critic=True)
         parts |= _activation_parts(model, critic, stage, is_critic=True)
+        _offload(parts, critic, _room_of_activations(parts), use_gpu=layout.use_gpu)
         ranks.append(_rank(f"critic-rank-{rank}", parts, use_gpu=layout.use_gpu))
     return ranks
+
+
+def _room_of_activations(parts: Mapping[str, float]) -> float:
+    """Return the bytes that are free while weights are updated, when there are no activations."""
+    return parts["activations"] + parts.get("logits", 0.0)
+
+
+def _offload(parts: dict[str, float], settings: PolicyConfig, room: float, *, use_gpu: bool) -> float:
+    """Leave of an optimizer in the host's memory what the update needs on the GPU beyond ``room``, if it is there.
+
+    Returns the room that another one finds afterwards.
+    """
+    if not settings.optim.optimizer_cpu_offload or not use_gpu:
+        return room
+    whole = parts["optimizer"]
+    parts["optimizer"] = max(0.0, whole - room)
+    return max(room, whole)
 
 
 def _rank(role: str, parts: dict[str, float], *, use_gpu: bool) -> ProcessMemory:

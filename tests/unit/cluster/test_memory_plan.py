@@ -116,6 +116,24 @@ def test_an_optimizer_in_the_host_s_memory_stands_on_the_gpu_only_where_the_acti
     assert plan_memory(cfg, layout).ranks[0].parts["optimizer"] == 0
 
 
+def test_a_critic_s_optimizer_in_the_host_s_memory_finds_the_room_of_activations_and_of_the_policy_s(small: Path):
+    def parts(num_ranks: int, *, policy: bool, critic: bool):
+        cfg = PpoRecipeConfig(search=Bm25SearchConfig(), critic=CriticConfig(num_ranks=num_ranks))
+        cfg.policy = PolicyConfig(train_mb_tokens=1, optim=OptimConfig(optimizer_cpu_offload=policy))
+        cfg.critic.optim.optimizer_cpu_offload = critic
+        plan = plan_memory(cfg, on_gpus(cfg, small, 1))
+        return (plan.critic_ranks or plan.ranks)[0].parts
+
+    resident = parts(0, policy=False, critic=False)
+    room = resident["activations"] + resident["logits"]
+    critic_optimizer = parts(1, policy=False, critic=False)["optimizer"]
+    assert resident["critic"] - parts(0, policy=False, critic=True)["critic"] == pytest.approx(room)
+    # The policy's is the larger one, and off the GPU by then.
+    assert resident["critic"] - parts(0, policy=True, critic=True)["critic"] == pytest.approx(critic_optimizer)
+    own = parts(1, policy=False, critic=True)
+    assert own["optimizer"] == pytest.approx(critic_optimizer - own["activations"])
+
+
 def test_stages_hold_their_layers_and_a_tied_embedding_twice(small: Path):
     model = read_architecture(small)
     settings = PolicyConfig(pipeline_model_parallel_size=2, num_layers_in_first_pipeline_stage=1)
