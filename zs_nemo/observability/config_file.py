@@ -38,6 +38,7 @@ _FREE_ON_RESUME = (
     "policy.activations_checkpoint_",
     "policy.optim.optimizer_cpu_offload",
     "policy.train_mb_tokens",
+    "critic.optim.optimizer_cpu_offload",
     "critic.num_ranks",
     "critic.tensor_model_parallel_size",
     "critic.pipeline_model_parallel_size",

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from tests.fakes import CharTokenizer
 from tests.unit.observability.runs import config, group, searching
 from zs_nemo.config.policy import Recompute
+from zs_nemo.config.recipe import PpoRecipeConfig
 from zs_nemo.config.rollout import RefitTransport
 from zs_nemo.observability.config_file import redact
 from zs_nemo.observability.files import (
@@ -206,6 +207,14 @@ def test_a_resumed_run_must_keep_what_changes_its_results_once_it_has_made_any(t
     elsewhere.generation.refit_transport = RefitTransport.nccl
     elsewhere.policy.activations_checkpoint_granularity = Recompute.full
     RunDir(tmp_path, elsewhere).close()
+
+
+def test_a_resumed_run_may_move_either_optimizer_to_the_host_s_memory(tmp_path: Path) -> None:
+    cfg = PpoRecipeConfig()
+    with RunDir(tmp_path, cfg) as run:
+        run.log_step(0, {"train/loss": 2.0})
+    cfg.policy.optim.optimizer_cpu_offload = cfg.critic.optim.optimizer_cpu_offload = True
+    RunDir(tmp_path, cfg).close()
 
 
 def test_a_finished_evaluation_is_found_again_for_its_step_alone(tmp_path: Path) -> None:
