@@ -27,6 +27,7 @@ def plan(cfg: RecipeConfig) -> int:
     from zs_nemo.cluster.memory_plan import GIB, plan_memory
     from zs_nemo.cluster.placement import place_run
     from zs_nemo.cluster.placement_drawing import draw_placement
+    from zs_nemo.cluster.preflight import check_cuts
     from zs_nemo.cluster.seating import planned_seating
     from zs_nemo.cluster.settled_config import settled
     from zs_nemo.cluster.setups import derive_layout
@@ -35,6 +36,7 @@ def plan(cfg: RecipeConfig) -> int:
     use_gpu = True if planned_gpus else None
     cfg = settled(cfg, use_gpu=use_gpu)
     layout = derive_layout(cfg, use_gpu=use_gpu)
+    check_cuts(cfg, layout)
     memory = plan_memory(cfg, layout)
     for process in memory.processes:
         parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in process.parts.items())

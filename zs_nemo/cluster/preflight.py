@@ -34,16 +34,9 @@ _OBJECT_STORE_BYTES = 512 * 2**20
 
 def check(cfg: RecipeConfig, layout: Layout) -> None:
     """Check the trained models, layouts and, for a run on this machine, its port, memory and shared memory."""
+    check_cuts(cfg, layout)
     if layout.num_ranks:
-        check_trained_model(cfg.policy, layout.policy_folder)
-    critic = critic_settings(cfg)
-    if critic is not None and layout.num_critic_ranks:
-        check_trained_model(critic, layout.policy_folder, group="critic")
-    if layout.policy_engines:
-        path = layout.policy_engines[0].model_path
-        check_engine_layout("generation.tensor_model_parallel_size", path, cfg.generation)
-    if layout.simulator_engines:
-        check_engine_layout("search.tensor_model_parallel_size", layout.simulator_engines[0].model_path, cfg.search)
+        read_architecture(layout.policy_folder).check_tensors(HfTensors(layout.policy_folder))
     if isinstance(cfg.search, SimulatedSearchConfig) and cfg.has_engines:
         check_simulator(cfg.search)
     if layout.num_ranks:
@@ -60,6 +53,20 @@ def check(cfg: RecipeConfig, layout: Layout) -> None:
     else:
         check_memory(cfg, layout, available_memory())
         warn_of_too_few_cores(cfg, len(os.sched_getaffinity(0)))
+
+
+def check_cuts(cfg: RecipeConfig, layout: Layout) -> None:
+    """Raise unless every model can be cut over its ranks or engines as configured. Needs its ``config.json`` alone."""
+    if layout.num_ranks:
+        check_cut(cfg.policy, layout.policy_folder)
+    critic = critic_settings(cfg)
+    if critic is not None and layout.num_critic_ranks:
+        check_cut(critic, layout.policy_folder, group="critic")
+    if layout.policy_engines:
+        path = layout.policy_engines[0].model_path
+        check_engine_layout("generation.tensor_model_parallel_size", path, cfg.generation)
+    if layout.simulator_engines:
+        check_engine_layout("search.tensor_model_parallel_size", layout.simulator_engines[0].model_path, cfg.search)
 
 
 def check_simulator(search: SimulatedSearchConfig, place: str = "search") -> None:
@@ -89,20 +96,15 @@ def _check_endpoints(group: str, settings: SimulatedSearchConfig | LlmJudgeConfi
         _LOGGER.warning("%s: %s cannot be used now (%s); the others are asked", setting, url, error)
 
 
-def check_trained_model(policy: PolicyConfig, folder: Path, *, group: str = "policy") -> None:
-    """Raise unless the ranks can be built from the folder: its architecture, its tensors, the cut over ranks.
-
-    ``group`` is where the settings of the cut stand.
-    """
-    architecture = read_architecture(folder)
-    architecture.check_layout(
+def check_cut(policy: PolicyConfig, folder: Path, *, group: str = "policy") -> None:
+    """Raise unless the model can be cut over the ranks; ``group`` is where the settings of the cut stand."""
+    read_architecture(folder).check_layout(
         tensor_parallel=policy.tensor_model_parallel_size,
         pipeline_parallel=policy.pipeline_model_parallel_size,
         layers_in_first_stage=policy.num_layers_in_first_pipeline_stage,
         layers_in_last_stage=policy.num_layers_in_last_pipeline_stage,
         group=group,
     )
-    architecture.check_tensors(HfTensors(folder))
 
 
 def check_engine_layout(setting: str, model_path: str, settings: object) -> None:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from recipes.plan import plan
 from zs_nemo.cluster.gpu_plan import check_gpus, misfits, overrides_of, plan_gpus, propose_layout
 from zs_nemo.cluster.memory_plan import GIB, parameters_of, plan_memory, stage_layers, stage_parameters
 from zs_nemo.cluster.setups import Layout, derive_layout
 from zs_nemo.config.algorithm import KlConfig, KlPlace
 from zs_nemo.config.critic import CriticConfig
+from zs_nemo.config.experiment import ClusterConfig, TrainerConfig
 from zs_nemo.config.policy import OptimConfig, PolicyConfig, Recompute, RecomputeMethod
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, RecipeConfig
 from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
@@ -190,6 +192,20 @@ def test_what_fits_nowhere_has_no_proposal_and_is_refused_before_anything_starts
     assert propose_layout(cfg, layout, 2, 24 * GIB) is None
     with pytest.raises(ValueError, match=r"GPU 0 would hold .* of 24\.0; see what would fit with recipes/plan\.py"):
         check_gpus(cfg, layout, (2, 24 * GIB))
+
+
+@pytest.mark.parametrize("group", ["policy", "critic", "generation", "search"])
+def test_a_cut_that_does_not_divide_the_model_is_refused_by_the_plan_as_by_the_run(big: Path, group: str):
+    cfg = PpoRecipeConfig(
+        search=SimulatedSearchConfig(model=str(big)),
+        policy=PolicyConfig(model=str(big)),
+        critic=CriticConfig(num_ranks=3),
+        trainer=TrainerConfig(devices=3),
+        cluster=ClusterConfig(gpus_per_node=9, gpu_memory_gib=80.0),
+    )
+    getattr(cfg, group).tensor_model_parallel_size = 3
+    with pytest.raises(ValueError, match=rf"{group}\.tensor_model_parallel_size=3 must divide the model's 28"):
+        plan(cfg)
 
 
 def test_an_engine_whose_share_does_not_hold_its_weights_is_named(big: Path):
