@@ -12,6 +12,7 @@ from pathlib import Path
 
 from zs_nemo.cluster.gpu_plan import misfits, overrides_of, propose_layout
 from zs_nemo.cluster.memory_plan import GIB, plan_memory
+from zs_nemo.cluster.preflight import check_cuts
 from zs_nemo.cluster.settled_config import settled
 from zs_nemo.cluster.setups import derive_layout
 from zs_nemo.config.recipe import RecipeConfig
@@ -286,6 +287,7 @@ def check_plan(cfg: RecipeConfig, local_gpus: tuple[int, float], available_bytes
         use_gpu = True if planned else None
         cfg = settled(cfg, use_gpu=use_gpu)
         layout = derive_layout(cfg, use_gpu=use_gpu)
+        check_cuts(cfg, layout)
         if not layout.use_gpu:
             needed = plan_memory(cfg, layout).total
             text = f"{needed / GIB:.1f} GiB are needed and {available_bytes / GIB:.1f} GiB available"

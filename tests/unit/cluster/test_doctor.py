@@ -168,6 +168,10 @@ def test_the_planner_s_verdict_comes_with_a_layout_that_fits():
     expect(found, Verdict.problem, "GPU 0 would hold", "set policy.tensor_model_parallel_size=2")
     cfg.policy.tensor_model_parallel_size = 4
     expect(doctor.check_plan(cfg, (0, 0.0), 0.0), Verdict.ok, "16 GPUs of 79 GiB")
+    cfg.generation.tensor_model_parallel_size = 3
+    expect(
+        doctor.check_plan(cfg, (0, 0.0), 0.0), Verdict.problem, "generation.tensor_model_parallel_size=3 must divide"
+    )
     cfg.policy.model = "nowhere"
     expect(doctor.check_plan(cfg, (0, 0.0), 0.0), Verdict.problem, "policy.model='nowhere'")
 
