@@ -19,6 +19,9 @@ GIB = 2**30
 # Values that one layer keeps for the backward pass, per token and unit of the hidden size; with the attention of packed
 # sequences, which never builds a matrix of scores.
 _ACTIVATIONS_PER_LAYER = 34
+# Of these the inputs and outputs of the two norms: tensor parallelism cuts them with sequence_parallel alone (arXiv
+# 2205.05198), and likewise a layer's input where that is all that recomputation keeps.
+_WHOLE_PER_LAYER = 4
 # Logits in the model's format, and in float32 their softmax and gradient; projected are policy tokens alone, but a
 # micro-batch may consist of nothing else.
 _LOGIT_VALUES_FLOAT32 = 3
@@ -179,23 +182,26 @@ def _activation_parts(
     # Under 1F1B the first stage has as many micro-batches under way as there are stages.
     under_way = stages - stage
     values = _kept_per_unit(settings, layers) * model.hidden_size * tokens * under_way
-    parts = {"activations": values * _width(settings) / settings.tensor_model_parallel_size}
+    parts = {"activations": values * _width(settings)}
     if stage == stages - 1 and not is_critic:
         logits = tokens * model.vocab_size / settings.tensor_model_parallel_size
         parts["logits"] = logits * (_width(settings) + 4 * _LOGIT_VALUES_FLOAT32)
     return parts
 
 
-def _kept_per_unit(settings: PolicyConfig, layers: int) -> int:
-    """Return the values that a stage keeps for the backward pass, per token and unit of the hidden size."""
+def _kept_per_unit(settings: PolicyConfig, layers: int) -> float:
+    """Return the values that a rank of a stage keeps for the backward pass, per token and unit of the hidden size."""
+    cut = settings.tensor_model_parallel_size
+    cut_with_sequences = cut if settings.sequence_parallel else 1
+    per_layer = (_ACTIVATIONS_PER_LAYER - _WHOLE_PER_LAYER) / cut + _WHOLE_PER_LAYER / cut_with_sequences
     if settings.activations_checkpoint_granularity is not Recompute.full:
         # What selective recomputation saves are matrices of scores, which packed attention never has.
-        return _ACTIVATIONS_PER_LAYER * layers
+        return per_layer * layers
     count = min(settings.activations_checkpoint_num_layers, layers)
     if settings.activations_checkpoint_method is RecomputeMethod.uniform:
         # Inputs of the chunks, and one chunk that is being computed again.
-        return -(-layers // count) + _ACTIVATIONS_PER_LAYER * count
-    return count + _ACTIVATIONS_PER_LAYER * max(1, layers - count)
+        return -(-layers // count) / cut_with_sequences + per_layer * count
+    return count / cut_with_sequences + per_layer * max(1, layers - count)
 
 
 def engine_memory(setup: EngineSetup) -> ProcessMemory:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,9 +79,28 @@ def test_the_parts_of_a_rank_are_those_worked_out_by_hand(small: Path):
         assert rank.parts["weights"] == rank.parts["reference"] == 2 * count / 2
         assert rank.parts["gradients"] == 4 * count / 2
         assert rank.parts["optimizer"] == 12 * count / 2 / 2
-        assert rank.parts["activations"] == 34 * 4 * 64 * 100 * 2 / 2
+        assert rank.parts["activations"] == (30 / 2 + 4) * 4 * 64 * 100 * 2
         assert rank.parts["logits"] == 100 * 500 * (2 + 12)
     assert len(plan.ranks) == 4 and not plan.critic_ranks
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({}, (30 / 2 + 4) * 4),
+        ({"sequence_parallel": True}, 34 / 2 * 4),
+        ({"activations_checkpoint_granularity": Recompute.full}, 4 + 30 / 2 + 4),
+        ({"activations_checkpoint_granularity": Recompute.full, "sequence_parallel": True}, 4 / 2 + 34 / 2),
+    ],
+)
+def test_tensor_parallelism_cuts_what_norms_keep_along_the_sequence_alone(
+    small: Path, settings: dict[str, Any], kept: float
+):
+    cfg = GrpoRecipeConfig(search=Bm25SearchConfig())
+    cfg.trainer.devices = 2
+    cfg.policy = PolicyConfig(model=str(small), tensor_model_parallel_size=2, train_mb_tokens=100, **settings)
+    for rank in plan_memory(cfg, derive_layout(cfg, use_gpu=False)).ranks:
+        assert rank.parts["activations"] == kept * 64 * 100 * 2
 
 
 @pytest.mark.parametrize(
