@@ -174,7 +174,12 @@ class SearchServer:
         return result
 
     async def _try(self, request: SearchRequest) -> SearchResult:
-        """Ask the engine, again with growing pauses where it fails, within the time of one search."""
+        """Ask the engine, again with growing pauses where it fails, within the time of one search.
+
+        An empty query finds nothing without being asked.
+        """
+        if not request.query.strip():
+            return SearchResult(documents=(), source=self._engine.name)
         limit_s, num_attempts = self._settings.search_timeout_s, self._settings.max_attempts
         try:
             async with asyncio.timeout(limit_s):

@@ -7,6 +7,9 @@ Two forms, told apart by their first field. Search-R1's, many queries at once:
 and ZeroSearch's for its Wikipedia server, one query: {"query": "...", "top_k": 5}. To both, fields of ours can be
 added that let a simulator do its work: question, gold answers and turn of each query, how noisy the documents are to
 be (one of ``noise``, ``noisy`` and ``step``), and a ``seed``, with which the same request gets the same answer again.
+
+No query at all and an empty one are requests like any other, which find nothing: Search-R1's trainer sends them when no
+episode searches in a turn, or one writes ``<search></search>``, and ends with an error if it is refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -72,7 +75,7 @@ class _Form(BaseModel):
 
 
 class _BatchForm(_Form):
-    queries: list[str] = Field(min_length=1)
+    queries: list[str]
     topk: Count | None = None
     return_scores: bool = False
     questions: list[str] | None = None
@@ -209,8 +212,6 @@ def _check_limits(asked: AskedSearches, limits: ServerConfig) -> None:
             UNPROCESSABLE, f"{name}: {asked.num_documents} is more than this server's {limits.max_topk}"
         )
     for number, search in enumerate(asked.searches):
-        if not search.query.strip():
-            raise RequestRefused(UNPROCESSABLE, f"{_place(asked, number)}: is empty")
         longest = max(map(len, (search.query, search.question, *search.answers)))
         if longest > limits.max_query_characters:
             raise RequestRefused(
