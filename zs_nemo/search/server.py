@@ -25,7 +25,7 @@ from zs_nemo.search.admission import Admission, QueueFull, Ticket
 from zs_nemo.search.server_answers import answer, failure_status, refusal
 from zs_nemo.search.server_metrics import CONTENT_TYPE, ServerMetrics
 from zs_nemo.search.server_noise import ServerNoise
-from zs_nemo.search.server_requests import AskedSearches, RequestRefused, read_request
+from zs_nemo.search.server_requests import MALFORMED, AskedSearches, RequestRefused, read_request
 from zs_nemo.types.search import SearchEngine, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
 
 _LOGGER = logging.getLogger(__name__)
@@ -144,6 +144,9 @@ class SearchServer:
                 return await request.read()
         except TimeoutError:
             raise RequestRefused(408, f"the body did not arrive within {_BODY_TIMEOUT_S:g} s") from None
+        except web.RequestPayloadError as error:
+            # Such as one that is not compressed as its header says.
+            raise RequestRefused(MALFORMED, f"the body cannot be read: {' '.join(str(error).split())}") from None
 
     async def _search_all(self, requests: Sequence[SearchRequest], ticket: Ticket) -> list[SearchResult]:
         """Run all searches of a request at once; the first failure cancels the others and is raised."""

@@ -5,6 +5,7 @@ The clients here are plain HTTP against a real port; none of the server's own co
 
 import asyncio
 import re
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -178,6 +179,17 @@ def test_a_turn_in_which_nobody_searches_or_a_query_is_empty_finds_nothing_and_e
 def test_malformed_json_is_a_400_with_a_reason(url: str, body: str | bytes) -> None:
     response = CLIENT.post(f"{url}/retrieve", content=body)
     assert response.status_code == 400 and response.json()["error"].startswith("the body is no JSON: ")
+
+
+def test_a_body_that_is_not_compressed_as_it_says_is_a_400_with_a_reason(url: str) -> None:
+    address = httpx.URL(url)
+    body = b'{"queries": ["Lima"]}'
+    head = f"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((address.host, address.port), timeout=30) as connection:
+        # In one piece: a client that still sends may find the connection reset before it has read why.
+        connection.sendall(head.encode() + body)
+        answered = connection.recv(10_000)
+    assert answered.startswith(b"HTTP/1.1 400 ") and b"Can not decode content-encoding: gzip" in answered
 
 
 @pytest.mark.parametrize(
