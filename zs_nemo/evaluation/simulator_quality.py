@@ -114,6 +114,7 @@ def classifier_accuracy(simulated: Sequence[tuple[str, str]], real: Sequence[tup
     """Return the balanced cross-validated accuracy of telling apart (question id, text) of either kind.
 
     All texts of a question are in the same fold: a classifier must not know a name from the other kind's documents.
+    NaN with too few questions, or where those with simulated documents are all in one fold: nothing would be learned.
     """
     count = min(len(simulated), len(real))
     pairs = [*_evenly(simulated, count), *_evenly(real, count)]
@@ -121,8 +122,11 @@ def classifier_accuracy(simulated: Sequence[tuple[str, str]], real: Sequence[tup
     if len(set(groups)) < _FOLDS:
         return ABSENT
     labels = np.repeat([0, 1], count)
+    folds = list(GroupKFold(_FOLDS).split(pairs, labels, groups))
+    if any(len(set(labels[learned])) < 2 for learned, _ in folds):
+        return ABSENT
     model = make_pipeline(CountVectorizer(ngram_range=(1, 2), binary=True), LogisticRegression(max_iter=1000))
-    predicted = cross_val_predict(model, [text for _, text in pairs], labels, groups=groups, cv=GroupKFold(_FOLDS))
+    predicted = cross_val_predict(model, [text for _, text in pairs], labels, cv=folds)
     return float(accuracy_score(labels, predicted))
 
 

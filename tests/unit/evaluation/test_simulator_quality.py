@@ -61,6 +61,13 @@ def test_the_classifier_does_not_learn_the_names_of_the_questions():
     assert classifier_accuracy(texts[:20], texts[20:]) <= 0.6
 
 
+def test_a_simulator_that_answers_one_question_alone_is_measured_without_the_classifier():
+    silent = [replace(USEFUL, question_id=f"q{number}", documents=()) for number in range(20)]
+    found = quality([*silent, replace(USEFUL, documents=USEFUL.documents * 5)])
+    assert math.isnan(found["likeness"]["classifier_accuracy"])
+    assert found["likeness"]["words"] == 7 and found["empty_share"] == pytest.approx(20 / 21)
+
+
 def test_likeness_measures_lengths_and_words():
     found = likeness([USEFUL])
     assert (found["words"], found["real_words"], found["length_distance"]) == (7, 7, 0)
