@@ -35,13 +35,14 @@ _FIELD_AT_LINE_START = re.compile(r"^[ \t*#]*(?:Search query|Query|Question|Answ
 _REASONING = re.compile(r"\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
 _MARK = r"[ \t>#*_•-]{0,8}"
 _NAME = r"(?:doc|document|passage|result|snippet)[ \t]{0,2}#?[ \t]{0,2}(\d{1,3})"
-_END = r"[*_]{0,3}[ \t]{0,2}(?:[:.)\]–-][*_]{0,3}|(?=\())"
+_END = r"[*_]{0,3}[ \t]{0,2}(?:[:.)\]–-][*_]{0,3}|(?=\()|(?=\n|\Z))"
 _HEADERS = (
     re.compile(rf"^{_MARK}\[?{_NAME}{_END}", re.IGNORECASE | re.MULTILINE),
     re.compile(rf"^{_MARK}\[?(\d{{1,3}})[*_]{{0,3}}[.):\]][*_]{{0,3}}(?=\s)", re.MULTILINE),
     re.compile(rf"(?<![A-Za-z0-9])[*_\[]{{0,3}}{_NAME}[*_]{{0,3}}[ \t]{{0,2}}:", re.IGNORECASE),
 )
-"""The forms of "Doc 1: ..." and "1. ..." at the start of a line, and "Doc 1: ..." anywhere; of equals the first."""
+"""The forms of "Doc 1: ...", also as a heading without a mark after it, and "1. ..." at the start of a line, and
+"Doc 1: ..." anywhere; of equals the first."""
 _BULLET = re.compile(r"^[ \t]*[-*•][ \t]+", re.MULTILINE)
 _PREAMBLE = re.compile(r"[^\n]{0,300}:\s*")
 

@@ -28,6 +28,8 @@ def written(text: str, stop_reason: StopReason = StopReason.end_of_text) -> Text
         "Doc 1: Lima is a city. Doc 2: Peru is a country.",
         "**Document 1:** Lima is a city.\n\n**Document 2:** Peru is a country.",
         "### Doc 1\n: Lima is a city.\n### Doc 2\n: Peru is a country.".replace("\n:", ":"),
+        "### Doc 1\nLima is a city.\n\n### Doc 2\nPeru is a country.",
+        "**Document 1**\nLima is a city.\n**Document 2**\nPeru is a country.",
         "[1] Lima is a city.\n[2] Peru is a country.",
         "[Doc 1] Lima is a city.\n[Doc 2] Peru is a country.",
         "1. Lima is a city.\n2. Peru is a country.",
