@@ -75,9 +75,9 @@ class SftRun:
         tokenizer = load_tokenizer(folder)
         demonstrations = build_demonstrations(load_facts_world(cfg.data))
         writer = ExampleWriter(search, tokenizer, tokenizer.eos_token_id, demonstrations)
+        files = {split: examples_file(cfg.sft.examples, split) for split in (TRAIN, HELD_OUT)}
         parts = {
-            split: writer.write(read_json_lines(examples_file(cfg.sft.examples, split)), seed=cfg.seed)
-            for split in (TRAIN, HELD_OUT)
+            split: writer.write(read_json_lines(file), seed=cfg.seed, file=str(file)) for split, file in files.items()
         }
         self._train, held_out = parts[TRAIN], parts[HELD_OUT]
         self._held_out = held_out[: cfg.sft.num_held_out or len(held_out)]

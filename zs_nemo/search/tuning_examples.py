@@ -45,13 +45,22 @@ class ExampleWriter:
         self.num_too_long = 0
         """Examples that did not fit into ``search.max_sequence_tokens`` and were left out."""
 
-    def write(self, rows: Sequence[Mapping[str, Any]], *, seed: int) -> list[TuningExample]:
-        """Return the examples of judged searches, ``Interaction`` rows with ``useful``."""
-        return [
-            example
-            for number, row in enumerate(rows)
-            for example in self._examples(Interaction.from_row(row), bool(row["useful"]), seed, number)
-        ]
+    def write(self, rows: Sequence[Mapping[str, Any]], *, seed: int, file: str = "") -> list[TuningExample]:
+        """Return the examples of judged searches, ``Interaction`` rows with ``useful``.
+
+        Raises ``ValueError`` naming ``file`` and line for a row that is none.
+        """
+        found = []
+        for number, row in enumerate(rows):
+            place = f"sft.examples: {file}, line {number + 1}"
+            try:
+                interaction = Interaction.from_row(row)
+                if not isinstance(row.get("useful"), bool):
+                    raise ValueError(f"useful is {row.get('useful')!r} and must be true or false")
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}; mend or remove the line") from error
+            found += self._examples(interaction, row["useful"], seed, number)
+        return found
 
     def _examples(self, interaction: Interaction, useful: bool, seed: int, number: int) -> list[TuningExample]:
         key = SampleKey(run_seed=seed, step=0, prompt=number, member=0, turn=interaction.turn)

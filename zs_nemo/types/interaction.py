@@ -53,13 +53,20 @@ class Interaction:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Interaction":
         """Read a JSON object. Raises ``ValueError`` naming what is missing or of the wrong kind."""
+        if not isinstance(row, Mapping):
+            raise ValueError("not an interaction: no JSON object")
         values: dict[str, Any] = {name: row.get(name) for name in cls.__dataclass_fields__}
         try:
             documents = tuple(Document(**document) for document in row["documents"])
             interaction = cls(**{**values, "documents": documents, "answers": tuple(row["answers"])})
         except (KeyError, TypeError) as error:
             raise ValueError(f"not an interaction: {error}") from error
-        texts = (interaction.question_id, interaction.question, interaction.query, interaction.split)
-        if not all(isinstance(text, str) for text in texts) or not documents or not interaction.answers:
-            raise ValueError("not an interaction: question, query, split, answers and documents must all be there")
+        texts = [interaction.question_id, interaction.question, interaction.query, interaction.split]
+        texts += [*interaction.answers, *(document.text for document in documents)]
+        whole = all(isinstance(text, str) for text in texts) and not isinstance(row["answers"], str)
+        if not whole or not documents or not interaction.answers or not isinstance(interaction.turn, int):
+            raise ValueError(
+                "not an interaction: question, query and split must be texts, turn a number, answers a list of texts, "
+                "documents a list of objects with a text"
+            )
         return interaction

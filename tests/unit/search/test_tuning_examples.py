@@ -82,6 +82,27 @@ def test_what_does_not_fit_is_left_out_and_counted():
     assert (len(kept), writer.num_too_long) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ({"useful": None}, "useful is None and must be true or false"),
+        ({"useful": "no"}, "useful is 'no'"),
+        ({"answers": "Lima"}, "answers a list of texts"),
+        ({"answers": [5]}, "answers a list of texts"),
+        ({"documents": [{"text": 5}]}, "documents a list of objects with a text"),
+        ({"turn": None}, "turn a number"),
+    ],
+)
+def test_a_row_that_is_no_judged_search_is_named_by_file_and_line(damage, reason):
+    search = SimulatedSearchConfig(template="tuned", max_sequence_tokens=4000)
+    writer = ExampleWriter(search, CharTokenizer(), END, None)
+    row = FOUND.to_row() | {"useful": True}
+    with pytest.raises(ValueError, match=rf"sft\.examples: mine\.jsonl, line 2: .*{reason}.*mend or remove the line"):
+        writer.write([row, row | damage], seed=1, file="mine.jsonl")
+    with pytest.raises(ValueError, match=r"line 1: not an interaction: no JSON object"):
+        writer.write([[1, 2]], seed=1, file="mine.jsonl")
+
+
 def test_a_folder_without_examples_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"sft\.examples=.*holds no examples_train\.jsonl.*collect_interactions"):
         examples_file(str(tmp_path), "train")
