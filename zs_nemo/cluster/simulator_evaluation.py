@@ -61,7 +61,7 @@ def evaluate_simulators(cfg: EvaluateSimulatorConfig, progress: Progress) -> Pat
 def read_queries(cfg: EvaluateSimulatorConfig) -> list[Interaction]:
     """Return the different searches whose real documents hold the answer: there a useful document must hold it too.
 
-    Raises ``ValueError`` for a collection that is missing, or was made over training questions.
+    Raises ``ValueError`` for a collection that is missing, was made over training questions, or has no such search.
     """
     folder = Path(cfg.interactions).expanduser() / "interactions"
     if not folder.is_dir():
@@ -77,6 +77,11 @@ def read_queries(cfg: EvaluateSimulatorConfig) -> list[Interaction]:
             "learned from; collect with collect.split=test"
         )
     held = [each for each in all_found if any(contains_answer(doc.text, each.answers) for doc in each.documents)]
+    if not held:
+        raise ValueError(
+            f"interactions={cfg.interactions!r} has {len(all_found)} different searches, and none whose real documents "
+            "hold the answer, so there is nothing to measure; collect more questions, or with a policy that searches"
+        )
     return held[: cfg.num_queries or None]
 
 

@@ -133,6 +133,15 @@ def test_a_collection_over_training_questions_is_refused(tmp_path: Path) -> None
         simulator_evaluation.read_queries(cfg)
 
 
+def test_a_collection_without_a_query_to_ask_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    write(tmp_path, [row(number, text="Nothing of that.") for number in range(2)])
+    with pytest.raises(ValueError, match=r"interactions=.*has 2 different searches, and none whose real documents"):
+        simulator_evaluation.read_queries(settings(tmp_path, "http://127.0.0.1:9"))
+    write(tmp_path, [])
+    with pytest.raises(ValueError, match=r"interactions=.*has 0 different searches.*collect more questions"):
+        simulator_evaluation.read_queries(settings(tmp_path, "http://127.0.0.1:9"))
+
+
 def test_a_real_engine_is_no_simulator_to_be_measured() -> None:
     with pytest.raises(ValueError, match="baseline is a real engine"):
         EvaluateSimulatorConfig(baseline=Bm25SearchConfig())
