@@ -7,11 +7,9 @@ event loop and one client session; nothing is drawn by chance: the jitter of pau
 import asyncio
 import hashlib
 import json
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Any, Generic, TypeVar
 
 import aiohttp
@@ -19,6 +17,7 @@ import aiohttp
 from zs_nemo.config.endpoints import EndpointPoolConfig
 from zs_nemo.search.endpoint_health import ERROR_CHARACTERS, check_health, error_text, open_session
 from zs_nemo.search.endpoint_state import Circuit, Endpoint, EndpointStatistics, Lease, version_url
+from zs_nemo.search.http_client import asked_pause_s
 from zs_nemo.types.search import RequestRejected, SearchFailure, SearchFailureKind
 
 MAX_ANSWER_BYTES = 8 * 2**20
@@ -285,7 +284,7 @@ class EndpointPool:
         ) as response:
             raw = await _read_body(response)
             status = response.status
-            rest_s = _retry_after_s(response.headers.get("Retry-After"))
+            rest_s = asked_pause_s(response.headers.get("Retry-After", ""))
         text = raw.decode("utf-8", errors="replace")
         if status in _REFUSED:
             endpoint.circuit.succeeded()
@@ -357,20 +356,6 @@ async def _read_body(response: aiohttp.ClientResponse) -> bytes:
         if size > MAX_ANSWER_BYTES:
             raise _EndpointFailed(SearchFailureKind.invalid, f"the answer has more than {MAX_ANSWER_BYTES} bytes")
     return b"".join(parts)
-
-
-def _retry_after_s(header: str | None) -> float | None:
-    """Return the seconds of a Retry-After header, which may also be a date; None if it says nothing."""
-    if not header:
-        return None
-    try:
-        return max(float(int(header)), 0.0)
-    except ValueError:
-        pass
-    try:
-        return max(parsedate_to_datetime(header).timestamp() - time.time(), 0.0)
-    except (ValueError, TypeError, OverflowError):
-        return None
 
 
 def _redacted(text: str, api_key: str) -> str:

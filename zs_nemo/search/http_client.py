@@ -90,7 +90,7 @@ class HttpClient:
                 reply = await self._ask(session, method, content, give_up_at)
                 if reply.status not in _BUSY:
                     return self._parsed(reply)
-                pause = _asked_pause(reply.retry_after)
+                pause = asked_pause_s(reply.retry_after)
                 if pause is None:
                     pause = min(_FIRST_PAUSE_S * 2**num_tries, _LONGEST_PAUSE_S)
                 pause *= 1 + self._jitter.random() / 4
@@ -213,13 +213,13 @@ def secret_from(variable: str, setting: str, environment: Mapping[str, str] = os
     return secret
 
 
-def _asked_pause(retry_after: str) -> float | None:
+def asked_pause_s(retry_after: str) -> float | None:
     """Return the seconds that a Retry-After header names, as a number or as a date; None without a readable one."""
-    if retry_after.strip().isdigit():
-        return float(retry_after)
+    if retry_after.isascii() and retry_after.strip().isdigit():
+        return float(retry_after)  # Of any length: what is too large for a number is infinite.
     try:
         return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

@@ -235,9 +235,10 @@ async def test_retry_after_is_honoured_and_opens_no_circuit(stack: AsyncExitStac
     assert (statistics.pushed_back, statistics.failures, statistics.opened) == (1, 0, 0)
 
 
-async def test_who_is_pushed_back_goes_elsewhere_at_once(stack: AsyncExitStack) -> None:
+@pytest.mark.parametrize("retry_after", ["60", "9" * 400])
+async def test_who_is_pushed_back_goes_elsewhere_at_once(stack: AsyncExitStack, retry_after: str) -> None:
     busy, free = await servers(stack, "busy", "free")
-    busy.answer = lambda body: failing(429, Retry_After="60")
+    busy.answer = lambda body: failing(429, Retry_After=retry_after)
     pool = pool_of(stack, busy.url, free.url)
     began = time.monotonic()
     assert [await ask(pool, seed) for seed in range(4)] == [" free is a city."] * 4

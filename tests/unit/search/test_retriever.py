@@ -218,9 +218,14 @@ def test_a_busy_server_is_asked_again_after_the_pause_that_it_names(
 
 
 def test_a_pause_can_be_named_as_a_date() -> None:
-    assert http_client._asked_pause("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
-    assert http_client._asked_pause("Fri, 01 Jan 2100 00:00:00 GMT") > 1e8
-    assert http_client._asked_pause("soon") is None
+    assert http_client.asked_pause_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert http_client.asked_pause_s("Fri, 01 Jan 2100 00:00:00 GMT") > 1e8
+    assert http_client.asked_pause_s("soon") is None
+
+
+def test_a_pause_that_is_no_number_or_a_huge_one_is_no_crash() -> None:
+    assert http_client.asked_pause_s("\u00b2") is None
+    assert http_client.asked_pause_s("9" * 400) == float("inf")
 
 
 def test_a_connection_that_the_server_has_closed_meanwhile_is_no_failure() -> None:
