@@ -7,7 +7,14 @@ from dataclasses import replace
 
 from zs_nemo.rollout.callbacks import RolloutCallback
 from zs_nemo.search.markup import without_broken_characters
-from zs_nemo.types.search import Document, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
+from zs_nemo.types.search import (
+    Document,
+    RequestRejected,
+    SearchFailure,
+    SearchFailureKind,
+    SearchRequest,
+    SearchResult,
+)
 
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
@@ -22,9 +29,9 @@ async def search_within_deadline(
 
     An engine that cannot be reached or answers nonsense is asked again until the deadline: pauses double from 0.2 s to
     5 s, with jitter keyed by the request, so that many callers do not return at once. One that answers with nothing is
-    asked again at once, ``MAX_EMPTY_ANSWERS`` times in all; one that refuses, or has no recorded answer, is not asked
-    again. Anything but ``SearchFailure`` is a defect of the callback and is raised. None is no deadline. The documents
-    come without broken characters, whoever found them: half a character fits into no file.
+    asked again at once, ``MAX_EMPTY_ANSWERS`` times in all; one that refuses, rejects the request, or has no recorded
+    answer, is not asked again. Anything but ``SearchFailure`` is a defect of the callback and is raised. None is no
+    deadline. The documents come without broken characters, whoever found them: half a character fits into no file.
     """
     give_up_at = math.inf if deadline_s is None else time.monotonic() + deadline_s
     failures: list[SearchFailure] = []
@@ -42,7 +49,8 @@ async def search_within_deadline(
             return None, failures
         except SearchFailure as failure:
             failures.append(failure)
-        if failures[-1].kind in (SearchFailureKind.refused, SearchFailureKind.missing):
+        final = failures[-1].kind in (SearchFailureKind.refused, SearchFailureKind.missing)
+        if final or isinstance(failures[-1], RequestRejected):
             return None, failures
         if failures[-1].kind is SearchFailureKind.empty:
             num_empty += 1

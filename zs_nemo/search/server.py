@@ -26,7 +26,14 @@ from zs_nemo.search.server_answers import answer, failure_status, refusal
 from zs_nemo.search.server_metrics import CONTENT_TYPE, ServerMetrics
 from zs_nemo.search.server_noise import ServerNoise
 from zs_nemo.search.server_requests import MALFORMED, AskedSearches, RequestRefused, read_request
-from zs_nemo.types.search import SearchEngine, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
+from zs_nemo.types.search import (
+    RequestRejected,
+    SearchEngine,
+    SearchFailure,
+    SearchFailureKind,
+    SearchRequest,
+    SearchResult,
+)
 
 _LOGGER = logging.getLogger(__name__)
 _BODY_TIMEOUT_S = 60.0
@@ -190,7 +197,8 @@ class SearchServer:
                     try:
                         return await self._engine.search(replace(request, attempt=attempt))
                     except SearchFailure as failure:
-                        if attempt + 1 == num_attempts or failure.kind not in _MAY_PASS:
+                        may_pass = failure.kind in _MAY_PASS and not isinstance(failure, RequestRejected)
+                        if attempt + 1 == num_attempts or not may_pass:
                             raise
                     await asyncio.sleep(_FIRST_PAUSE_S * 2**attempt)
         except TimeoutError:

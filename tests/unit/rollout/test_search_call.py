@@ -11,7 +11,7 @@ from zs_nemo.rollout.saved_episodes import episode_row
 from zs_nemo.rollout.search_call import search_within_deadline
 from zs_nemo.types.interaction import Interaction
 from zs_nemo.types.keys import SampleKey
-from zs_nemo.types.search import Document, SearchRequest, SearchResult
+from zs_nemo.types.search import Document, RequestRejected, SearchRequest, SearchResult
 from zs_nemo.types.trajectory import Role
 
 KEY = SampleKey(run_seed=1, step=0, prompt=0, member=0)
@@ -50,3 +50,20 @@ def test_documents_of_whole_characters_come_as_they_were_found() -> None:
     assert searched(callback) is callback.result
     callback.result = replace(callback.result, documents=())
     assert searched(callback) is callback.result
+
+
+class Rejecting:
+    """Takes no request, as a model's server does whose limit the prompt exceeds."""
+
+    num_asked = 0
+
+    async def search(self, request: SearchRequest) -> SearchResult:
+        self.num_asked += 1
+        raise RequestRejected("the prompt is too long")
+
+
+def test_a_request_that_is_rejected_is_not_sent_again_until_the_deadline() -> None:
+    callback = Rejecting()
+    result, failures = asyncio.run(search_within_deadline(callback, REQUEST, 1.0))
+    assert result is None and [str(each) for each in failures] == ["invalid: the prompt is too long"]
+    assert callback.num_asked == 1

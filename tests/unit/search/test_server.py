@@ -18,7 +18,15 @@ from aiohttp import web
 from tests.loopback import serving
 from zs_nemo.config.server import ServerConfig
 from zs_nemo.search.server import SearchServer
-from zs_nemo.types.search import Document, SearchEngine, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
+from zs_nemo.types.search import (
+    Document,
+    RequestRejected,
+    SearchEngine,
+    SearchFailure,
+    SearchFailureKind,
+    SearchRequest,
+    SearchResult,
+)
 
 CLIENT = httpx.Client(timeout=30, trust_env=False, verify=False)
 TWO = {"queries": ["Lima", "Peru"], "topk": 2, "return_scores": True}
@@ -317,6 +325,17 @@ def test_a_failing_search_fails_its_request_with_the_reason_and_no_made_up_docum
     attempts = [request.attempt for request in engine.requests if request.query == "bad"]
     assert attempts == list(range(num_calls)), "a simulator draws anew when it is asked again"
     assert f'zs_nemo_searches_total{{outcome="{kind.name}"}} 1.0' in metrics
+
+
+def test_what_a_simulators_server_rejects_is_not_sent_again() -> None:
+    def make(request: SearchRequest) -> None:
+        raise RequestRejected("the prompt is too long")
+
+    engine = EchoEngine(make=make)
+    with served(engine, max_attempts=3) as url:
+        response = post(url, {"queries": ["long"]})
+    assert response.status_code == 502 and response.json() == {"error": "invalid: the prompt is too long"}
+    assert len(engine.requests) == 1
 
 
 def test_a_failure_that_passes_is_not_seen_by_the_client_and_a_search_without_end_is_a_504() -> None:
