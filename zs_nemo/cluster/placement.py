@@ -1,7 +1,8 @@
 """Which process gets which GPU. Pure arithmetic; no run has been placed on real GPUs yet."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zs_nemo.cluster.setups import Layout
 from zs_nemo.config.rollout import RefitTransport
@@ -87,3 +88,34 @@ def check_sender_is_alone(placement: Placement, *, num_receivers: int) -> None:
             "generation.refit_transport=nccl, but an engine of the policy shares a GPU with the first training rank, "
             "which NCCL refuses; set generation.refit_transport=shared_memory, or give the run more GPUs"
         )
+
+
+def in_machine_order(placement: Placement, machines: Sequence[str]) -> Placement:
+    """Return the placement with ranks that follow each other on one machine, given every bundle's machine.
+
+    Ray fills machine after machine, but takes equal bundles in any order once there are more than 16 of them. Machines
+    with most bundles of a kind come first, so that groups of ranks end where a machine does.
+    """
+    seats: dict[int, int] = {}
+    firsts = {machine: machines.index(machine) for machine in machines}
+    for kind in placement.bundles:
+        alike = [index for index, bundle in enumerate(placement.bundles) if bundle == kind]
+        counts = Counter(machines[index] for index in alike)
+        ordered = sorted(alike, key=lambda index: (-counts[machines[index]], firsts[machines[index]]))
+        seats.update(zip(alike, ordered, strict=True))
+    ranks, engines = (
+        tuple((seats[bundle], share) for bundle, share in places) for places in (placement.ranks, placement.engines)
+    )
+    return replace(placement, ranks=ranks, engines=engines)
+
+
+def check_tensor_parallel_within_machines(role: str, size: int, machines: Sequence[str]) -> None:
+    """Raise ``ValueError`` when ranks that share tensors sit apart; ``machines`` are those of the role's ranks."""
+    for first in range(0, len(machines), size):
+        used = list(dict.fromkeys(machines[first : first + size]))
+        if len(used) > 1:
+            raise ValueError(
+                f"{role}.tensor_model_parallel_size={size}, but {role}-rank-{first} to {role}-rank-{first + size - 1} "
+                f"would sit on several machines ({', '.join(used)}), whose network is much slower; lower it, allocate "
+                "machines whole and with as many GPUs each, or say so with policy.tensor_parallel_across_nodes=true"
+            )

@@ -15,7 +15,12 @@ from zs_nemo.cluster.core_loan import CoreLoan
 from zs_nemo.cluster.engine_pool import EnginePool, EngineUsage, OneEngine
 from zs_nemo.cluster.gpu_plan import local_gpus
 from zs_nemo.cluster.memory_plan import engine_weight_bytes
-from zs_nemo.cluster.placement import Placement, place_run
+from zs_nemo.cluster.placement import (
+    Placement,
+    check_tensor_parallel_within_machines,
+    in_machine_order,
+    place_run,
+)
 from zs_nemo.cluster.placement_drawing import draw_placement
 from zs_nemo.cluster.rank_groups import CriticGroup, PolicyGroup
 from zs_nemo.cluster.ray_session import RaySession
@@ -27,6 +32,7 @@ from zs_nemo.cluster.seating import seating_by_ray
 from zs_nemo.cluster.setups import (
     Layout,
     critic_rank_builder,
+    critic_settings,
     derive_layout,
     engine_builder,
     rank_builder,
@@ -301,15 +307,38 @@ class System:
                 f"cluster.startup_timeout_s={timeout_s:g}; end what holds them, raise it, or ask for fewer "
                 "(trainer.devices, generation.num_engines, search.num_engines)"
             ) from error
+        return self._in_machine_order(placement)
+
+    def _in_machine_order(self, placement: Placement) -> Placement:
+        """Seat the ranks as they talk, now that Ray has chosen the machines. Raises ``ValueError`` where it cannot."""
+        nodes = self._nodes_of_bundles()
+        machines = [nodes[index] for index in range(len(placement.bundles))]
+        placement = in_machine_order(placement, machines)
+        if not self._cfg.policy.tensor_parallel_across_nodes:
+            import ray
+
+            names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
+            hosts = [names.get(machines[bundle], machines[bundle]) for bundle, _ in placement.ranks]
+            count, critic = self._layout.num_ranks, critic_settings(self._cfg)
+            of_roles = [("policy", self._cfg.policy, hosts[:count]), ("critic", critic, hosts[count:])]
+            for role, settings, own in of_roles:
+                if settings is not None:
+                    check_tensor_parallel_within_machines(role, settings.tensor_model_parallel_size, own)
         return placement
+
+    def _nodes_of_bundles(self) -> Mapping[int, str]:
+        import ray
+
+        nodes: Mapping[int, str] = ray.util.placement_group_table(self._group)["bundles_to_node_id"]
+        return nodes
 
     def _drawing(self, placement: Placement | None) -> str:
         if placement is None:
             return draw_placement(self._cfg, self._layout)
         import ray
 
-        nodes = ray.util.placement_group_table(self._group)["bundles_to_node_id"]
-        return draw_placement(self._cfg, self._layout, seating_by_ray(placement, ray.nodes(), nodes))
+        seating = seating_by_ray(placement, ray.nodes(), self._nodes_of_bundles())
+        return draw_placement(self._cfg, self._layout, seating)
 
     def _rank(self, name: str, place: int, placement: Placement | None) -> Role:
         from zs_nemo.cluster.actors import RankActor

@@ -1,7 +1,13 @@
 import pytest
 
 from tests.unit.cluster.test_role_accounts import layout
-from zs_nemo.cluster.placement import check_sender_is_alone, place_on_gpus, place_run
+from zs_nemo.cluster.placement import (
+    check_sender_is_alone,
+    check_tensor_parallel_within_machines,
+    in_machine_order,
+    place_on_gpus,
+    place_run,
+)
 from zs_nemo.config.rollout import RefitTransport
 
 
@@ -75,3 +81,39 @@ def test_a_run_whose_weights_cannot_be_broadcast_is_refused_where_it_is_placed()
     with pytest.raises(ValueError, match=r"refit_transport=nccl.*shares a GPU"):
         place_run(layout(ranks=2, simulator=()), 2, RefitTransport.nccl)
     assert place_run(layout(ranks=2, simulator=()), 2, RefitTransport.shared_memory).engines == ((0, 0.5),)
+
+
+AS_RAY_SORTS_32 = [16, *range(31, 16, -1), 0, *range(15, 0, -1)]
+"""The order in which Ray takes 32 equal bundles: std::sort of libstdc++, seen on numbers that all compare equal."""
+
+
+def test_ranks_that_follow_each_other_sit_on_one_machine_however_ray_orders_equal_bundles() -> None:
+    placement = place_on_gpus(32, num_ranks=16, engine_sizes=[1] * 16)
+    machines = [""] * 32
+    for place, bundle in enumerate(AS_RAY_SORTS_32):
+        machines[bundle] = f"node{place // 8}"
+    with pytest.raises(
+        ValueError, match=r"policy-rank-0 to policy-rank-7 would sit on several machines \(node2, node3"
+    ):
+        check_tensor_parallel_within_machines("policy", 8, [machines[bundle] for bundle, _ in placement.ranks])
+    seated = in_machine_order(placement, machines)
+    check_tensor_parallel_within_machines("policy", 8, [machines[bundle] for bundle, _ in seated.ranks])
+    everybody = [*seated.ranks, *seated.engines]
+    assert sorted(bundle for bundle, _ in everybody) == list(range(32)) and {share for _, share in everybody} == {1.0}
+
+
+def test_ranks_take_whole_machines_first_and_what_engines_leave_of_others_last() -> None:
+    placement = place_on_gpus(16, num_ranks=8, engine_sizes=[2, 2, 2, 1, 1])
+    # Ray takes the large bundles first, and fills up their machine with the first of the ranks.
+    machines = ["a" if bundle in (0, 1, 8, 9, 10) else "b" for bundle in range(len(placement.bundles))]
+    seated = in_machine_order(placement, machines)
+    assert [machines[bundle] for bundle, _ in seated.ranks] == ["b"] * 8
+    assert seated.engines[:3] == placement.engines[:3]
+    assert [machines[bundle] for bundle, _ in seated.engines[3:]] == ["a", "a"]
+
+
+def test_who_shares_a_gpu_still_shares_one() -> None:
+    placement = place_on_gpus(4, num_ranks=4, engine_sizes=[1, 1])
+    seated = in_machine_order(placement, ["b", "a", "a", "b"])
+    assert [bundle for bundle, _ in seated.engines] == [seated.ranks[0][0], seated.ranks[1][0]]
+    assert in_machine_order(placement, ["a"] * 4) == placement

@@ -1,4 +1,7 @@
-"""What a start waits for on a cluster that others use too; Ray is a stand-in in which nothing ever becomes free."""
+"""What a start waits for on a cluster that others use too, and what it makes of the machines that Ray chooses.
+
+Ray is a stand-in: nothing ever becomes free, or everything is at once.
+"""
 
 import sys
 from dataclasses import replace
@@ -9,8 +12,11 @@ from typing import Any, cast
 import pytest
 
 from tests.unit.cluster.test_role_accounts import layout
+from zs_nemo.cluster.placement import Placement
 from zs_nemo.cluster.roles import Role
 from zs_nemo.cluster.system import System
+from zs_nemo.config.experiment import TrainerConfig
+from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig
 from zs_nemo.observability.faults import FaultLog
 
@@ -63,3 +69,46 @@ def test_gpus_that_never_become_free_are_told_with_the_setting_and_the_remedy(sy
     told = r"4 GPUs did not become free .* cluster\.startup_timeout_s=7; end what holds them, raise it, or ask for"
     with pytest.raises(TimeoutError, match=told):
         system._placement()
+
+
+class ScatteredCluster(FullCluster):
+    """Two machines, over which the bundles lie in turn."""
+
+    def __init__(self, num_machines: int) -> None:
+        super().__init__()
+        self.util.placement_group_table = lambda group: {
+            "bundles_to_node_id": {index: f"id{index % num_machines}" for index in range(64)}
+        }
+
+    def nodes(self) -> list[dict[str, str]]:
+        return [{"NodeID": f"id{index}", "NodeManagerHostname": f"node{index}"} for index in range(4)]
+
+    def get(self, reference: object, timeout: float | None = None) -> None:
+        return None
+
+
+def placed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, num_machines: int, **policy: Any) -> Placement:
+    monkeypatch.setitem(sys.modules, "ray", cast(Any, ScatteredCluster(num_machines)))
+    cfg = GrpoRecipeConfig(trainer=TrainerConfig(devices=4), policy=PolicyConfig(**policy))
+    run = System(cfg, layout(ranks=4, simulator=(1, 1, 1)), cast(Any, None), tmp_path, FaultLog())
+    run._layout = replace(run._layout, use_gpu=True)
+    placement = run._placement()
+    assert placement is not None
+    return placement
+
+
+def test_ranks_that_share_tensors_are_seated_on_one_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    placement = placed(monkeypatch, tmp_path, num_machines=2, tensor_model_parallel_size=4)
+    assert len({bundle % 2 for bundle, _ in placement.ranks}) == 1
+
+
+def test_tensor_parallelism_over_machines_is_refused_when_ray_has_chosen_them_unless_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = (
+        r"policy\.tensor_model_parallel_size=4, but policy-rank-0 to policy-rank-3 would sit on several machines \(node"
+    )
+    with pytest.raises(ValueError, match=told):
+        placed(monkeypatch, tmp_path, num_machines=4, tensor_model_parallel_size=4)
+    asked = {"tensor_model_parallel_size": 4, "tensor_parallel_across_nodes": True}
+    assert len(placed(monkeypatch, tmp_path, num_machines=4, **asked).ranks) == 4
