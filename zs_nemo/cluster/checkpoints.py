@@ -51,7 +51,8 @@ class CheckpointFolder:
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _sync_folder(self._root)
-        for old in self.whole()[: -self._keep]:
+        # A later one was passed over as damaged, and is none to be kept in place of those that can be gone on from.
+        for old in [each for each in self.whole() if each <= step][: -self._keep]:
             shutil.rmtree(self._path(old))
         return final
 

@@ -46,6 +46,16 @@ def test_only_the_newest_are_kept(tmp_path):
     assert folder.whole() == [4, 10]
 
 
+@pytest.mark.parametrize(("keep", "left"), [(1, [6, 8]), (2, [4, 6, 8])])
+def test_a_later_one_that_was_passed_over_takes_no_place_of_those_that_a_run_can_go_on_from(tmp_path, keep, left):
+    folder = CheckpointFolder(tmp_path, keep=keep)
+    for step in (2, 4, 8):
+        save(CheckpointFolder(tmp_path, keep=9), step)
+    # That of step 8 is damaged, so the run went back to step 4, and is asked to stop at step 6.
+    save(folder, 6)
+    assert folder.whole() == left
+
+
 def test_a_new_folder_has_nothing_to_resume(tmp_path):
     folder = CheckpointFolder(tmp_path / "new", keep=1)
     assert folder.whole() == [] and list(folder.newest_first()) == []
