@@ -26,7 +26,9 @@ SETUP = """\
 root={root}
 . "$root/launch/slurm/job.sh"
 set +eu
-trap '. "$root/launch/slurm/end.sh"' EXIT"""
+trap '. "$root/launch/slurm/end.sh"' EXIT
+# Cancelled, or over its limit: there the end of the sbatch is not reached either, and nothing is requeued.
+trap 'trap - EXIT; exit 143' TERM"""
 """What NeMo-Run's batch script does before the step, and when it ends. It goes on after errors, as it expects."""
 
 

@@ -3,11 +3,14 @@
 import importlib.util
 import re
 import shlex
+import signal
 import subprocess
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.unit.test_slurm_scripts import Machine, wait_until
 
 ROOT = Path(__file__).parents[2]
 TYPED = ["experiment=zerosearch_grpo_7b", "evaluation.temperatures=[0.0, 1.0]", "exp_manager.name='a b'"]
@@ -67,3 +70,20 @@ def test_an_unknown_recipe_is_refused_with_those_there_are(
     with pytest.raises(SystemExit):
         submit.parse(["grop", "seed=1"])
     assert "there is no recipe 'grop'; choose one of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("cancelled", "code", "requeues"), [(False, 75, 1), (True, 143, 0)])
+def test_a_job_that_is_cancelled_is_not_requeued_and_one_that_was_asked_to_stop_is(
+    submit: ModuleType, tmp_path: Path, cancelled: bool, code: int, requeues: int
+) -> None:
+    machine = Machine(tmp_path)
+    began, script = tmp_path / "began", tmp_path / "job.sh"
+    step = f"touch {began}; sleep 0.5" + ("" if cancelled else '; echo 75 >"$ZS_NEMO_OUTCOME"')
+    script.write_text(f"set -e\n{submit.SETUP.format(root=shlex.quote(str(machine.root)))}\n{step}\n")
+    # SLURM starts no step for a job that it ends.
+    environment = machine.environment | {"NODES_CODE": "1" if cancelled else "0"}
+    job = subprocess.Popen(["bash", script], env=environment, stderr=subprocess.DEVNULL)
+    wait_until(began.exists)
+    if cancelled:
+        job.send_signal(signal.SIGTERM)
+    assert (job.wait(30), len(machine.asked("scontrol requeue"))) == (code, requeues)
