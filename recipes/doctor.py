@@ -25,7 +25,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from zs_nemo.config.command import explain
+from zs_nemo.config.command import explain, split_config_name
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.registry import register, to_dataclass
 
@@ -39,10 +39,7 @@ _PROBE_S = 90.0
 
 def compose_settings(arguments: list[str]) -> RecipeConfig:
     """Return the configuration of ``[--config-name NAME] OVERRIDES``. Raises ``ValueError``."""
-    name, overrides = "grpo", list(arguments)
-    if "--config-name" in overrides:
-        place = overrides.index("--config-name")
-        name, overrides = overrides[place + 1], [*overrides[:place], *overrides[place + 2 :]]
+    name, overrides = split_config_name(arguments, "grpo")
     register()
     try:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):

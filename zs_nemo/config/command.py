@@ -1,7 +1,9 @@
 """A recipe's command line: composes its settings with Hydra, and answers misspelt ones with what was meant."""
 
+import argparse
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
@@ -53,23 +55,62 @@ def refuse_unknown(composed: DictConfig) -> None:
     Hydra lets ``+`` add what nothing would ever read.
     """
     for key in _added(composed):
-        raise ValueError(f"unknown setting {key}{did_you_mean(key, list(_names(composed)))}")
+        raise ValueError(f"unknown setting {key}{did_you_mean(key, [*_names(composed), *_groups()])}")
+
+
+def split_config_name(arguments: list[str], otherwise: str) -> tuple[str, list[str]]:
+    """Return which configuration ``--config-name`` names, as Hydra takes it, and the other arguments.
+
+    Raises ``ValueError`` where the name is missing.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config-name", "-cn", default=otherwise)
+    try:
+        options, others = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"--config-name is given no name; choose one of {', '.join(_recipes())}") from error
+    return options.config_name, others
 
 
 def explain(error: Exception, config_name: str, arguments: list[str]) -> str:
-    """Return why settings were refused, with the nearest right name; ``arguments`` are the overrides as typed."""
+    """Return why settings were refused, with the nearest right name; ``arguments`` are those of the command line."""
+    config_name, arguments = split_config_name(arguments, config_name)
     cause = error.__cause__
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        options = [option for option in error.options if not option.endswith("_schema")]
-        return f"{group}={choice} is not there{did_you_mean(choice, options)}; choose one of {', '.join(options)}"
+    if isinstance(error, MissingConfigException):
+        return _explain_missing(error, config_name)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
         key = _typed(cause.full_key, arguments)
         return f"unknown setting {key}{did_you_mean(key, _known(config_name, arguments))}"
     if isinstance(cause, ValidationError) and cause.full_key:
         message = str(cause).partition("\n")[0]
         return f"{cause.full_key}: {message}{_meant_member(cause)}"
+    # Of a group that is chosen for another place (+search@evaluation.search=...) Hydra hands on words alone.
+    if place := re.search(r"^Key '.*' not in .*\n\s*full_key: (\S+)", str(error), re.MULTILINE):
+        return f"unknown setting {place[1]}{did_you_mean(place[1], _known(config_name, arguments))}"
+    if group := re.search(r"config group '(.*)' does not exist", str(error)):
+        return f"unknown group {group[1]}{did_you_mean(group[1], _groups())}"
+    if twice := re.match(r"Multiple values for (\S+)\. ", str(error)):
+        return f"{twice[1]} is chosen already; to choose another, give {twice[1]}=NAME once and without a plus"
     return " ".join(filter(None, (str(error), str(cause or ""))))
+
+
+def _explain_missing(error: MissingConfigException, config_name: str) -> str:
+    if error.options:
+        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+        options = [option for option in error.options if not option.endswith("_schema")]
+        return f"{group}={choice} is not there{did_you_mean(choice, options)}; choose one of {', '.join(options)}"
+    if error.missing_cfg_file == config_name:
+        near = did_you_mean(config_name, _recipes())
+        return f"--config-name={config_name} is not there{near}; choose one of {', '.join(_recipes())}"
+    return str(error)
+
+
+def _groups() -> list[str]:
+    return sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
+
+
+def _recipes() -> list[str]:
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
 def did_you_mean(key: str, known: list[str]) -> str:
@@ -102,7 +143,7 @@ def _known(config_name: str, arguments: list[str]) -> list[str]:
         GlobalHydra.instance().clear()
         try:
             with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-                return list(_names(compose(config_name, overrides=overrides)))
+                return [*_names(compose(config_name, overrides=overrides)), *_groups()]
         except (HydraException, OmegaConfBaseException):
             continue
     return []

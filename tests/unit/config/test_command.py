@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from zs_nemo.config.command import CONFIGS, did_you_mean, explain
+from zs_nemo.config.command import CONFIGS, did_you_mean, explain, split_config_name
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.registry import register, to_dataclass
 
@@ -49,17 +49,18 @@ def schemas() -> None:
     GlobalHydra.instance().clear()
 
 
-def refusal(*overrides: str) -> str:
+def refusal(*arguments: str, name: str = "grpo") -> str:
+    chosen, overrides = split_config_name(list(arguments), name)
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
-            to_dataclass(compose("grpo", overrides=list(overrides)), RecipeConfig)
+            to_dataclass(compose(chosen, overrides=overrides), RecipeConfig)
         except (HydraException, OmegaConfBaseException) as error:
             refused: Exception = error
         except ValueError as error:
             return str(error)
         else:
             return ""
-    return explain(refused, "grpo", list(overrides))
+    return explain(refused, name, list(arguments))
 
 
 def test_overrides_as_a_nemo_user_types_them_are_taken_all_at_once() -> None:
@@ -98,6 +99,36 @@ def test_a_misspelt_choice_of_a_group_is_answered_with_the_nearest_and_all_of_th
     told = refusal("experiment=zerosearch_grp_7b")
     assert told.startswith("experiment=zerosearch_grp_7b is not there: did you mean zerosearch_grpo_7b?; choose one of")
     assert "bm25_schema" not in refusal("search=bm26")
+
+
+@pytest.mark.parametrize("typed", ["expriment=zerosearch_grpo_7b", "+expriment=zerosearch_grpo_7b"])
+def test_a_misspelt_group_is_refused_with_the_nearest_right_name(typed: str) -> None:
+    assert refusal(typed) == "unknown setting expriment: did you mean experiment?"
+
+
+def test_a_plus_before_a_group_that_has_a_choice_is_refused_with_the_remedy() -> None:
+    told = "experiment is chosen already; to choose another, give experiment=NAME once and without a plus"
+    assert refusal("+experiment=zerosearch_grpo") == told
+
+
+def test_a_group_for_another_place_is_refused_with_the_nearest_right_name_of_either() -> None:
+    assert refusal("+search@evaluation.search=retriever", "search=bm25") == ""
+    assert refusal("+serch@evaluation.search=retriever") == "unknown group serch: did you mean search?"
+    told = "unknown setting evaluation.serch: did you mean evaluation.search?"
+    assert refusal("+search@evaluation.serch=retriever") == told
+    told = "unknown setting baselin: did you mean baseline?"
+    assert refusal("+search@baselin=prompted_7b", name="evaluate_simulator") == told
+
+
+@pytest.mark.parametrize("named", [["--config-name", "ppo"], ["--config-name=ppo"], ["-cn", "ppo"]])
+def test_a_setting_of_another_recipe_that_was_named_is_known(named: list[str]) -> None:
+    assert refusal(*named, "critic.num_rank=2") == "unknown setting critic.num_rank: did you mean critic.num_ranks?"
+
+
+def test_a_misspelt_or_missing_name_of_a_recipe_is_answered_with_all_of_them() -> None:
+    assert refusal("--config-name", "ppoo").startswith("--config-name=ppoo is not there: did you mean ppo?; choose one")
+    with pytest.raises(ValueError, match=r"--config-name is given no name; choose one of .*grpo, ppo"):
+        split_config_name(["seed=2", "--config-name"], "grpo")
 
 
 def test_a_misspelt_value_is_answered_with_the_nearest_and_all_of_them() -> None:
