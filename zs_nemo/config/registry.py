@@ -62,7 +62,8 @@ def register() -> None:
 def to_dataclass(cfg: DictConfig, kind: type[Settings]) -> Settings:
     """Convert once; past this only dataclasses.
 
-    Raises ``ValueError`` from the checks in ``__post_init__``, and for settings that the dataclasses do not have.
+    Raises ``ValueError`` from the checks in ``__post_init__``, for settings that the dataclasses do not have, and for
+    those of a recipe that the command is not for.
     """
     refuse_unknown(cfg)
     for place in OTHER_PLACES:
@@ -70,5 +71,9 @@ def to_dataclass(cfg: DictConfig, kind: type[Settings]) -> Settings:
             with settings_stand_at(place):
                 OmegaConf.to_object(chosen)
     converted = OmegaConf.to_object(cfg)
-    assert isinstance(converted, kind)
+    if not isinstance(converted, kind):
+        raise ValueError(
+            f"the configuration is a {type(converted).__name__}, and this command works with a {kind.__name__}; name "
+            "one that does with --config-name, or leave that out"
+        )
     return converted

@@ -1,8 +1,11 @@
 from copy import deepcopy
 
+import pytest
 from hydra.core.config_store import ConfigStore
 
-from zs_nemo.config.registry import register
+from tests.composed import composed
+from zs_nemo.config.recipe import RecipeConfig
+from zs_nemo.config.registry import register, to_dataclass
 
 
 def test_the_store_is_not_copied_for_every_look_at_a_group_but_what_it_hands_out_is() -> None:
@@ -13,3 +16,8 @@ def test_the_store_is_not_copied_for_every_look_at_a_group_but_what_it_hands_out
     handed_out = store.load("grpo_schema.yaml").node
     handed_out.seed = 12345
     assert store.load("grpo_schema.yaml").node.seed != 12345
+
+
+def test_the_settings_of_a_recipe_that_a_command_is_not_for_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"a EvaluateSimulatorConfig, and this command .* a RecipeConfig; name one"):
+        to_dataclass(composed("evaluate_simulator"), RecipeConfig)
