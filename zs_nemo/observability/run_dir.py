@@ -64,9 +64,10 @@ _OF_THE_START = frozenset(
         "tensorboard",
         "loggers",
         "logs",
+        "simulation",
     }
 )
-"""What a session leaves that was refused, or failed, before it made anything."""
+"""What a session leaves that was refused, or failed, before it made anything; and ``recipes/simulate_cluster.py``."""
 _LOCK_TRIES = 5
 _LOCK_PAUSE_S = 0.05
 _EVALUATED = ("f1", "em", "searches_per_question")

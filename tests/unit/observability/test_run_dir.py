@@ -193,6 +193,8 @@ def test_a_resumed_run_must_keep_what_changes_its_results_once_it_has_made_any(t
     with RunDir(tmp_path, other) as run:
         run.begin()
         (tmp_path / "checkpoints").mkdir()
+        # recipes/simulate_cluster.py was asked how it would go.
+        write_text(tmp_path / "simulation" / "simulation.json", "{}")
     with RunDir(tmp_path, config()) as run:
         assert f"seed: {config().seed}" in (tmp_path / "config.yaml").read_text()
         run.log_step(0, {"train/loss": 2.0}, Phase.warm_start)
