@@ -293,6 +293,12 @@ def _lock(path: Path) -> IO[str]:
                 f"the run directory {path} is being written by another process (pid {holder}); wait for it to end, or "
                 "give this run a name of its own with exp_manager.name=..."
             ) from error
+        except OSError as error:
+            file.close()
+            raise ValueError(
+                f"the run directory {path} cannot be locked ({error.strerror}), so that two runs might write it; have "
+                "its file system mounted with locks (Lustre: -o flock), or set exp_manager.exp_dir to another one"
+            ) from error
     file.seek(0)
     file.truncate()
     job = os.environ.get("SLURM_JOB_ID")

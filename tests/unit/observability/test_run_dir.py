@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import json
 import multiprocessing
@@ -290,6 +291,18 @@ def test_a_run_directory_that_cannot_be_written_is_refused_with_the_setting(tmp_
     told = r"the run directory .*file/run cannot be written \(Not a directory: .*set exp_manager\.exp_dir"
     with pytest.raises(ValueError, match=told):
         RunDir(tmp_path / "file" / "run", config())
+
+
+def test_a_file_system_without_locks_is_told_from_one_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    told = r"run cannot be locked \(Function not implemented\).*mounted with locks .*or set exp_manager\.exp_dir"
+    with pytest.raises(ValueError, match=told):
+        RunDir(tmp_path / "run", config())
 
 
 def test_who_holds_a_run_directory_is_named_with_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
