@@ -306,6 +306,8 @@ class TrainingRun(EngineRun):
             raise RuntimeError(f"step {step} ended the run{spent}: {'; '.join(reasons)}")
         with self.timer("checkpoint"):
             folder = self._load_newest()
+        # An engine that was replaced within the step may have weights of an update that is taken back.
+        self._served_version = -1
         self._run_dir.record_rollback(step=step, to_step=self._next_step, reasons=reasons)
         if self._ahead is not None:
             # What the checkpoint kept is of the draws that failed.

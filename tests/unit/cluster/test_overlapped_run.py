@@ -190,6 +190,23 @@ def test_after_a_return_to_a_checkpoint_nothing_of_the_failed_draws_is_trained_o
     assert [row["rollout/staleness_max"] for row in training.rows()] == [0, 1, 0, 1, 1, 1]
 
 
+def test_after_a_return_to_a_checkpoint_all_engines_are_given_its_weights(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[int] = []
+    refit = TrainingRun.refit
+
+    def noted(run: TrainingRun, version: int) -> None:
+        run.system.refit = served.append
+        refit(run, version)
+        policy.version = version
+
+    monkeypatch.setattr(TrainingRun, "refit", noted)
+    # An engine that was replaced within the step has weights of the update that is taken back.
+    Training(tmp_path / "run").run(collapse_once_at=2, stop_before=4)
+    assert served == [0, 1, 2, 2, 3]
+
+
 def test_an_evaluation_in_between_meets_no_episode_under_way(policy: Policy, tmp_path: Path) -> None:
     class Evaluated(Training):
         def evaluate(self, run: TrainingRun, step: int) -> None:
