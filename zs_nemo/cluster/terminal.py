@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from zs_nemo.cluster.recovery import record_death
-from zs_nemo.cluster.roles import RanksLost
+from zs_nemo.cluster.roles import RanksLost, RoleError
 from zs_nemo.cluster.settled_config import settled
 from zs_nemo.cluster.stop_causes import cause_of, describe
 from zs_nemo.cluster.stop_request import PROCESS_STOP, StoppedBySignal
@@ -85,6 +85,9 @@ def _run(cfg: Config, path: Path, train: Train[Config]) -> int:
                     spent = f"no return to a checkpoint is left: faults.max_group_restarts={limit}"
                     return _failed(RanksLost.saying(f"{error}\n{spent}", error), path)
             except (RuntimeError, OSError) as error:
+                if PROCESS_STOP.requested and isinstance(error, RoleError) and error.died:
+                    # The signal went to all processes of the job, and an engine was the first to be missed.
+                    raise StoppedBySignal from error
                 return _failed(error, path)
         sys.stdout.write(f"all processes are started again, from the last checkpoint ({returns + 1} of {limit})\n")
         sys.stdout.flush()

@@ -1,4 +1,5 @@
 import errno
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -8,8 +9,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.unit.observability.runs import config
-from zs_nemo.cluster.roles import RanksLost, Role
-from zs_nemo.cluster.terminal import EXIT_BAD_INPUT, EXIT_FAILED, run_in_terminal
+from zs_nemo.cluster.roles import RanksLost, Role, RoleError
+from zs_nemo.cluster.stop_request import StopRequest
+from zs_nemo.cluster.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, run_in_terminal
 from zs_nemo.config.recipe import GrpoRecipeConfig
 from zs_nemo.observability.progress import Progress
 from zs_nemo.observability.run_dir import RunDir
@@ -107,3 +109,22 @@ def test_a_full_disk_ends_the_command_with_a_message_of_its_own(
     cfg.exp_manager.exp_dir = str(tmp_path)
     assert run_in_terminal(OmegaConf.structured(cfg), GrpoRecipeConfig, train) == EXIT_FAILED
     assert "error: disk full (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("died", "code"), [(True, EXIT_STOPPED), (False, EXIT_FAILED)])
+def test_a_run_whose_processes_were_ended_by_the_signal_that_asked_it_to_stop_has_stopped_and_not_failed(
+    died: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = StopRequest()
+    monkeypatch.setattr("zs_nemo.cluster.terminal.PROCESS_STOP", stop)
+
+    def train(cfg: GrpoRecipeConfig, run_dir: RunDir, progress: Progress) -> Path:
+        with stop.in_step():
+            os.kill(os.getpid(), signal.SIGTERM)
+            error = RoleError("policy-engine-0 failed in generate: its process died\nlog: somewhere")
+            error.role, error.died = Role("policy-engine-0", None, Path("log")), died
+            raise error
+
+    cfg = config()
+    cfg.exp_manager.exp_dir = str(tmp_path)
+    assert run_in_terminal(OmegaConf.structured(cfg), GrpoRecipeConfig, train) == code
