@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +59,23 @@ def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Read one object a line; an absent file is empty.
 
-    A last line without its newline was torn by a crash and is passed over. Any other unreadable line raises
-    ``ValueError`` with file and line.
+    A last line that is cut off and has no newline was torn by a crash and is passed over. Any other unreadable line
+    raises ``ValueError`` with file and line.
     """
     if not path.exists():
         return []
     rows = []
     # Not splitlines: it also cuts at characters such as U+2028, which JSON strings may hold.
-    *whole, _torn = path.read_text(encoding="utf-8").split("\n")
+    *whole, last = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(whole, start=1):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{number} is not a JSON object ({error}); delete the line or the file") from error
+    with suppress(json.JSONDecodeError):
+        row = json.loads(last)
+        # Many an editor ends a file without a newline. Torn off, an object is never whole.
+        rows += [row] if isinstance(row, dict) else []
     return rows
 
 

@@ -138,7 +138,9 @@ class SearchServer:
         return response
 
     def _check_token(self, request: web.Request) -> None:
-        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        # The scheme is the same in any case (RFC 9110, section 11.1).
+        given = f"{scheme.capitalize()} {token}".encode("utf-8", "surrogateescape")
         if self._authorization and not hmac.compare_digest(given, self._authorization):
             raise RequestRefused(401, "the header Authorization must be 'Bearer' and this server's token")
 

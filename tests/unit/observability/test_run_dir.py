@@ -94,6 +94,13 @@ def test_a_line_torn_by_a_crash_is_dropped_and_not_continued(tmp_path: Path) -> 
     assert logged(tmp_path) == [("rl", 0), ("rl", 1)]
 
 
+def test_a_whole_last_line_counts_without_its_newline(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for cut_off in ("", "\n", '\n{"a": 3', "\n3"):
+        path.write_text('{"a": 1}\n{"a": 2}' + cut_off)
+        assert read_json_lines(path) == [{"a": 1}, {"a": 2}]
+
+
 def test_a_broken_line_in_the_middle_is_named_by_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n{"a": \n{"a": 3}\n')

@@ -95,6 +95,8 @@ def test_thoughts_before_the_documents_are_removed() -> None:
     text = "<think>\nDoc 1: shall I?\n</think>\n\nDoc 1: Lima is a city.\nDoc 2: Peru is a country."
     assert parse_documents(written(text), 2) == (TWO, {"reasoning": 1})
     assert parse_documents(written("<think> Doc 1: I never end"), 2)[0] == ()
+    thoughts_opened_by_the_template = "I think of a city.\n</think>\n\nLima is a city."
+    assert parse_documents(written(thoughts_opened_by_the_template), 1)[0] == ("Lima is a city.",)
 
 
 def test_every_control_tag_in_a_document_is_made_harmless_and_changes_nothing_that_is_parsed() -> None:
