@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
+from zs_nemo.cluster.placement_drawing import placement_shown
 from zs_nemo.cluster.search_engines import SearchEngines, build_real_engines, build_remote_engines, corpus_of
 from zs_nemo.cluster.system import System
 from zs_nemo.config.recipe import RecipeConfig
@@ -28,9 +29,6 @@ from zs_nemo.rollout.ledger import SearchLedger, State
 from zs_nemo.search.bm25 import Bm25Search
 from zs_nemo.search.simulator import SimulatedSearchEngine
 from zs_nemo.weights.pretrained import load_tokenizer, resolve_model
-
-_LINES_SHOWN = 50
-"""A longer drawing of the placement is left to its file."""
 
 
 class EngineRun:
@@ -88,7 +86,9 @@ class EngineRun:
             # The index needs seconds of one core while the actors mostly wait for imports.
             real = pool.submit(build_real_engines, cfg, self._world, remote)
             self.system = self._stack.enter_context(
-                System.start(cfg, self._run_dir.path, self._show_placement, self._run_dir.faults)
+                System.start(
+                    cfg, self._run_dir.path, placement_shown(self._run_dir, self._progress), self._run_dir.faults
+                )
             )
         self._engines = SearchEngines(
             cfg, self._world, self._ledger, real.result(), self.system.simulator, simulator_tokenizer
@@ -121,11 +121,6 @@ class EngineRun:
         # Where it cannot be written the run has a worse error, or finds it with the next step.
         with suppress(OSError):
             self._run_dir.save_searches(state)
-
-    def _show_placement(self, drawing: str, on_gpus: bool) -> None:
-        path = self._run_dir.write_placement(drawing)
-        fits = on_gpus and drawing.count("\n") <= _LINES_SHOWN
-        self._progress.say(drawing if fits else f"who sits where: {path}")
 
     @contextmanager
     def _engines_at_work(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from zs_nemo.cluster.seating import Seating
@@ -10,11 +10,27 @@ from zs_nemo.cluster.setups import Layout, critic_settings
 from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.generation.engine_setup import EngineSetup
+from zs_nemo.observability.progress import Progress
+from zs_nemo.observability.run_dir import RunDir
 
 _WIDTH = 110
 _WAYS = {"tp": "tensor", "cp": "context", "dp": "data", "pp": "pipeline"}
 
 Cell = list[str]
+
+_LINES_SHOWN = 50
+"""A longer drawing is left to its file."""
+
+
+def placement_shown(run_dir: RunDir, progress: Progress) -> Callable[[str, bool], None]:
+    """Return what keeps a drawing in the run directory and, if it is of GPUs, shows it as well."""
+
+    def show(drawing: str, on_gpus: bool) -> None:
+        path = run_dir.write_placement(drawing)
+        fits = on_gpus and drawing.count("\n") <= _LINES_SHOWN
+        progress.say(drawing if fits else f"who sits where: {path}")
+
+    return show
 
 
 def draw_placement(cfg: RecipeConfig, layout: Layout, seating: Seating | None = None) -> str:

@@ -15,6 +15,7 @@ import torch
 
 from zs_nemo.algorithms.supervised_loss import SupervisedLoss
 from zs_nemo.cluster.checkpoints import POLICY, CheckpointFolder
+from zs_nemo.cluster.placement_drawing import placement_shown
 from zs_nemo.cluster.stop_request import PROCESS_STOP, StoppedBySignal
 from zs_nemo.cluster.system import System
 from zs_nemo.config.search import SimulatedSearchConfig
@@ -54,7 +55,9 @@ class SftRun:
             with self.timer("start"):
                 self._read_examples()
                 self._memory = self._stack.enter_context(MemoryWatch())
-                self.system = self._stack.enter_context(System.start(cfg, run_dir.path, faults=run_dir.faults))
+                self.system = self._stack.enter_context(
+                    System.start(cfg, run_dir.path, placement_shown(run_dir, progress), run_dir.faults)
+                )
             self._resume()
         except BaseException:
             self._stack.close()
