@@ -8,8 +8,8 @@ class FaultConfig:
     """``faults``. Budgets are those of one start of the command; 0 ends the run at the first fault."""
 
     max_engine_restarts: int = 3
-    """Engines, the policy's and the simulator's together, that are replaced when they die. Their requests are made
-    again, with the same draws."""
+    """Engines, the policy's and the simulator's together, that are replaced when they die; so many again after a return
+    to a checkpoint, which starts all processes anew. Their requests are made again, with the same draws."""
     max_group_restarts: int = 3
     """Returns to the last checkpoint because a training rank died or hung."""
     hang_timeout_s: float = 1800.0

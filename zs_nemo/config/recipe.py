@@ -138,6 +138,11 @@ class PpoRecipeConfig(RecipeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_critic(self.critic, self.policy)
+        if 0 < self.trainer.max_steps <= self.algorithm.critic_warmup_steps:
+            raise ValueError(
+                f"algorithm.critic_warmup_steps={self.algorithm.critic_warmup_steps} must be below trainer.max_steps="
+                f"{self.trainer.max_steps}: the policy would never be updated; lower the one or raise the other"
+            )
 
     @property
     def critic_batch_size(self) -> int:

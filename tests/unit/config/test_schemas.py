@@ -233,6 +233,11 @@ def test_reinforce_pp_and_ppo_need_no_group_unless_asked_to_compare_with_it():
         ("ppo", "algorithm.value_clip_range=-1", r"algorithm\.value_clip_range=-1"),
         ("ppo", "algorithm.kl.coef=0", r"algorithm\.kl\.where=reward with algorithm\.kl\.coef=0"),
         ("ppo", "critic.gradient_clip_val=-1", r"critic\.gradient_clip_val=-1"),
+        (
+            "ppo",
+            "algorithm.critic_warmup_steps=22",
+            r"^algorithm\.critic_warmup_steps=22 must be below trainer\.max_steps=22",
+        ),
         ("ppo", "critic.num_ranks=2 critic.pipeline_model_parallel_size=2", r"^critic\.pipeline.* must be 1 with"),
         (
             "ppo",
