@@ -7,9 +7,9 @@ usage() {
 usage: launch/faults.sh [--times N] [--faults NAME ...] [--seed N] [--folder DIR]
 
 Kills engines, training ranks and drivers, tears checkpoints and fills disks at moments that the seed draws, N times
-each (20 unless told otherwise; about a minute and a half a time on two cores), and holds every run against one without
-faults. The counts go into docs/results/faults.json and docs/cluster.md. Broken off and begun again, it goes on; the runs
-of trials that failed stay in DIR (runs/faults). Filling a disk needs user namespaces: unshare -Urm.
+each (20 unless told otherwise) and four into a run, and holds every run against one without faults. What became of each
+run goes into docs/results/faults.jsonl, the counts into docs/cluster.md. Broken off and begun again, it goes on; runs
+that failed stay in DIR (runs/faults). Filling a disk needs user namespaces: unshare -Urm.
 
 Environment: as launch/quickstart.sh --help says.
 TEXT

@@ -1,7 +1,8 @@
 """Faults that are injected into a real run at a moment that a key draws, and what must hold afterwards.
 
-Used once a fault by ``test_faults.py``, and many times over by ``launch/faults.sh``. A trial goes on from the
-checkpoint that an undisturbed run of the same settings made after its warm start, and is held against that run.
+Used once a fault by ``test_faults.py``, and many times over by ``launch/faults.sh``. A trial is one run, into which one
+fault after the other comes. It goes on from the checkpoint that an undisturbed run of the same settings made after its
+warm start, and is held against that run.
 """
 
 import json
@@ -14,14 +15,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.functional.role_processes import role_processes
 from tests.functional.test_grpo_recipe import ROOT, keyed_part, overrides, processes_of, steps_of
 
-NUM_STEPS = 5
 SAVE_EVERY = 2
 TIMEOUT_S = 900.0
 """For a start and for each command of a trial: some twenty times what they take, and less than a hang would."""
@@ -32,32 +32,63 @@ _MOUNT = f"mkdir -p {_MOUNTED} && mount -t tmpfs -o size=2g tmpfs {_MOUNTED} && 
 
 
 @dataclass(kw_only=True)
-class Trial:
-    """What became of one injected fault."""
+class Injection:
+    """One fault that came into a run."""
 
     fault: str
-    number: int
     delay_s: float
-    """From the beginning of the first step to the fault."""
-    in_step: int = -1
-    """The step that the fault came into; -1 when the run was over before."""
-    survived: bool = False
+    """From the beginning of the first step, or from the recovery from the fault before, to this one."""
+    in_step: int
     lost_steps: int = 0
     """Steps that had been logged and had to be made again."""
     recovery_s: float = 0.0
     """From the fault to the next step in the log."""
+
+
+@dataclass(kw_only=True)
+class Trial:
+    """What became of one run."""
+
+    name: str
+    injections: list[Injection] = field(default_factory=list)
+    """Fewer than planned when the run was over before the next moment that was drawn."""
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def survived(self) -> bool:
+        """Whether faults came into the run, and it ended as one without any."""
+        return bool(self.injections) and not self.problems
 
-def settings(model: Path, folder: Path, name: str) -> list[str]:
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The length of a trial's run, and what comes into it."""
+
+    num_steps: int
+    faults: tuple[str, ...]
+
+    def draw_delays(self, draw: random.Random, reference: Path) -> list[float]:
+        """Return a moment for each fault, in seconds from the recovery before, so that all find the run under way.
+
+        Recovering takes the run to the end of a step at least; the other steps are shared among the faults.
+        """
+        rows = steps_of(reference)
+        step_s = sum(value for row in rows for name, value in row.items() if name.startswith("time/")) / len(rows)
+        longest_s = 0.9 * step_s * (self.num_steps - len(self.faults)) / len(self.faults)
+        return [draw.uniform(0.0, longest_s) for _ in self.faults]
+
+
+def settings(model: Path, folder: Path, name: str, num_steps: int) -> list[str]:
     """Return the overrides of every run here. In float32 no batch can tip a token over."""
     return [
         *overrides(model, folder, name),
         "search.dtype=float32",
-        f"trainer.max_steps={NUM_STEPS}",
+        f"trainer.max_steps={num_steps}",
         f"exp_manager.save_every_n_steps={SAVE_EVERY}",
         "exp_manager.save_top_k=10",
         f"cluster.startup_timeout_s={TIMEOUT_S:g}",
+        "faults.max_engine_restarts=10",
+        "faults.max_group_restarts=10",
         "evaluation.num_questions=4",
         "evaluation.num_simulator_questions=4",
         "evaluation.temperatures=[0.0]",
@@ -114,11 +145,11 @@ class Run:
             time.sleep(0.05)
 
 
-def undisturbed(model: Path, folder: Path) -> Path:
+def undisturbed(model: Path, folder: Path, num_steps: int) -> Path:
     """Return a run without faults, made now if it is not there."""
-    run = folder / "undisturbed"
+    run = folder / f"undisturbed_{num_steps}"
     if not (run / "report.json").exists():
-        started = Run(settings(model, folder, run.name), run)
+        started = Run(settings(model, folder, run.name, num_steps), run)
         code = started.wait(TIMEOUT_S)
         assert code == 0, started.output[-6000:]
     return run
@@ -144,65 +175,106 @@ def num_logged(run: Path) -> int:
     return sum('"phase": "rl"' in line for line in whole)
 
 
-def draw_delay(fault: str, number: int, reference: Path, seed: int) -> float:
-    """Return a moment within the steps of the undisturbed run, in seconds from their beginning."""
-    rows = steps_of(reference)
-    span = sum(value for row in rows for name, value in row.items() if name.startswith("time/"))
-    return random.Random(f"{seed}/{fault}/{number}").uniform(0.0, 0.9 * span)
-
-
-def run_trial(fault: str, number: int, model: Path, folder: Path, *, seed: int = 0) -> Trial:
-    """Inject one fault into a run and see it through to its end, with a second command where the fault needs one."""
-    reference = undisturbed(model, folder)
-    trial = Trial(fault=fault, number=number, delay_s=draw_delay(fault, number, reference, seed))
-    with FAULTS[fault](folder / f"{fault}_{number}", random.Random(f"{seed}/{fault}/{number}/what")) as scene:
+def run_trial(name: str, plan: Plan, model: Path, folder: Path, *, seed: int = 0) -> Trial:
+    """Inject what is planned into a run, and see it to its end, by further commands where a fault needs them."""
+    reference = undisturbed(model, folder, plan.num_steps)
+    trial = Trial(name=name)
+    delays = plan.draw_delays(random.Random(f"{seed}/{name}"), reference)
+    draw = random.Random(f"{seed}/{name}/what")
+    with ExitStack() as stack:
+        scenes = {
+            fault: stack.enter_context(FAULTS[fault](folder / name, draw)) for fault in dict.fromkeys(plan.faults)
+        }
+        scene = scenes[plan.faults[0]]
+        assert all(other.run == scene.run for other in scenes.values()), "a full disk is a trial of its own"
         shutil.rmtree(scene.run, ignore_errors=True)
         copy_of_beginning(reference, scene.run)
-        arguments = [*settings(model, scene.seen_folder, scene.run.name), *scene.more]
-        started = Run(arguments, scene.run, scene.prefix)
+        more = [setting for each in scenes.values() for setting in each.more]
+        arguments = [*settings(model, scene.seen_folder, scene.run.name, plan.num_steps), *more]
+        commands: list[Run] = []
+
+        def start_command() -> Run:
+            commands.append(Run(arguments, scene.run, scene.prefix))
+            return commands[-1]
+
+        moments = [(fault, scenes[fault], delay_s) for fault, delay_s in zip(plan.faults, delays, strict=True)]
         try:
-            _play(trial, scene, started, arguments, reference)
+            _play(trial, moments, plan.num_steps, start_command)
+            _expect_same_run(trial, scene.run, reference, plan.num_steps)
         finally:
-            if started.process.poll() is None:
-                os.killpg(started.process.pid, signal.SIGKILL)
-        trial.survived = not trial.problems and trial.in_step >= 0
+            if commands[-1].process.poll() is None:
+                os.killpg(commands[-1].process.pid, signal.SIGKILL)
         if trial.survived:
             shutil.rmtree(scene.run, ignore_errors=True)
     return trial
 
 
-def _play(trial: Trial, scene: "Scene", started: Run, arguments: list[str], reference: Path) -> None:
-    started.wait_for_first_step()
-    time.sleep(max(0.0, started.began_s + trial.delay_s - time.monotonic()))
-    before = num_logged(scene.run)
-    if started.process.poll() is not None or before == NUM_STEPS:
-        started.wait(TIMEOUT_S)
-        return
-    trial.in_step = before
-    scene.inject(started)
-    threading.Thread(target=_time_recovery, args=(trial, scene.run, time.monotonic()), daemon=True).start()
-    code = started.wait(TIMEOUT_S)
-    if code != scene.exit_code:
-        trial.problems.append(f"exit code {code} instead of {scene.exit_code}: {started.output[-1500:]}")
-    trial.problems += [f"not told: {text}" for text in scene.told if text not in started.output]
-    output = started.output
-    if scene.exit_code != 0:
-        _expect_nothing_left(trial, scene.run)
-        scene.repair()
-        again = Run(arguments, scene.run, scene.prefix)
-        code = again.wait(TIMEOUT_S)
-        output = again.output
-        if code != 0:
-            trial.problems.append(f"the second command ended with {code}: {output[-1500:]}")
-    _expect_nothing_left(trial, scene.run)
-    _expect_same_run(trial, scene, reference, output)
+def _play(
+    trial: Trial, moments: list[tuple[str, "Scene", float]], num_steps: int, start_command: Callable[[], Run]
+) -> None:
+    command, run = start_command(), moments[0][1].run
+    command.wait_for_first_step()
+    ready_s = command.began_s
+    for fault, scene, delay_s in moments:
+        time.sleep(max(0.0, ready_s + delay_s - time.monotonic()))
+        before = num_logged(run)
+        if command.process.poll() is not None or before == num_steps:
+            break
+        injection = Injection(fault=fault, delay_s=delay_s, in_step=before)
+        trial.injections.append(injection)
+        told_before = {text: command.output.count(text) for text in scene.told}
+        num_resumed = len(resumed_at(command))
+        injected_s = time.monotonic()
+        scene.inject(command)
+        if scene.exit_code != 0:
+            _expect_end(trial, run, command, scene.exit_code)
+            trial.problems += [f"not told: {text}" for text in scene.told if text not in command.output]
+            scene.repair()
+            command, num_resumed, told_before = start_command(), 0, {}
+        _wait_for_recovery(command, scene, before, told_before, num_resumed)
+        ready_s = time.monotonic()
+        injection.recovery_s = ready_s - injected_s
+        trial.problems += [
+            f"not told: {text}" for text, count in told_before.items() if command.output.count(text) == count
+        ]
+        if scene.goes_back:
+            injection.lost_steps = _lost_steps(before, resumed_at(command)[num_resumed:])
+            # A checkpoint that is written in the background counts when the next episodes have ended.
+            if injection.lost_steps > scene.allowed_loss:
+                trial.problems.append(f"{injection.lost_steps} steps were lost")
+    _expect_end(trial, run, command, 0)
 
 
-def _time_recovery(trial: Trial, run: Path, injected: float) -> None:
-    while not trial.recovery_s and time.monotonic() - injected < TIMEOUT_S:
-        if num_logged(run) > trial.in_step:
-            trial.recovery_s = time.monotonic() - injected
-        time.sleep(0.2)
+def resumed_at(command: Run) -> list[int]:
+    """Return the steps at which a command has gone on from a checkpoint so far."""
+    return [int(line.rpartition("at step ")[2]) for line in list(command.lines) if "resumed from" in line]
+
+
+def _lost_steps(in_step: int, resumed: list[int]) -> int:
+    # Without a line of its own the run has begun again at the beginning of the trial.
+    return max(0, in_step - resumed[-1]) if resumed else in_step
+
+
+def _wait_for_recovery(
+    command: Run, scene: "Scene", num_before: int, told_before: dict[str, int], num_resumed: int
+) -> None:
+    """Return when the run is past the step that the fault came into, and has noticed the fault; or has ended."""
+
+    def recovered() -> bool:
+        told = all(command.output.count(text) > count for text, count in told_before.items())
+        returned = not scene.goes_back or len(resumed_at(command)) > num_resumed
+        return told and returned and num_logged(scene.run) > num_before
+
+    deadline = time.monotonic() + TIMEOUT_S
+    while not recovered() and command.process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _expect_end(trial: Trial, run: Path, command: Run, exit_code: int) -> None:
+    code = command.wait(TIMEOUT_S)
+    if code != exit_code:
+        trial.problems.append(f"exit code {code} instead of {exit_code}: {command.output[-1500:]}")
+    _expect_nothing_left(trial, run)
 
 
 def _expect_nothing_left(trial: Trial, run: Path) -> None:
@@ -213,22 +285,15 @@ def _expect_nothing_left(trial: Trial, run: Path) -> None:
         trial.problems.append(f"processes are left: {[process.name() for process in left]}")
 
 
-def _expect_same_run(trial: Trial, scene: "Scene", reference: Path, output: str) -> None:
-    steps = [row["step"] for row in steps_of(scene.run)]
-    if steps != list(range(NUM_STEPS)):
+def _expect_same_run(trial: Trial, run: Path, reference: Path, num_steps: int) -> None:
+    steps = [row["step"] for row in steps_of(run)]
+    if steps != list(range(num_steps)):
         trial.problems.append(f"the log holds the steps {steps}")
         return
-    if scene.goes_back:
-        resumed = [int(line.rpartition("at step ")[2]) for line in output.splitlines() if "resumed from" in line]
-        # Its first line is the beginning of the trial, unless this is a second command.
-        trial.lost_steps = max(0, trial.in_step - resumed[-1]) if resumed else trial.in_step
-        # A checkpoint that is written in the background counts when the next episodes have ended.
-        if trial.lost_steps > scene.allowed_loss:
-            trial.problems.append(f"{trial.lost_steps} steps were lost")
-    for step in range(NUM_STEPS):
-        if keyed_part(scene.run, step) != keyed_part(reference, step):
+    for step in range(num_steps):
+        if keyed_part(run, step) != keyed_part(reference, step):
             trial.problems.append(f"step {step} has other prompts, coins or seeds than the undisturbed run")
-    ours, theirs = steps_of(scene.run)[-1], steps_of(reference)[-1]
+    ours, theirs = steps_of(run)[-1], steps_of(reference)[-1]
     for name in ("train/loss", "train/grad_norm", "reward/mean"):
         if abs(ours[name] - theirs[name]) > 1e-3 * abs(theirs[name]) + 1e-5:
             trial.problems.append(f"{name} of the last step is {ours[name]:.6g}, undisturbed {theirs[name]:.6g}")

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.functional.injected_faults import FAULTS, ROOT, run_trial, undisturbed
+from tests.functional.injected_faults import ROOT, Plan, run_trial, undisturbed
 
 pytestmark = pytest.mark.faults
+
+NUM_STEPS = 8
+TOGETHER = [("engine", "simulator", "policy_rank", "hang"), ("driver", "torn_checkpoint"), ("full_disk",)]
+"""Every fault once. Those of one run come one after the other, in any order."""
 
 FILLS_ITS_DISK = """
 import sys
@@ -33,7 +37,7 @@ sys.exit(run_in_terminal(OmegaConf.structured(cfg), GrpoRecipeConfig, train))
 def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a run without faults."""
     folder = tmp_path_factory.mktemp("faults")
-    undisturbed(tiny_model, folder)
+    undisturbed(tiny_model, folder, NUM_STEPS)
     return folder
 
 
@@ -42,13 +46,14 @@ def mounts_are_allowed() -> bool:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_run_survives_a_fault_at_a_random_moment(fault: str, tiny_model: Path, folder: Path) -> None:
-    if fault == "full_disk" and not mounts_are_allowed():
+@pytest.mark.parametrize("faults", TOGETHER, ids="-".join)
+def test_a_run_survives_faults_at_random_moments(faults: tuple[str, ...], tiny_model: Path, folder: Path) -> None:
+    if "full_disk" in faults and not mounts_are_allowed():
         pytest.skip("this machine lets nobody mount a small disk (unshare -Urm)")
+    order = tuple(random.SystemRandom().sample(faults, len(faults)))
     seed = random.SystemRandom().randrange(10**6)
-    trial = run_trial(fault, 0, tiny_model, folder, seed=seed)
-    assert trial.survived, (seed, trial)
+    trial = run_trial("_".join(order), Plan(num_steps=NUM_STEPS, faults=order), tiny_model, folder, seed=seed)
+    assert trial.survived and [each.fault for each in trial.injections] == list(order), (order, seed, trial)
 
 
 def test_a_disk_that_is_really_full_ends_a_run_with_a_message_and_the_reason(tmp_path: Path) -> None:
