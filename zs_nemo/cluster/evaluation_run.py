@@ -19,6 +19,7 @@ from pathlib import Path
 
 from zs_nemo.cluster.answering import answering
 from zs_nemo.cluster.engine_run import EngineRun
+from zs_nemo.cluster.placement_drawing import placement_shown
 from zs_nemo.cluster.search_engines import corpus_of, engine_name
 from zs_nemo.config.evaluate import EvaluateRecipeConfig, Method
 from zs_nemo.config.search import Bm25SearchConfig, NoSearchConfig, SimulatedSearchConfig
@@ -71,8 +72,9 @@ class EvaluationRun(EngineRun):
         self._memory = self._stack.enter_context(MemoryWatch())
         needs_search = any(method.searches for method in cfg.evaluate.methods)
         asked = cfg if needs_search else replace(cfg, search=NoSearchConfig())
+        shown = placement_shown(self._run_dir, self._progress)
         self._parts = self._stack.enter_context(
-            answering(asked, world, self._ledger, self._run_dir.path, self._show_placement, self._check_prompts)
+            answering(asked, world, self._ledger, self._run_dir.path, shown, self._check_prompts)
         )
         # Not before: of what is refused nothing is left that the corrected settings would be held against.
         if not self._kept_manifest.exists():
