@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.functional.injected_faults import ROOT, Plan, run_trial, undisturbed
+from tests.functional.injected_faults import FAULTS, ROOT, Plan, run_trial, undisturbed
 
 pytestmark = pytest.mark.faults
 
@@ -43,6 +43,10 @@ def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def mounts_are_allowed() -> bool:
     return bool(shutil.which("unshare")) and subprocess.run(["unshare", "-Urm", "true"]).returncode == 0
+
+
+def test_no_fault_is_forgotten() -> None:
+    assert sorted(fault for faults in TOGETHER for fault in faults) == sorted(FAULTS)
 
 
 @pytest.mark.long

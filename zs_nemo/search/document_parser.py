@@ -32,8 +32,9 @@ _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
 """Such as <|im_end|>, with which the model ends its text."""
 _PROMPT_FIELDS = re.compile(r"\b(Question|Query|Text|Text that (?:mentions|leads to) [^:]{0,1000}):", re.IGNORECASE)
 _FIELD_AT_LINE_START = re.compile(r"^[ \t*#]*(?:Search query|Query|Question|Answers?)[ \t]*[*]*:", re.I | re.M)
-_REASONING = re.compile(r"\s*<think>.*?(?:</think>|\Z)|(?:(?!<think>).)*?</think>", re.DOTALL)
-"""Some chat templates open the thoughts themselves: then the model only closes them."""
+_REASONING = re.compile(r"\s*<think>.*?(?:</think>|\Z)|(?:(?!<think>).)*?\n[ \t]*</think>[ \t]*\n", re.DOTALL)
+"""Some chat templates open the thoughts themselves: then the model only closes them, on a line of its own. Anywhere
+else the tag is part of a document."""
 _MARK = r"[ \t>#*_•-]{0,8}"
 _NAME = r"(?:doc|document|passage|result|snippet)[ \t]{0,2}#?[ \t]{0,2}(\d{1,3})"
 _END = r"[*_]{0,3}[ \t]{0,2}(?:[:.)\]–-][*_]{0,3}|(?=\()|(?=\n|\Z))"

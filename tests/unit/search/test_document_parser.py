@@ -97,6 +97,8 @@ def test_thoughts_before_the_documents_are_removed() -> None:
     assert parse_documents(written("<think> Doc 1: I never end"), 2)[0] == ()
     thoughts_opened_by_the_template = "I think of a city.\n</think>\n\nLima is a city."
     assert parse_documents(written(thoughts_opened_by_the_template), 1)[0] == ("Lima is a city.",)
+    (document,) = parse_documents(written("Lima is </think> a city."), 1)[0]
+    assert document.startswith("Lima is ") and document.endswith(" a city.")
 
 
 def test_every_control_tag_in_a_document_is_made_harmless_and_changes_nothing_that_is_parsed() -> None:
