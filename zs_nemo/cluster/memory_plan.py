@@ -5,7 +5,7 @@ on constants that were measured on the quickstart; ``tests/functional/test_grpo_
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from zs_nemo.cluster.setups import Layout, critic_settings
@@ -220,6 +220,11 @@ def engine_memory(setup: EngineSetup) -> ProcessMemory:
             + (0 if setup.in_process else _ENGINE_CORE + ranks * _TENSOR_PARALLEL_WORKER),
         },
     )
+
+
+def with_planned_kv_cache(setup: EngineSetup) -> EngineSetup:
+    """Return the setup of an engine that shares its GPU: keys and values get what the plan leaves of its share."""
+    return replace(setup, besides_kv_gib=engine_memory(setup).total / GIB)
 
 
 def engine_weight_bytes(setup: EngineSetup) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from zs_nemo.cluster.available_memory import available_memory
 from zs_nemo.cluster.engine_pool import EnginePool
 from zs_nemo.cluster.gpu_plan import local_gpus
-from zs_nemo.cluster.memory_plan import GIB, engine_memory
+from zs_nemo.cluster.memory_plan import GIB, engine_memory, with_planned_kv_cache
 from zs_nemo.cluster.placement import place_on_gpus
 from zs_nemo.cluster.preflight import check_engine_layout
 from zs_nemo.cluster.ray_session import RaySession
@@ -47,6 +47,8 @@ def simulator_engines(cfg: RecipeConfig, logs: Path) -> Iterator[EnginePool]:
         def begin(name: str, avoid: Set[str] = frozenset()) -> tuple[Role, Any]:
             setup, share = parts[name]
             role = _role(setup, share, local, logs)
+            if share is not None and share < setup.tensor_model_parallel_size:
+                setup = with_planned_kv_cache(setup)
             return role, role.submit("start", engine_builder(setup))
 
         begun = [begin(setup.name) for setup in setups]

@@ -14,7 +14,7 @@ from zs_nemo.cluster import preflight
 from zs_nemo.cluster.core_loan import CoreLoan
 from zs_nemo.cluster.engine_pool import EnginePool, EngineUsage, OneEngine
 from zs_nemo.cluster.gpu_plan import local_gpus
-from zs_nemo.cluster.memory_plan import engine_weight_bytes
+from zs_nemo.cluster.memory_plan import engine_weight_bytes, with_planned_kv_cache
 from zs_nemo.cluster.placement import (
     Placement,
     check_tensor_parallel_within_machines,
@@ -358,6 +358,8 @@ class System:
         resources["max_concurrency"] = _MAX_REQUESTS_PER_ENGINE
         role = self._role(name, EngineActor, engine_environment(setup) | self._local_network(), resources)
         role.hang_timeout_s = self._cfg.engine_hang_timeout_s
+        if place is not None and place[1] < setup.tensor_model_parallel_size:
+            setup = with_planned_kv_cache(setup)
         return role, role.submit("start", engine_builder(setup))
 
     def _role(self, name: str, actor: type, environment: dict[str, str], resources: dict[str, Any]) -> Role:

@@ -16,6 +16,9 @@ class EngineSetup:
     """Memory for keys and values on CPU, per tensor-parallel rank."""
     gpu_memory_utilization: float = 0.4
     """Share of a GPU, weights included; not used on CPU."""
+    besides_kv_gib: float = 0.0
+    """On a GPU that other processes share: what of that share is not for keys and values. 0 lets vLLM measure it, which
+    it does by the memory of the whole GPU, so that others who start or free memory meanwhile falsify it."""
     enforce_eager: bool = False
     """Without compiled kernels and CUDA graphs; not used on CPU, which has none."""
     max_num_seqs: int = 64

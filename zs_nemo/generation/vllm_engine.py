@@ -203,10 +203,6 @@ def _engine_args(setup: EngineSetup) -> Any:
         "max_num_batched_tokens": max(_PREFILL_TOKENS, setup.max_model_len),
         "distributed_executor_backend": "uni" if setup.in_process else "mp",
     }
-    gpu: dict[str, Any] = {
-        "gpu_memory_utilization": setup.gpu_memory_utilization,
-        "enforce_eager": setup.enforce_eager,
-    }
     return AsyncEngineArgs(
         model=setup.model_path,
         dtype=setup.dtype,
@@ -221,8 +217,29 @@ def _engine_args(setup: EngineSetup) -> Any:
         worker_extension_cls="zs_nemo.generation.worker_extension.WorkerExtension",
         disable_log_stats=True,
         enable_log_requests=False,
-        **(gpu if setup.use_gpu else cpu),
+        **(_gpu_args(setup) if setup.use_gpu else cpu),
     )
+
+
+def _gpu_args(setup: EngineSetup) -> dict[str, Any]:
+    return {
+        "gpu_memory_utilization": setup.gpu_memory_utilization,
+        "enforce_eager": setup.enforce_eager,
+        "kv_cache_memory_bytes": _kv_cache_bytes_on_shared_gpu(setup) if setup.besides_kv_gib else None,
+    }
+
+
+def _kv_cache_bytes_on_shared_gpu(setup: EngineSetup) -> int:
+    from vllm.platforms import current_platform
+
+    share = setup.gpu_memory_utilization * current_platform.get_device_total_memory()
+    kv_cache = share - setup.besides_kv_gib * 2**30
+    if kv_cache <= 0:
+        raise ValueError(
+            f"{setup.name}: gpu_memory_utilization={setup.gpu_memory_utilization:g} is {share / 2**30:.1f} GiB of the "
+            f"GPU, but the weights and the process take {setup.besides_kv_gib:.1f}; raise it, or take a smaller model"
+        )
+    return int(kv_cache)
 
 
 def _vllm_sampling(sampling: SamplingParams, seed: int, *, whole_only: bool) -> Any:

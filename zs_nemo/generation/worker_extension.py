@@ -20,6 +20,8 @@ class WorkerExtension:
 
     model_runner: Any
     """vLLM's: present on the worker that this class is mixed into."""
+    reload_weights: Any
+    """vLLM's: that of the model runner, within the configuration that GPU kernels ask for while they are set up."""
     rank: int
     """vLLM's: among the ranks of this engine."""
     device: Any
@@ -33,7 +35,7 @@ class WorkerExtension:
         change the model folder in vLLM's configuration.
         """
         names: list[str] = []
-        self.model_runner.reload_weights(weights_iterator=_tensors(path, names))
+        self.reload_weights(weights_iterator=_tensors(path, names))
         _repack_tied_layers(self.model_runner.get_model())
         return len(names)
 
@@ -53,7 +55,7 @@ class WorkerExtension:
                 came.append((name, list(tensor.shape)))
                 yield name, tensor
 
-        self.model_runner.reload_weights(weights_iterator=noted())
+        self.reload_weights(weights_iterator=noted())
         _repack_tied_layers(self.model_runner.get_model())
         return came
 

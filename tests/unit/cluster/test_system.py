@@ -12,12 +12,14 @@ from typing import Any, cast
 import pytest
 
 from tests.unit.cluster.test_role_accounts import layout
+from zs_nemo.cluster import memory_plan
 from zs_nemo.cluster.placement import Placement
 from zs_nemo.cluster.roles import Role
 from zs_nemo.cluster.system import System
 from zs_nemo.config.experiment import TrainerConfig
 from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig
+from zs_nemo.generation.engine_setup import EngineSetup
 from zs_nemo.observability.faults import FaultLog
 
 
@@ -112,3 +114,32 @@ def test_tensor_parallelism_over_machines_is_refused_when_ray_has_chosen_them_un
         placed(monkeypatch, tmp_path, num_machines=4, tensor_model_parallel_size=4)
     asked = {"tensor_model_parallel_size": 4, "tensor_parallel_across_nodes": True}
     assert len(placed(monkeypatch, tmp_path, num_machines=4, **asked).ranks) == 4
+
+
+class Started(Role):
+    """Keeps what it is started with."""
+
+    def submit(self, method: str, *arguments: Any, **options: Any) -> Any:
+        assert method == "start"
+        (self.setup,) = arguments[0].args
+        return method
+
+
+def setup_of_started_engine(system: System, monkeypatch: pytest.MonkeyPatch, *, gpu_share: float) -> EngineSetup:
+    engine = replace(system._layout.simulator_engines[0], name="simulator-engine-0", use_gpu=True)
+    system._layout = replace(system._layout, policy_engines=(), simulator_engines=(engine,))
+    system._placed = Placement(bundles=({"GPU": 1.0, "CPU": 1.0},), ranks=(), engines=((0, gpu_share),))
+    monkeypatch.setattr(system, "_resources", lambda place: {})
+    monkeypatch.setattr(system, "_role", lambda name, *_: Started(name, cast(Any, None), Path()))
+    monkeypatch.setattr(memory_plan, "engine_weight_bytes", lambda setup: 3 * 2**30)
+    role, _ = system._begin_engine("simulator-engine-0")
+    assert isinstance(role, Started)
+    return role.setup
+
+
+def test_an_engine_that_shares_its_gpu_does_not_measure_what_others_leave_of_it(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert setup_of_started_engine(system, monkeypatch, gpu_share=1.0).besides_kv_gib == 0.0
+    # The weights, and the process by the plan.
+    assert setup_of_started_engine(system, monkeypatch, gpu_share=0.5).besides_kv_gib == pytest.approx(3 + 2.5)
