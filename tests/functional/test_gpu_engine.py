@@ -57,6 +57,9 @@ async def engine(model: Path) -> AsyncIterator[VllmEngine]:
         use_gpu=True,
         gpu_memory_utilization=0.2,
         enforce_eager=True,
+        # As where it shares the GPU with the worker: half of what it has is for keys and values.
+        besides_kv_gib=0.1 * torch.cuda.get_device_properties(0).total_memory / 2**30,
+        sleeps=True,
     )
     built = VllmEngine(setup)
     yield built
@@ -99,6 +102,20 @@ async def test_logprobs_are_those_of_hugging_face_and_of_the_trainer(engine, wor
 async def test_a_seed_repeats_its_tokens(engine) -> None:
     first, second = await sample(engine), await sample(engine)
     assert [each.token_ids for each in first] == [each.token_ids for each in second]
+
+
+async def test_an_engine_that_sleeps_gives_its_memory_up_and_wakes_as_it_was(engine) -> None:
+    before, held = await sample(engine), torch.cuda.mem_get_info()[0]
+    for _ in range(2):
+        await engine.sleep()
+        freed = torch.cuda.mem_get_info()[0] - held
+        assert freed > 0.08 * torch.cuda.get_device_properties(0).total_memory, "keys and values alone are a tenth"
+        waiting = asyncio.create_task(engine.generate(PROMPT, SAMPLING, seed=0))
+        await asyncio.sleep(1.0)
+        assert not waiting.done()
+        await engine.wake()
+        assert (await waiting).token_ids == before[0].token_ids
+        assert [each.token_ids for each in await sample(engine)] == [each.token_ids for each in before]
 
 
 async def test_a_refit_from_a_file_is_what_is_sampled_from(engine, worker, tmp_path) -> None:

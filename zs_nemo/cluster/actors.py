@@ -103,6 +103,14 @@ class EngineActor(_RoleProcess):
         """Hand memory that is free back to the system."""
         await self._engine.release_memory()
 
+    async def sleep(self) -> None:
+        """Give up the GPU's memory until ``wake``."""
+        await self._engine.sleep()
+
+    async def wake(self) -> None:
+        """Take up the GPU's memory again."""
+        await self._engine.wake()
+
     async def shutdown(self) -> None:
         """End the engine's own processes."""
         await self._engine.shutdown()

@@ -103,6 +103,8 @@ class EnginePool:
         self._version: int | None = None
         self._num_threads: int | None = None
         self._lock = threading.Lock()
+        self.is_asleep = False
+        """Whether the engines have given their GPUs' memory up."""
         self.num_replaced = 0
         """Engines that were replaced so far."""
         self.usage = EngineUsage()
@@ -220,6 +222,19 @@ class EnginePool:
         """Have every engine hand memory that is free back to the system."""
         self._call_all("release_memory")
 
+    def sleep(self) -> None:
+        """Have every engine give up its GPU's memory, with its weights in the host's, until ``wake``."""
+        if not self.is_asleep:
+            # Before the call: an engine that is replaced in it is sent to sleep as well.
+            self.is_asleep = True
+            self._call_all("sleep")
+
+    def wake(self) -> None:
+        """Have every engine that sleeps take up its GPU's memory again."""
+        if self.is_asleep:
+            self.is_asleep = False
+            self._call_all("wake")
+
     def heal(self) -> None:
         """Find out engines that have died, and wait until all are replaced."""
         self._call_all("check_alive")
@@ -306,5 +321,9 @@ class EnginePool:
         if self._version is not None and self._load_one is not None:
             self._load_one(role, self._version)
         if self._num_threads is not None:
-            reference = role.submit("set_threads", self._num_threads)
-            gather([role], [reference], "set_threads", self._startup_timeout_s, STARTUP_LIMIT)
+            self._call_new(role, "set_threads", self._num_threads)
+        if self.is_asleep:
+            self._call_new(role, "sleep")
+
+    def _call_new(self, role: Role, method: str, *arguments: Any) -> None:
+        gather([role], [role.submit(method, *arguments)], method, self._startup_timeout_s, STARTUP_LIMIT)

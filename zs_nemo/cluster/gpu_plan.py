@@ -4,11 +4,18 @@ The constants for a GPU's processes are careful guesses. Of a rank's activations
 step of a 1.5B model took 40 on an H100, and 33.5 where Transformer Engine's layers took 24 (docs/cluster.md).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from zs_nemo.cluster.memory_plan import GIB, engine_memory, kv_bytes_per_token, plan_memory
+from zs_nemo.cluster.memory_plan import (
+    ENGINE_ASLEEP,
+    GIB,
+    PARTS_OF_PASSES,
+    engine_memory,
+    kv_bytes_per_token,
+    plan_memory,
+)
 from zs_nemo.cluster.placement import place_run
 from zs_nemo.cluster.setups import Layout
 from zs_nemo.config.policy import PolicyConfig
@@ -36,23 +43,32 @@ class GpuLoad:
 def plan_gpus(
     cfg: RecipeConfig, layout: Layout, num_gpus: int, gpu_bytes: float, *, exact_only: bool = False
 ) -> list[GpuLoad]:
-    """Return what stands on each GPU. Raises ``ValueError`` as ``place_run`` does.
+    """Return what stands on each GPU when most does. Raises ``ValueError`` as ``place_run`` does.
 
     ``exact_only`` counts of the ranks what is known exactly, without activations and the like.
     """
     plan = plan_memory(cfg, layout)
-    ranks = (*plan.ranks, *plan.critic_ranks)
     placement = place_run(layout, num_gpus, cfg.generation.refit_transport)
-    roles: dict[int, list[tuple[str, float]]] = {}
-    for process, (bundle, _) in zip(ranks, placement.ranks, strict=True):
-        kept = _PARTS_KNOWN_EXACTLY if exact_only else tuple(process.parts)
-        size = sum(value for name, value in process.parts.items() if name in kept)
-        roles.setdefault(_first_gpu(placement.bundles, bundle), []).append((process.role, size))
-    for setup, (bundle, _) in zip(layout.engines, placement.engines, strict=True):
-        first = _first_gpu(placement.bundles, bundle)
-        for gpu in range(first, first + setup.tensor_model_parallel_size):
-            roles.setdefault(gpu, []).append((setup.name, setup.gpu_memory_utilization * gpu_bytes))
-    return [GpuLoad(number=number, roles=tuple(roles.get(number, ()))) for number in range(num_gpus)]
+
+    def loads(kept: Container[str], engine_bytes: Callable[[EngineSetup], float]) -> list[GpuLoad]:
+        roles: dict[int, list[tuple[str, float]]] = {}
+        for process, (bundle, _) in zip((*plan.ranks, *plan.critic_ranks), placement.ranks, strict=True):
+            size = sum(value for name, value in process.parts.items() if name in kept)
+            roles.setdefault(_first_gpu(placement.bundles, bundle), []).append((process.role, size))
+        for setup, (bundle, _) in zip(layout.engines, placement.engines, strict=True):
+            first = _first_gpu(placement.bundles, bundle)
+            for gpu in range(first, first + setup.tensor_model_parallel_size):
+                roles.setdefault(gpu, []).append((setup.name, engine_bytes(setup)))
+        return [GpuLoad(number=number, roles=tuple(roles.get(number, ()))) for number in range(num_gpus)]
+
+    def awake(setup: EngineSetup) -> float:
+        return setup.gpu_memory_utilization * gpu_bytes
+
+    whole = plan.part_names if not exact_only else _PARTS_KNOWN_EXACTLY
+    training = loads(whole, lambda setup: ENGINE_ASLEEP if setup.sleeps else awake(setup))
+    # Engines that wake up have the ranks free what is for their passes. Without such engines this is never the most.
+    episodes = loads(set(whole) - PARTS_OF_PASSES, awake)
+    return [max(pair, key=lambda load: load.total) for pair in zip(training, episodes, strict=True)]
 
 
 def _first_gpu(bundles: tuple[dict[str, float], ...], bundle: int) -> int:

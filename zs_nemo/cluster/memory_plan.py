@@ -32,6 +32,10 @@ _HEAP_SHARE = {False: 0.25, True: 0.05}
 """What the allocator holds beyond what is in use, as a share of it."""
 _ENGINE_PROCESSES = {False: 0.55 * GIB, True: 2.5 * GIB}
 """Python, torch and vLLM on CPU; on a GPU what the process holds of it besides weights, keys and values."""
+ENGINE_ASLEEP = _ENGINE_PROCESSES[True]
+"""What stays of an engine on its GPU while it sleeps: no weights, keys or values."""
+PARTS_OF_PASSES = frozenset({"activations", "logits", "heap"})
+"""Of a rank: what is free between two of its passes."""
 _ENGINE_CORE, _TENSOR_PARALLEL_WORKER = 0.5 * GIB, 0.5 * GIB
 """vLLM's own processes on CPU: there are none for one rank."""
 _CPU_REQUESTS = 0.5 * GIB
@@ -64,6 +68,11 @@ class MemoryPlan:
     def processes(self) -> tuple[ProcessMemory, ...]:
         """All of them."""
         return (*self.ranks, *self.critic_ranks, *self.engines, self.driver)
+
+    @property
+    def part_names(self) -> frozenset[str]:
+        """The names of all parts of all processes."""
+        return frozenset(name for process in self.processes for name in process.parts)
 
     @property
     def total(self) -> float:

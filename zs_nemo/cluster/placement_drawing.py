@@ -114,7 +114,8 @@ def _on_gpus(layout: Layout, ranks: Sequence[Cell], seating: Seating) -> list[st
         for place, gpu in enumerate(gpus):
             size = setup.tensor_model_parallel_size
             told = [f"tp {place} of {size}"] if size > 1 else []
-            label = [setup.name, ", ".join([*told, f"{setup.gpu_memory_utilization:.0%} of memory"])]
+            sleeps = ["asleep while ranks train"] if setup.sleeps and ranks else []
+            label = [setup.name, ", ".join([*told, f"{setup.gpu_memory_utilization:.0%} of memory", *sleeps])]
             cells[machine][gpu] += _with_share(label, share)
     shared = {(where[bundle][0], where[bundle][1][0]) for bundle, count in shares.items() if count > 1}
     lines = []

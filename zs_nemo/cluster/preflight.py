@@ -35,6 +35,7 @@ _OBJECT_STORE_BYTES = 512 * 2**20
 def check(cfg: RecipeConfig, layout: Layout) -> None:
     """Check the trained models, layouts and, for a run on this machine, its port, memory and shared memory."""
     check_cuts(cfg, layout)
+    check_sleep(cfg, layout)
     if layout.num_ranks:
         read_architecture(layout.policy_folder).check_tensors(HfTensors(layout.policy_folder))
     if isinstance(cfg.search, SimulatedSearchConfig) and cfg.has_engines:
@@ -160,6 +161,13 @@ def check_refit_transport(cfg: RecipeConfig, layout: Layout) -> None:
             "generation.refit_transport=cuda_ipc needs GPUs, and this run has none; set "
             "generation.refit_transport=shared_memory"
         )
+
+
+def check_sleep(cfg: RecipeConfig, layout: Layout) -> None:
+    """Raise when engines are to give up GPUs that are not there."""
+    for setting in cfg.engines_that_sleep:
+        if not layout.use_gpu:
+            raise ValueError(f"{setting}=true needs GPUs, and this run has none; set {setting}=false")
 
 
 def check_shared_memory(refit_bytes: int, free: int) -> None:

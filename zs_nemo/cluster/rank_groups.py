@@ -58,6 +58,10 @@ class _RankGroup:
                 continue
         return None
 
+    def release_memory(self) -> None:
+        """Free what these ranks keep of their GPUs for their next update."""
+        self._call("release_memory")
+
     def finish_saving(self) -> None:
         """Wait until the checkpoints of these ranks are whole. Raises when one could not be written."""
         self._call("finish_saving")

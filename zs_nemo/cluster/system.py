@@ -38,6 +38,7 @@ from zs_nemo.cluster.setups import (
     rank_builder,
     rank_environment,
 )
+from zs_nemo.cluster.waking_hours import WakingHours
 from zs_nemo.cluster.watchdog import Watchdog
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.rollout import RefitTransport
@@ -115,7 +116,11 @@ class System:
         return system
 
     def refit(self, version: int) -> None:
-        """Bring the policy's current weights into its generation engines, stamped with ``version``."""
+        """Bring the policy's current weights into its generation engines, stamped with ``version``.
+
+        Engines that sleep wake up for it.
+        """
+        self._waking_hours.wake([self.generation])
         if self._cfg.generation.refit_transport is RefitTransport.shared_memory:
             self._refit.refit(version)
             return
@@ -131,9 +136,14 @@ class System:
             raise RanksLost.saying(f"{error}\nthe ranks wait for it", error) from error
 
     def engines_alone(self) -> AbstractContextManager[object]:
-        """While open, nothing but engines computes: on CPU those that are busy get the cores of those that wait."""
+        """While open, nothing but engines computes.
+
+        On CPU those that are busy get the cores of those that wait; on GPUs those that sleep at other times are awake.
+        """
         cluster = self._cfg.cluster
-        if self._layout.use_gpu or cluster.threads_of_lone_engine in (0, cluster.threads_per_process):
+        if self._layout.use_gpu:
+            return self._waking_hours
+        if cluster.threads_of_lone_engine in (0, cluster.threads_per_process):
             return contextlib.nullcontext()
         threads_alone = {self.generation: cluster.threads_of_lone_engine}
         if self.simulator is not None:
@@ -235,8 +245,14 @@ class System:
             self.generation = made(engines[:count], sizes[:count], load_weights=load)
         if layout.simulator_engines:
             self.simulator = made(engines[count:], sizes[count:])
+        pools = {"generation": getattr(self, "generation", None), "search": self.simulator}
+        sleepers = [pools[setting.partition(".")[0]] for setting in cfg.engines_that_sleep if ranks]
+        groups = [self.policy if ranks else None, self.critic]
+        self._waking_hours = WakingHours(list(filter(None, sleepers)), list(filter(None, groups)))
         if ranks and count:
             self._refit = self._build_refit()
+        # Training comes first.
+        self._waking_hours.sleep()
 
     def _living(self) -> list[Role]:
         """Return all roles, those that took the place of others included."""

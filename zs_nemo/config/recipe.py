@@ -75,6 +75,11 @@ class RecipeConfig:
             _check_overlap(
                 self.rollout.max_staleness, self.algorithm, trains_policy=self.has_ranks and self.has_engines
             )
+            for setting in self.engines_that_sleep:
+                raise ValueError(
+                    f"{setting}=true with rollout.max_staleness={self.rollout.max_staleness}, but engines work while "
+                    "the ranks train then; set one of the two otherwise"
+                )
         if self.generation.top_p < 1 and self.algorithm.importance.level is not ImportanceLevel.off:
             raise ValueError(
                 f"generation.top_p={self.generation.top_p} must be 1 with algorithm.importance.level="
@@ -93,6 +98,16 @@ class RecipeConfig:
                     f"search.pool.deadline_s={pool_s:g} must be less than rollout.search_deadline_s={deadline_s:g}, or "
                     "a search ends without the endpoints' last errors; lower it, or raise rollout.search_deadline_s"
                 )
+
+    @property
+    def engines_that_sleep(self) -> list[str]:
+        """The settings by which engines sleep while the ranks train."""
+        groups = {"generation": self.generation, "search": self.search}
+        return [
+            f"{name}.sleep_while_training"
+            for name, group in groups.items()
+            if getattr(group, "sleep_while_training", False)
+        ]
 
     @property
     def engine_hang_timeout_s(self) -> float:

@@ -32,6 +32,9 @@ class GenerationConfig:
     """Share of a GPU that one engine may take, weights included; not used on CPU."""
     enforce_eager: bool = False
     """Start at once on a GPU, without compiled kernels and CUDA graphs, and generate more slowly; a CPU always does."""
+    sleep_while_training: bool = False
+    """Give the GPU's memory up while the ranks train, weights to the host's memory, and take it up again for the next
+    episodes. For engines that share GPUs with ranks, and steps that do not overlap (``rollout.max_staleness=0``)."""
     max_num_seqs: int = 64
     """Requests that one engine runs at once."""
     refit_transport: RefitTransport = RefitTransport.shared_memory

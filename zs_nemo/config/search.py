@@ -73,6 +73,9 @@ class SimulatedSearchConfig(SearchConfig):
     """``auto`` is bfloat16 on GPUs and on CPUs that compute with it, float32 on all others; or bfloat16, float32."""
     kv_cache_gib: float = 0.4
     """Memory for keys and values of each tensor-parallel rank of an engine on CPU, in GiB."""
+    sleep_while_training: bool = False
+    """Give the GPU's memory up while the ranks train, weights to the host's memory, and take it up again for the next
+    episodes. For engines that share GPUs with ranks, and steps that do not overlap (``rollout.max_staleness=0``)."""
     max_num_seqs: int = 64
     max_sequence_tokens: int = 512
     """Tokens of one call, the simulator's prompt and its document together."""

@@ -19,6 +19,8 @@ class EngineSetup:
     besides_kv_gib: float = 0.0
     """On a GPU that other processes share: what of that share is not for keys and values. 0 lets vLLM measure it, which
     it does by the memory of the whole GPU, so that others who start or free memory meanwhile falsify it."""
+    sleeps: bool = False
+    """Whether it can give up its GPU's memory for a time; a CPU has no such thing."""
     enforce_eager: bool = False
     """Without compiled kernels and CUDA graphs; not used on CPU, which has none."""
     max_num_seqs: int = 64

@@ -24,6 +24,8 @@ _PREFILL_TOKENS = 1024
 # the smallest that its CPU kernels are made for.
 _CPU_BLOCK_TOKENS = 32
 _SHUTDOWN_S = 2.0
+_WEIGHTS_TO_HOST = 1
+"""vLLM's sleep level."""
 _DEATH_POLL_S = 0.5
 
 T = TypeVar("T")
@@ -120,6 +122,18 @@ class VllmEngine:
     async def release_memory(self) -> None:
         """Hand memory that is free back to the system, for what computes while this engine does not."""
         await self._rpc("release_memory")
+
+    async def sleep(self) -> None:
+        """Free the GPU's memory once the requests under way have ended: weights go to the host's, the rest is dropped.
+
+        Requests that come meanwhile wait for ``wake``. For a setup with ``sleeps``.
+        """
+        async with self._gate.update(self.weight_version):
+            await self._while_alive(self._llm.sleep(level=_WEIGHTS_TO_HOST, mode="wait"))
+
+    async def wake(self) -> None:
+        """Take up the GPU's memory again, with the weights as they were."""
+        await self._while_alive(self._llm.wake_up())
 
     async def check_alive(self) -> None:
         """Do nothing, unless vLLM has failed or its processes have ended."""
@@ -226,6 +240,7 @@ def _gpu_args(setup: EngineSetup) -> dict[str, Any]:
         "gpu_memory_utilization": setup.gpu_memory_utilization,
         "enforce_eager": setup.enforce_eager,
         "kv_cache_memory_bytes": _kv_cache_bytes_on_shared_gpu(setup) if setup.besides_kv_gib else None,
+        "enable_sleep_mode": setup.sleeps,
     }
 
 

@@ -68,12 +68,17 @@ class Platform:
         """Hand the memory of past activations back to the system, before something else needs much of it.
 
         A GPU's is kept for the next update, which would have to ask the driver for all of it anew: engines there have a
-        share of their own from the start.
+        share of their own from the start, or wake up after ``release_gpu_memory``.
         """
         if self.use_gpu:
             return
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
+
+    def release_gpu_memory(self) -> None:
+        """Hand a GPU's memory of past activations back, for engines that wake up in it."""
+        if self.use_gpu:
+            torch.cuda.empty_cache()
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:

@@ -279,6 +279,11 @@ class MegatronWorker:
         self._critic.load_checkpoint(Path(folder))
 
     @on_platform
+    def release_memory(self) -> None:
+        """Hand a GPU's memory that no tensor is in back to the driver."""
+        self.platform.release_gpu_memory()
+
+    @on_platform
     def shutdown(self) -> None:
         """Leave the process group; the worker is of no use afterwards."""
         parallel_state.destroy_model_parallel()

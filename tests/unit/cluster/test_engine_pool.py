@@ -256,6 +256,26 @@ def test_an_engine_that_hangs_in_a_call_is_waited_for_until_the_watchdog_has_end
     assert [role.name for role in pool.roles] == ["a*", "b"]
 
 
+def test_an_engine_that_dies_on_its_way_to_sleep_is_replaced_by_one_that_sleeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called: list[tuple[str, str]] = []
+
+    def gather(roles: list[FakeRole], names: list[str], method: str, *limits: object) -> None:
+        called.append((roles[0].name, method))
+        if (names, method) == (["a"], "sleep"):
+            raise death()
+
+    monkeypatch.setattr(engine_pool, "gather", gather)
+    pool = EnginePool([CalledRole("a")], [1], replacer=FakeReplacer(1, new=CalledRole))  # type: ignore[list-item, arg-type]
+    pool.wake()
+    assert not called, "awake it is already"
+    pool.sleep()
+    pool.sleep()
+    pool.wake()
+    assert called == [("a", "sleep"), ("a*", "sleep"), ("a*", "wake")]
+
+
 async def test_a_replacement_that_fails_for_good_fails_those_who_wait_for_it() -> None:
     def start() -> None:
         raise ValueError("no such model any more")

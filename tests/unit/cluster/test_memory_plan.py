@@ -239,6 +239,26 @@ def test_an_engine_whose_share_does_not_hold_its_weights_is_named(big: Path):
     )
 
 
+def test_engines_that_sleep_while_ranks_train_take_turns_with_what_the_passes_need(big: Path):
+    cfg = GrpoRecipeConfig(search=SimulatedSearchConfig(model=str(big), gpu_memory_utilization=0.3))
+    cfg.policy.tensor_model_parallel_size, cfg.generation.gpu_memory_utilization = 8, 0.3
+    cfg.policy.train_mb_tokens = 24_000
+    layout = on_gpus(cfg, big, 8)
+    assert layout.engines[0].sleeps is False
+    (rank,) = {process.total for process in plan_memory(cfg, layout).ranks}
+    assert "policy-rank-0" in misfits(cfg, layout, 8, 80 * GIB)[0]
+    cfg.search.sleep_while_training = cfg.generation.sleep_while_training = True
+    layout = derive_layout(cfg, use_gpu=True)
+    assert not misfits(cfg, layout, 8, 80 * GIB)
+    training = dict(plan_gpus(cfg, layout, 8, 80 * GIB)[0].roles)
+    assert training == pytest.approx({"policy-rank-0": rank, "policy-engine-0": 2.5 * GIB})
+    cfg.policy.train_mb_tokens = 1000
+    episodes = dict(plan_gpus(cfg, layout, 8, 80 * GIB)[0].roles)
+    parts = plan_memory(cfg, layout).ranks[0].parts
+    between_passes = sum(parts.values()) - parts["activations"] - parts["logits"] - parts["heap"]
+    assert episodes == pytest.approx({"policy-rank-0": between_passes, "policy-engine-0": 24 * GIB})
+
+
 def test_every_process_has_its_gpu_and_engines_share_only_when_there_are_too_few(big: Path):
     cfg = GrpoRecipeConfig(search=SimulatedSearchConfig(model=str(big), tensor_model_parallel_size=2))
     layout = on_gpus(cfg, big, 4)

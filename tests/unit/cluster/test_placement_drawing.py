@@ -93,7 +93,8 @@ def test_a_run_on_cpus_shows_its_processes_with_their_threads(model: Path) -> No
 
 
 def test_on_one_gpu_everybody_shares_it_with_its_part(model: Path) -> None:
-    cfg = GrpoRecipeConfig(search=SimulatedSearchConfig(model=str(model), gpu_memory_utilization=0.25))
+    search = SimulatedSearchConfig(model=str(model), gpu_memory_utilization=0.25, sleep_while_training=True)
+    cfg = GrpoRecipeConfig(search=search)
     cfg.policy.model, cfg.trainer = str(model), TrainerConfig(devices=1)
     drawing = drawn(cfg, 1)
     assert_is_straight(drawing)
@@ -104,7 +105,7 @@ def test_on_one_gpu_everybody_shares_it_with_its_part(model: Path) -> None:
                 "policy-engine-0 (1/3)",
                 "40% of memory",
                 "simulator-engine-0 (1/3)",
-                "25% of memory",
+                "25% of memory, asleep while ranks train",
             ]
         }
     }

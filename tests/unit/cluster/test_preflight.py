@@ -191,6 +191,13 @@ def test_handles_of_cuda_memory_need_a_gpu(cfg: GrpoRecipeConfig) -> None:
         preflight.check(cfg, derive_layout(cfg))
 
 
+@pytest.mark.parametrize("group", ["generation", "search"])
+def test_engines_that_sleep_need_a_gpu_to_give_up(cfg: GrpoRecipeConfig, group: str) -> None:
+    getattr(cfg, group).sleep_while_training = True
+    with pytest.raises(ValueError, match=rf"{group}\.sleep_while_training=true needs GPUs.*set {group}\."):
+        preflight.check(cfg, derive_layout(cfg))
+
+
 class Models(BaseHTTPRequestHandler):
     """Serves the list of models and nothing else."""
 

@@ -13,6 +13,7 @@ from zs_nemo.cluster import engine_pool, system
 from zs_nemo.cluster.engine_pool import EnginePool
 from zs_nemo.cluster.roles import RoleError
 from zs_nemo.cluster.system import System
+from zs_nemo.cluster.waking_hours import WakingHours
 from zs_nemo.config.recipe import GrpoRecipeConfig
 
 
@@ -55,6 +56,7 @@ def system_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list
         handle._layout = SimpleNamespace(policy_engines=[None], num_ranks=1)  # type: ignore[assignment]
         handle._session = SimpleNamespace(shm_folder=tmp_path, num_machines=1)  # type: ignore[assignment]
         handle._one_load = threading.Lock()
+        handle._waking_hours = WakingHours([], [])
         handle.policy = Policy()  # type: ignore[assignment]
         handle.generation = EnginePool(
             engines,  # type: ignore[arg-type]

@@ -119,6 +119,14 @@ def test_overlap_is_taken_with_the_correction_for_it(recipe):
     assert cfg.rollout.max_staleness == 2
 
 
+@pytest.mark.parametrize("group", ["generation", "search"])
+def test_engines_that_work_while_ranks_train_cannot_sleep_then(group):
+    overlap = ("rollout.max_staleness=1", "algorithm.importance.level=token")
+    with pytest.raises(ValueError, match=rf"{group}\.sleep_while_training=true with rollout\.max_staleness=1, but"):
+        load(*overlap, f"{group}.sleep_while_training=true")
+    assert load(f"{group}.sleep_while_training=true").engines_that_sleep == [f"{group}.sleep_while_training"]
+
+
 def test_overlap_is_refused_where_nothing_is_collected_beside_training():
     with pytest.raises(
         ValueError, match=r"rollout\.max_staleness=1 overlaps .* this recipe does not do both; set it to 0"
