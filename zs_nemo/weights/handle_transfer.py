@@ -82,15 +82,18 @@ class HandleTransfer:
         Exhausts the iterator also where nobody receives. An error of it reaches the receivers before it is raised.
         """
         self._round += 1
-        number = -1
+        number = 0
         try:
-            for number, bucket in enumerate(buckets(tensors, bucket_bytes // dtype.itemsize)):
+            for bucket in buckets(tensors, bucket_bytes // dtype.itemsize):
                 if self._receivers:
                     self._lend(number, bucket, dtype)
+                number += 1
         except BaseException:
-            self._put(self._key(number + 1), _FAILED)
+            # A bucket that was not lent is waited for itself, one that was is followed by a wait for the next.
+            for waited_for in (number, number + 1):
+                self._put(self._key(waited_for), _FAILED)
             raise
-        self._put(self._key(number + 1), _END)
+        self._put(self._key(number), _END)
 
     def _lend(self, number: int, bucket: list[tuple[str, Tensor]], dtype: torch.dtype) -> None:
         payload = torch.cat([tensor.reshape(-1).to(dtype) for _, tensor in bucket])

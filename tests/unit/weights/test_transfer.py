@@ -119,17 +119,28 @@ def test_a_receiver_without_a_sender_on_its_device_is_refused_with_the_remedy() 
     assert "on a GPU without a training rank; set generation.refit_transport=nccl" in str(members[1])
 
 
-@pytest.mark.parametrize("kind", ["broadcast", "handles"])
+class LentOnce(Lent):
+    """Has room for one bucket."""
+
+    def _share(self, tensor: torch.Tensor) -> bytes:
+        if self.tensors:
+            raise OSError("no memory is left for a bucket")
+        return super()._share(tensor)
+
+
+@pytest.mark.parametrize("kind", ["broadcast", "handles", "bucket without memory"])
 def test_a_sender_that_fails_on_the_way_tells_the_receivers(kind: str) -> None:
     if kind == "broadcast":
         sender, (receiver,) = meet(1)
     else:
-        sender, receiver = meet_at(["gpu 0", "gpu 0"], Lent(), num_senders=1).values()  # type: ignore[assignment]
+        lent = Lent() if kind == "handles" else LentOnce()
+        sender, receiver = meet_at(["gpu 0", "gpu 0"], lent, num_senders=1).values()  # type: ignore[assignment]
     errors: list[Exception] = []
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         yield "a", torch.zeros(4)
         yield "b", torch.zeros(4)
+        yield "c", torch.zeros(4)
         raise OSError("a rank is gone")
 
     def guarded(call) -> None:
