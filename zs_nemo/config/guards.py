@@ -37,7 +37,7 @@ class GuardConfig:
     """So many bad updates one after another end the run: skipping does not help."""
     on_collapse: OnCollapse = OnCollapse.warn
     max_ratio: float = 0.0
-    """Largest probability ratio of a token, now to the start of the step."""
+    """Largest probability ratio of a token, now to the start of the step; it moves where a step has several updates."""
     min_entropy: float = 0.0
     """Mean entropy of the policy's tokens, in nats."""
     min_response_tokens: float = 0.0

@@ -72,14 +72,7 @@ class RecipeConfig:
                 "retriever or web"
             )
         if self.rollout.max_staleness:
-            _check_overlap(
-                self.rollout.max_staleness, self.algorithm, trains_policy=self.has_ranks and self.has_engines
-            )
-            for setting in self.engines_that_sleep:
-                raise ValueError(
-                    f"{setting}=true with rollout.max_staleness={self.rollout.max_staleness}, but engines work while "
-                    "the ranks train then; set one of the two otherwise"
-                )
+            self._check_overlap()
         if self.generation.top_p < 1 and self.algorithm.importance.level is not ImportanceLevel.off:
             raise ValueError(
                 f"generation.top_p={self.generation.top_p} must be 1 with algorithm.importance.level="
@@ -89,6 +82,8 @@ class RecipeConfig:
             )
         if self.has_ranks:
             _check_tensor_parallel_within_node(self.trainer, self.policy)
+        if self.guards.max_ratio and self._trains_policy:
+            _check_ratios_can_move(self.guards.max_ratio, self.rollout, self.policy.global_batch_size)
         if self.curriculum.name is CurriculumName.adaptive:
             _check_target_can_be_passed(self.curriculum.adaptive.target_reward, self.reward)
         if isinstance(self.search, SimulatedSearchConfig) and self.search.endpoints:
@@ -98,6 +93,28 @@ class RecipeConfig:
                     f"search.pool.deadline_s={pool_s:g} must be less than rollout.search_deadline_s={deadline_s:g}, or "
                     "a search ends without the endpoints' last errors; lower it, or raise rollout.search_deadline_s"
                 )
+
+    @property
+    def _trains_policy(self) -> bool:
+        return self.has_ranks and self.has_engines
+
+    def _check_overlap(self) -> None:
+        if not self._trains_policy:
+            raise ValueError(
+                f"rollout.max_staleness={self.rollout.max_staleness} overlaps collecting with training, and this "
+                "recipe does not do both; set it to 0"
+            )
+        if self.algorithm.importance.level is ImportanceLevel.off:
+            raise ValueError(
+                f"rollout.max_staleness={self.rollout.max_staleness} trains on tokens that older weights have sampled, "
+                "which algorithm.importance.level=off does not correct for; set algorithm.importance.level=token (or "
+                "sequence), or rollout.max_staleness=0"
+            )
+        for setting in self.engines_that_sleep:
+            raise ValueError(
+                f"{setting}=true with rollout.max_staleness={self.rollout.max_staleness}, but engines work while the "
+                "ranks train then; set one of the two otherwise"
+            )
 
     @property
     def engines_that_sleep(self) -> list[str]:
@@ -165,17 +182,13 @@ class PpoRecipeConfig(RecipeConfig):
         return self.critic.global_batch_size or self.policy.global_batch_size
 
 
-def _check_overlap(max_staleness: int, algorithm: AlgorithmConfig, *, trains_policy: bool) -> None:
-    if not trains_policy:
+def _check_ratios_can_move(max_ratio: float, rollout: RolloutConfig, global_batch_size: int) -> None:
+    episodes = rollout.num_prompts_per_step * rollout.num_generations_per_prompt
+    if global_batch_size >= episodes:
         raise ValueError(
-            f"rollout.max_staleness={max_staleness} overlaps collecting with training, and this recipe does not do "
-            "both; set it to 0"
-        )
-    if algorithm.importance.level is ImportanceLevel.off:
-        raise ValueError(
-            f"rollout.max_staleness={max_staleness} trains on tokens that older weights have sampled, which "
-            "algorithm.importance.level=off does not correct for; set algorithm.importance.level=token (or sequence), "
-            "or rollout.max_staleness=0"
+            f"guards.max_ratio={max_ratio:g} looks at how far a step's later updates have moved from its start, but "
+            f"policy.global_batch_size={global_batch_size} makes one update of a step's {episodes} episodes, whose "
+            f"ratios are all 1; set policy.global_batch_size below {episodes}, or guards.max_ratio=0"
         )
 
 

@@ -119,6 +119,13 @@ def test_overlap_is_taken_with_the_correction_for_it(recipe):
     assert cfg.rollout.max_staleness == 2
 
 
+def test_a_limit_on_ratios_that_never_move_is_refused():
+    limits = ("guards.max_ratio=2", "rollout.num_prompts_per_step=4", "rollout.num_generations_per_prompt=2")
+    with pytest.raises(ValueError, match=r"guards\.max_ratio=2 .*global_batch_size=8 makes one .* 8 .* below 8, or"):
+        load(*limits, "policy.global_batch_size=8")
+    assert load(*limits, "policy.global_batch_size=4").guards.max_ratio == 2.0
+
+
 @pytest.mark.parametrize("group", ["generation", "search"])
 def test_engines_that_work_while_ranks_train_cannot_sleep_then(group):
     overlap = ("rollout.max_staleness=1", "algorithm.importance.level=token")
