@@ -120,7 +120,7 @@ async def test_an_engine_that_sleeps_gives_its_memory_up_and_wakes_as_it_was(eng
 
 async def test_a_refit_from_a_file_is_what_is_sampled_from(engine, worker, tmp_path) -> None:
     old = await sample(engine)
-    worker.train_step(make_batch([60, 90, 40], vocab_size=4096), TinyLoss())
+    move(worker, seed=1)
     worker.export_refit(str(tmp_path / "refit.safetensors"))
     await engine.load_weights(str(tmp_path / "refit.safetensors"), 1)
     await expect_weights_of(worker, engine, old, version=1)
@@ -131,10 +131,16 @@ async def test_a_refit_through_the_memory_of_the_gpu_is_what_is_sampled_from(eng
     await asyncio.gather(asyncio.to_thread(worker.join_refit, address), engine.join_refit(address, 1))
     for version in (2, 3):
         old = await sample(engine)
-        worker.train_step(make_batch([60, 90, 40], vocab_size=4096, seed=version), TinyLoss())
+        move(worker, seed=version)
         send = asyncio.to_thread(worker.send_refit, "bfloat16", 300_000)
         await asyncio.gather(send, engine.receive_weights(version))
         await expect_weights_of(worker, engine, old, version=version)
+
+
+def move(worker: MegatronWorker, *, seed: int) -> None:
+    """Make updates until the weights are far from those that they were."""
+    for _ in range(12):
+        worker.train_step(make_batch([60, 90, 40], vocab_size=4096, seed=seed), TinyLoss())
 
 
 async def expect_weights_of(worker: MegatronWorker, engine: VllmEngine, old: list[Completion], *, version: int) -> None:

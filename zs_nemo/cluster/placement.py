@@ -1,4 +1,4 @@
-"""Which process gets which GPU. Pure arithmetic; no run has been placed on real GPUs yet."""
+"""Which process gets which GPU. Pure arithmetic; no run has been placed on more than one real GPU yet."""
 
 from collections import Counter
 from collections.abc import Sequence

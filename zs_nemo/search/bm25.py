@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import tempfile
 import time
@@ -19,6 +20,9 @@ from zs_nemo.types.search import Document, SearchRequest, SearchResult
 
 if TYPE_CHECKING:
     import bm25s
+
+# bm25s tries JAX out where it is installed, which would take three quarters of a GPU for it, and goes unused here.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 K1, B = 1.2, 0.75
 _TOKENS_VERSION = 4
