@@ -287,3 +287,12 @@ def test_every_command_for_a_cluster_that_the_docs_name_composes():
     for command in commands:
         recipe, overrides = overrides_of(command)
         assert load(recipe, *overrides).trainer.num_nodes >= 1, command
+
+
+def test_engines_start_at_once_in_the_quickstart_on_a_gpu_and_are_compiled_on_clusters():
+    quick = load("grpo", "cluster=local_gpu")
+    assert quick.generation.enforce_eager and quick.search.enforce_eager
+    for size in NODES:
+        for search in (f"prompted_{size}", f"finetuned_{size}"):
+            large = load("grpo", f"experiment=zerosearch_grpo_{size}", f"search={search}")
+            assert not (large.generation.enforce_eager or large.search.enforce_eager)
