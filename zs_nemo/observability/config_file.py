@@ -52,6 +52,7 @@ _FREE_ON_RESUME = (
     "generation.kv_cache_gib",
     "generation.gpu_memory_utilization",
     "generation.enforce_eager",
+    "generation.sleep_while_training",
     "generation.max_num_seqs",
     *(
         f"{group}.{name}"
@@ -74,6 +75,7 @@ _FREE_ON_RESUME = (
     "search.kv_cache_gib",
     "search.gpu_memory_utilization",
     "search.enforce_eager",
+    "search.sleep_while_training",
     "search.max_num_seqs",
     "search.endpoints",
     "search.api_key_variable",

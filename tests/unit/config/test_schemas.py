@@ -14,6 +14,7 @@ from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, ReinforcePp
 from zs_nemo.config.registry import to_dataclass
 from zs_nemo.config.rollout import CoinScope, CurriculumConfig, CurriculumName, RolloutConfig
 from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
+from zs_nemo.observability.config_file import changed_settings, to_yaml
 
 CONFIGS = str(Path(__file__).parents[3] / "configs")
 
@@ -310,3 +311,11 @@ def test_what_is_recomputed_or_kept_in_the_host_s_memory_is_set_by_nemo_s_names(
     assert load(offload).policy.optim.optimizer_cpu_offload
     with pytest.raises(ValueError, match=r"optimizer_cpu_offload=true needs policy\.precision=bf16"):
         load(offload, "policy.precision=fp32", "policy.stochastic_rounding=false")
+
+
+@pytest.mark.parametrize("group", ["generation", "search"])
+def test_a_run_goes_on_with_engines_that_sleep_or_no_longer_do(group):
+    asleep = to_yaml(load(f"{group}.sleep_while_training=true"))
+    assert changed_settings(to_yaml(load()), asleep) == []
+    # So does one from before there was such a setting.
+    assert changed_settings(asleep.replace("  sleep_while_training: true\n", ""), asleep) == []
