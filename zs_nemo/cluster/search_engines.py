@@ -14,6 +14,7 @@ from zs_nemo.config.search import (
     settings_stand_at,
 )
 from zs_nemo.evaluation.evaluator import CLOSED_BOOK
+from zs_nemo.observability.phase import Phase
 from zs_nemo.qa.facts import FactsWorld
 from zs_nemo.rollout.callbacks import EngineSearch, RolloutCallback, SimulatedSearch, resolve_callback
 from zs_nemo.rollout.episode import SearchSetting
@@ -165,11 +166,17 @@ def build_remote_engine(
 
 def build_remote_engines(cfg: RecipeConfig, ledger: SearchLedger) -> RealEngines:
     """Return those real engines that cost nothing to build, before anything starts: a missing key is found here."""
-    asked = ledger.asked(WebSearch.name)
-    training = build_remote_engine(cfg.search, num_searches_before=asked)
     if cfg.evaluation.search == cfg.search:
-        return RealEngines(training=training, judge=training)
-    judge = build_remote_engine(cfg.evaluation.search, num_searches_before=asked, place="evaluation.search")
+        both = build_remote_engine(cfg.search, num_searches_before=ledger.asked(WebSearch.name))
+        return RealEngines(training=both, judge=both)
+    # Both are counted under one name: the phase tells whose searches they were.
+    asked_in_training = ledger.asked(WebSearch.name, [phase for phase in Phase if phase is not Phase.evaluation])
+    training = build_remote_engine(cfg.search, num_searches_before=asked_in_training)
+    judge = build_remote_engine(
+        cfg.evaluation.search,
+        num_searches_before=ledger.asked(WebSearch.name, [Phase.evaluation]),
+        place="evaluation.search",
+    )
     return RealEngines(training=training, judge=judge)
 
 

@@ -2,10 +2,10 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 
-from zs_nemo.observability.phase import Phase
+from zs_nemo.observability.phase import PHASE_ORDER, Phase
 from zs_nemo.types.search import SearchEngine, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
 
 _KEPT_EVERY_S = 5.0
@@ -60,9 +60,10 @@ class SearchLedger:
         """Return the counts of one engine in the current phase, to be added to."""
         return self._counts[self.phase.value][engine]
 
-    def asked(self, engine: str) -> int:
-        """Return how often an engine was asked in the whole run so far, failed calls included."""
-        counted = [engines[engine] for engines in self._counts.values() if engine in engines]
+    def asked(self, engine: str, phases: Collection[Phase] = PHASE_ORDER) -> int:
+        """Return how often an engine was asked so far, failed calls included: in the whole run, or in these phases."""
+        names = {phase.value for phase in phases}
+        counted = [engines[engine] for phase, engines in self._counts.items() if phase in names and engine in engines]
         return sum(counts.calls + counts.failures for counts in counted)
 
     def state(self) -> State:

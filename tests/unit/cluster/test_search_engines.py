@@ -163,6 +163,19 @@ def test_a_resumed_run_has_spent_what_it_had_spent(monkeypatch: pytest.MonkeyPat
     assert isinstance(remote.training, WebSearch) and remote.training.num_searches == 9
 
 
+def test_of_two_quotas_each_counts_the_searches_of_its_own_engine_in_a_resumed_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spent = {Phase.rl.value: {"web": {"calls": 600}}, Phase.evaluation.value: {"web": {"calls": 390, "failures": 10}}}
+    monkeypatch.setenv("SERPAPI_API_KEY", "x")
+    apart = build_remote_engines(config(WebSearchConfig(), WebSearchConfig(max_searches=500)), SearchLedger(spent))
+    assert isinstance(apart.training, WebSearch) and isinstance(apart.judge, WebSearch)
+    assert (apart.training.num_searches, apart.judge.num_searches) == (600, 400)
+    one = build_remote_engines(config(WebSearchConfig(), WebSearchConfig()), SearchLedger(spent))
+    assert one.training is one.judge and isinstance(one.judge, WebSearch)
+    assert one.judge.num_searches == 1000, "one engine answers both, and one quota holds for it"
+
+
 def test_a_missing_key_stops_a_run_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SERPAPI_API_KEY", raising=False)
     for cfg in (config(WebSearchConfig()), config(Bm25SearchConfig(), WebSearchConfig())):
