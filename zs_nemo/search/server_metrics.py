@@ -29,6 +29,7 @@ class ServerMetrics:
         self._noisy = counter("noisy_searches", "Searches answered with documents that were asked to be noisy")
         self._documents = counter("documents", "Documents returned")
         self._defects = counter("defects", "Flaws of raw documents that were mended", "kind")
+        self._price = counter("searches_price", "Price of searches that are paid for, in the engine's currency")
         self._tokens = counter("simulator_tokens", "Tokens that a simulator read and wrote", "direction")
         self._latency = Histogram(
             "zs_nemo_search_seconds", "Time of one search from its turn on", buckets=_BUCKETS_S, registry=registry
@@ -51,6 +52,7 @@ class ServerMetrics:
         """Count what a search brought."""
         self._noisy.inc(result.noisy)
         self._documents.inc(len(result.documents))
+        self._price.inc(result.price)
         self._tokens.labels("read").inc(result.prompt_tokens)
         self._tokens.labels("written").inc(result.completion_tokens)
         self.count_defects(Tally(result.defects))

@@ -361,6 +361,14 @@ def test_a_defect_of_the_engine_is_a_500_without_its_details(caplog: pytest.LogC
     assert "inner detail" in caplog.text
 
 
+def test_metrics_sum_up_what_searches_that_are_paid_for_have_cost() -> None:
+    bought = SearchResult(documents=(Document(text="Lima."),), source="web", price=0.25)
+    with served(EchoEngine(make=lambda request: bought)) as url:
+        assert "zs_nemo_searches_price_total 0.0" in CLIENT.get(f"{url}/metrics").text
+        post(url, TWO)
+        assert "zs_nemo_searches_price_total 0.5" in CLIENT.get(f"{url}/metrics").text
+
+
 def test_health_says_what_is_served_and_metrics_count_it() -> None:
     with served() as url:
         post(url, TWO | {"step": 3})
