@@ -24,6 +24,10 @@ class SearchCounts:
     """Calls that failed or were cut off by their deadline, whether or not a later try succeeded."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    shared: int = 0
+    """Calls that took the answer of an equal one that was under way."""
+    cached: int = 0
+    """Calls that took an answer that was kept of an equal one."""
     price: float = 0.0
     """Sum of what the calls cost, in the currency of the engine's settings."""
     busy_s: float = 0.0
@@ -104,6 +108,8 @@ class WatchedSearch:
             counts.calls += 1
             counts.prompt_tokens += result.prompt_tokens
             counts.completion_tokens += result.completion_tokens
+            counts.shared += result.is_shared
+            counts.cached += result.is_cached
             counts.price += result.price
             return result
         finally:

@@ -56,14 +56,14 @@ class SharedSearch:
         if same in self._cache:
             self._cache.move_to_end(same)
             self.statistics.cached += 1
-            return self._saved(self._cache[same], began)
+            return replace(self._saved(self._cache[same], began), is_cached=True)
         flight = self._flights.get(same)
         if flight is None:
             flight = self._flights[same] = _Flight(same, asyncio.ensure_future(self._ask(same)))
             return await self._join(flight)
         result = await self._join(flight)
         self.statistics.shared += 1
-        return self._saved(result, began)
+        return replace(self._saved(result, began), is_shared=True)
 
     async def _ask(self, request: SearchRequest) -> SearchResult:
         self.statistics.asked += 1

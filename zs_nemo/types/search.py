@@ -58,6 +58,10 @@ class SearchResult:
     """Tokens a simulator wrote; 0 for a real engine."""
     price: float = 0.0
     """What the call cost, in the currency of the engine's settings; 0 for an engine that has no price."""
+    is_shared: bool = False
+    """Whether it is the answer to an equal search that was under way, at no cost of its own."""
+    is_cached: bool = False
+    """Whether it is an answer that was kept of an equal search, at no cost of its own."""
     defects: dict[str, int] = field(default_factory=dict)
     """Counts of what was wrong with the raw output and has been mended, such as ``empty``, ``cut``, ``control_tag``."""
 
