@@ -22,6 +22,7 @@ from zs_nemo.config.collect import CollectRecipeConfig, JudgeName
 from zs_nemo.observability.files import read_json_lines, write_json, write_json_lines
 from zs_nemo.observability.phase import Phase
 from zs_nemo.observability.progress import Progress
+from zs_nemo.observability.report import RunFiles, account_of
 from zs_nemo.observability.run_dir import RunDir
 from zs_nemo.qa.rewards import token_f1
 from zs_nemo.rollout.collector import Decoding
@@ -35,6 +36,7 @@ class CollectionRun(EngineRun):
     """Rolls episodes out, judges their searches, selects. What is done is not done again by a later session."""
 
     _cfg: CollectRecipeConfig
+    _report: dict[str, Any]
 
     def __init__(self, cfg: CollectRecipeConfig, run_dir: RunDir, progress: Progress) -> None:
         """Check what can be checked, and start the policy's engines."""
@@ -83,7 +85,7 @@ class CollectionRun(EngineRun):
         return self._folder / f"step_{step:04d}.jsonl"
 
     def judge(self) -> None:
-        """Judge every recorded search, write the examples, and report."""
+        """Judge every recorded search, and write the examples."""
         found = [
             Interaction.from_row(row)
             for step in range(len(self._rounds()))
@@ -99,7 +101,7 @@ class CollectionRun(EngineRun):
                 each.interaction.to_row() | {"useful": each.useful} for each in kept if each.interaction.split == split
             ]
             write_json_lines(self._run_dir.path / f"examples_{split}.jsonl", rows)
-        write_json(self._run_dir.path / "report.json", self._report(found, verdicts, kept) | told)
+        self._report = self._told(found, verdicts, kept) | told
 
     async def _verdicts(self, found: Sequence[Interaction]) -> tuple[list[bool | None], dict[str, Any]]:
         """Return the verdicts, and what the report tells of the judge."""
@@ -119,12 +121,13 @@ class CollectionRun(EngineRun):
             case _:
                 return ContainmentJudge()
 
-    def _report(
+    def _told(
         self, found: Sequence[Interaction], verdicts: Sequence[bool | None], kept: Sequence[Judged]
     ) -> dict[str, Any]:
         counts = Counter((each.interaction.split, each.useful) for each in kept)
         return {
             "recipe": "collect_interactions",
+            "seed": self._cfg.seed,
             "judge": self._cfg.collect.judge.value,
             "engine": self._engines.training_name,
             "split": self._cfg.collect.split,
@@ -140,7 +143,9 @@ class CollectionRun(EngineRun):
         }
 
     def finish(self) -> Path:
-        """Mark the run as done, and return the path of its report."""
+        """Write the report with what the run took, mark it as done, and return the report's path."""
         self._save_progress()
+        path = self._run_dir.path / "report.json"
+        write_json(path, self._report | account_of(RunFiles.read(self._run_dir.path)))
         self._run_dir.finish()
-        return self._run_dir.path / "report.json"
+        return path

@@ -10,7 +10,7 @@ from zs_nemo.observability.cost import SIMULATOR
 TRAINING, CRITIC, GENERATION = "training", "critic", "generation"
 """The ranks of the policy and its reference, those of a critic with its own, and the policy's engines."""
 
-_TRAINING_STAGES = ("warm_start", "reference", "train")
+_TRAINING_STAGES = ("warm_start", "reference", "train", "held_out")
 _CRITIC_STAGES = ("values", "train_critic")
 
 

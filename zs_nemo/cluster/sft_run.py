@@ -24,6 +24,7 @@ from zs_nemo.observability.files import read_json, read_json_lines, write_json
 from zs_nemo.observability.memory import MemoryWatch
 from zs_nemo.observability.phase import Phase
 from zs_nemo.observability.progress import Progress
+from zs_nemo.observability.report import RunFiles, account_of
 from zs_nemo.observability.run_dir import RunDir
 from zs_nemo.observability.timer import StageTimer
 from zs_nemo.qa.facts import load_facts_world
@@ -190,8 +191,7 @@ class SftRun:
             "recipe": "sft_simulator",
             "seed": self._cfg.seed,
             "steps": self._cfg.trainer.max_steps,
-            "wall_s": self.timer.wall_s,
-            "stage_s": self.timer.totals,
+            **account_of(RunFiles.read(self._run_dir.path)),
             "simulator": str(target),
             "examples": {"train": len(self._train), "held_out": len(self._held_out)},
             "held_out_before": self._losses.get(first or ""),

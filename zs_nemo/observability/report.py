@@ -105,11 +105,28 @@ def write_report(run_dir: Path | str) -> dict[str, Any]:
     return report
 
 
+def account_of(files: RunFiles) -> dict[str, Any]:
+    """Return what a run of any recipe took, over all of its sessions: ``wall_s``, ``stage_s``, ``search``, ``cost``."""
+    sessions = files.state.get("sessions", [])
+    search = search_summary(files.search)
+    return {
+        "wall_s": sum(session["wall_s"] for session in sessions),
+        "stage_s": _total(session["stage_s"] for session in sessions),
+        "search": search,
+        "cost": account(
+            search["engines"],
+            [session.get("roles", {}) for session in sessions],
+            _prices(files.config),
+            simulated=SIMULATED_ENGINES,
+        ),
+    }
+
+
 def build_report(files: RunFiles) -> dict[str, Any]:
     """Return the content of ``report.json``."""
     sessions = files.state.get("sessions", [])
-    search = search_summary(files.search)
-    asked = search["phases"]["rl"]
+    taken = account_of(files)
+    asked = taken["search"]["phases"]["rl"]
     configured = _configured_engine(files.config.get("search") or {})
     peaks = [session["peak_memory_gib"] for session in sessions if session.get("peak_memory_gib") is not None]
     shares = [row[_SHARE] for row in files.steps if row.get(_SHARE) is not None]
@@ -123,10 +140,10 @@ def build_report(files: RunFiles) -> dict[str, Any]:
         "rl_engine": max(asked, key=lambda name: asked[name].get("calls", 0)) if asked else configured,
         "sessions": len(sessions),
         "began": sessions[0]["began"] if sessions else None,
-        "wall_s": sum(session["wall_s"] for session in sessions),
-        "stage_s": _total(session["stage_s"] for session in sessions),
+        "wall_s": taken["wall_s"],
+        "stage_s": taken["stage_s"],
         "evaluation": files.evaluations,
-        "search": search,
+        "search": taken["search"],
         "integrity": {
             "token_in_token_out_share": min(shares, default=None),
             "unread_searches": sum(row.get("search/unread") or 0 for row in files.steps) if files.steps else None,
@@ -134,12 +151,7 @@ def build_report(files: RunFiles) -> dict[str, Any]:
         "critic": _critic(files),
         "guards": _guards(files),
         "faults": _faults(files),
-        "cost": account(
-            search["engines"],
-            [session.get("roles", {}) for session in sessions],
-            _prices(files.config),
-            simulated=SIMULATED_ENGINES,
-        ),
+        "cost": taken["cost"],
         "peak_memory_gib": max(peaks, default=None),
         "curves": _curves(files.steps),
         "settings": files.config,

@@ -14,6 +14,7 @@ from tests.fakes import CharTokenizer, FixedSearch, ScriptedEngine
 from tests.loopback import serving
 from zs_nemo.cluster.collection_run import CollectionRun
 from zs_nemo.config.collect import CollectConfig, CollectRecipeConfig, JudgeName, LlmJudgeConfig
+from zs_nemo.config.cost import CostConfig
 from zs_nemo.config.endpoints import EndpointPoolConfig
 from zs_nemo.config.experiment import ExpManagerConfig
 from zs_nemo.config.rollout import RolloutConfig
@@ -82,13 +83,18 @@ def policy(monkeypatch: pytest.MonkeyPatch, engine: FixedSearch) -> ScriptedEngi
         found = SearchSetting(callback=EngineSearch(run._ledger.watch(engine)), num_documents=1)
         run._engines = SimpleNamespace(training=lambda noise: found, training_name="bm25")
         run.system = SimpleNamespace(
-            accounts=lambda **spent: {},
+            accounts=lambda **spent: {"generation": {"held_core_s": 3600.0, "busy_core_s": 900.0}},
             engines_alone=nullcontext,
             generation=SimpleNamespace(release_memory=lambda: None),
         )
 
     monkeypatch.setattr(CollectionRun, "_start", start)
     return scripted
+
+
+def without_account(report: dict) -> dict:
+    """Return a report without what grows with every session."""
+    return {name: value for name, value in report.items() if name not in ("wall_s", "stage_s", "search", "cost")}
 
 
 def collected(path: Path, cfg: CollectRecipeConfig) -> dict:
@@ -111,8 +117,17 @@ def test_rounds_that_are_there_are_not_asked_again(policy: ScriptedEngine, tmp_p
     again = collected(tmp_path, cfg)
     asked = {prompt.split("Question: Question ")[1].split("?")[0] for prompt, _, _ in policy.calls}
     assert asked == {str(number) for number in range(8, 16)}
-    assert again == report
+    assert without_account(again) == without_account(report)
     assert {path.name: path.read_text() for path in (tmp_path / "interactions").iterdir()} == rounds
+
+
+def test_the_report_says_what_the_collection_took_and_cost(policy: ScriptedEngine, tmp_path: Path) -> None:
+    report = collected(tmp_path, settings())
+    cost = report["cost"]
+    assert (cost["searches"], cost["run_usd"]) == ({"bm25": 20}, pytest.approx(CostConfig().usd_per_core_hour))
+    assert cost["roles"]["generation"]["busy_share"] == 0.25
+    assert report["search"]["engines"]["bm25"]["calls"] == 20
+    assert report["seed"] == 1 and report["wall_s"] >= report["stage_s"]["rollout"] > 0
 
 
 def test_what_a_round_that_failed_has_asked_counts_in_the_next_session(
@@ -194,7 +209,7 @@ def test_a_language_model_judges_each_search_once(policy: ScriptedEngine, tmp_pa
         path = tmp_path / "judgements.jsonl"
         lines = path.read_text().splitlines()
         path.write_text("".join(f"{line}\n" for line in lines[:10]) + lines[10][:9])
-        assert collected(tmp_path, cfg) == report and len(asked) == 30
+        assert without_account(collected(tmp_path, cfg)) == without_account(report) and len(asked) == 30
         assert sorted(read_json_lines(path), key=str) == sorted(map(json.loads, lines), key=str)
 
 
