@@ -10,6 +10,8 @@ from zs_nemo.evaluation.simulator_quality import SimulatedAnswer
 
 _MEASURES = (
     ("useful documents that hold the answer", ("support_share",)),
+    ("the same of the real engine, for the same queries", ("real_support_share",)),
+    ("searches for useful documents of which one holds it", ("supported_searches",)),
     ("noisy documents that leak it", ("leak_share",)),
     ("separation of the two, AUC", ("separation_auc",)),
     ("searches without a document", ("empty_share",)),

@@ -46,23 +46,28 @@ class SimulatedAnswer:
         return "\n".join(self.documents)
 
     @property
-    def supports(self) -> bool:
-        """Whether a document contains a gold answer."""
-        return any(contains_answer(document, self.answers) for document in self.documents)
+    def supporting(self) -> list[bool]:
+        """Whether each document contains a gold answer; without any, as one that does not."""
+        return [contains_answer(document, self.answers) for document in self.documents] or [False]
 
 
 def quality(records: Sequence[SimulatedAnswer]) -> dict[str, Any]:
-    """Return all measures as a JSON object; those without data are NaN."""
+    """Return all measures as a JSON object; those without data are NaN.
+
+    Support and leaks are shares of documents, where a search without any counts as one that holds nothing.
+    ``supported_searches`` is the share of searches for useful documents of which at least one holds the answer.
+    """
     useful = [record for record in records if not record.noisy]
     noisy = [record for record in records if record.noisy]
     return {
         "num_useful": len(useful),
         "num_noisy": len(noisy),
-        "support_share": _share([record.supports for record in useful]),
-        "leak_share": _share([record.supports for record in noisy]),
+        "support_share": _share([holds for record in useful for holds in record.supporting]),
+        "supported_searches": _share([any(record.supporting) for record in useful]),
+        "leak_share": _share([holds for record in noisy for holds in record.supporting]),
         "separation_auc": separation_auc(records),
         "real_support_share": _share(
-            [any(contains_answer(text, record.answers) for text in record.real_documents) for record in useful]
+            [contains_answer(text, record.answers) for record in useful for text in record.real_documents]
         ),
         "empty_share": _share([not record.documents for record in records]),
         "likeness": likeness(useful),

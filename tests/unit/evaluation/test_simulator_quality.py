@@ -31,9 +31,16 @@ def test_shares_count_what_supports_and_what_leaks():
     found = quality([USEFUL, USEFUL, missed, NOISY, leaking, silent])
     assert (found["num_useful"], found["num_noisy"]) == (3, 3)
     assert found["support_share"] == pytest.approx(2 / 3)
-    assert found["leak_share"] == pytest.approx(1 / 3)
+    assert found["leak_share"] == pytest.approx(1 / 4), "of four documents, the one that was not written included"
     assert found["real_support_share"] == 1.0
     assert found["empty_share"] == pytest.approx(1 / 6)
+
+
+def test_a_search_is_not_supported_by_all_of_its_documents_because_one_holds_the_answer():
+    five = replace(USEFUL, documents=(*USEFUL.documents, *["Rivers."] * 4), real_documents=("New Delhi.", "Rivers."))
+    found = quality([five, NOISY])
+    assert (found["support_share"], found["supported_searches"]) == (pytest.approx(1 / 5), 1.0)
+    assert found["real_support_share"] == 0.5
 
 
 def test_separation_is_the_chance_that_the_useful_one_holds_more_of_the_answer():
