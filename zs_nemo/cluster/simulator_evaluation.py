@@ -1,18 +1,22 @@
 """Asks a simulator every query twice, for useful and for noisy documents, and measures what it writes."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from zs_nemo.cluster.preflight import check_simulator
-from zs_nemo.cluster.simulator_system import simulator_engines
+from zs_nemo.cluster.simulator_system import simulator_engines, simulator_roles
+from zs_nemo.config.cost import CostConfig
 from zs_nemo.config.evaluate_simulator import EvaluateSimulatorConfig
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.search import SimulatedSearchConfig, settings_stand_at
 from zs_nemo.evaluation.simulator_page import render_page
 from zs_nemo.evaluation.simulator_quality import SimulatedAnswer, quality
+from zs_nemo.observability.cost import simulator_account
 from zs_nemo.observability.files import read_json_lines, write_json, write_json_lines, write_text
 from zs_nemo.observability.progress import Progress
 from zs_nemo.observability.run_dir import package_versions
@@ -32,25 +36,32 @@ from zs_nemo.types.search import (
 )
 from zs_nemo.weights.pretrained import load_tokenizer, resolve_model
 
+Roles = Mapping[str, Mapping[str, float]]
+"""What roles have held and done, as the account of a run's cost has it."""
+
 
 def evaluate_simulators(cfg: EvaluateSimulatorConfig, progress: Progress) -> Path:
     """Measure the simulator, and the baseline if there is one, on the same queries; return the page's path."""
     output = Path(cfg.output)
     found = read_queries(cfg)
     answers: dict[str, list[SimulatedAnswer]] = {}
+    costs: dict[str, dict[str, Any] | None] = {}
     for name in ("search", "baseline"):
         settings = getattr(cfg, name)
         if settings is None:
             continue
         progress.begin(name, 2 * len(found))
-        with settings_stand_at(name), _built(cfg, settings, name) as simulator:
+        with settings_stand_at(name), _built(cfg, settings, name) as (simulator, roles_after):
+            began = time.perf_counter()
             answers[name] = asyncio.run(_ask(cfg, settings, simulator, found, progress))
+            costs[name] = _cost(answers[name], roles_after(time.perf_counter() - began), cfg.cost)
         write_json_lines(output / f"{name}.jsonl", [asdict(answer) for answer in answers[name]])
     report = {
         "recipe": "evaluate_simulator",
         "seed": cfg.seed,
         "queries": len(found),
-        "simulators": {name: quality(records) for name, records in answers.items()},
+        "simulators": {name: quality(records) | {"cost": costs[name]} for name, records in answers.items()},
+        "prices": asdict(cfg.cost),
         "versions": package_versions(),
     }
     write_json(output / "report.json", report)
@@ -85,17 +96,31 @@ def read_queries(cfg: EvaluateSimulatorConfig) -> list[Interaction]:
     return held[: cfg.num_queries or None]
 
 
+def _cost(records: Sequence[SimulatedAnswer], roles: Roles, prices: CostConfig) -> dict[str, Any] | None:
+    """Return what the searches cost while they were asked, without the start of the engines."""
+    counts = {
+        "calls": len(records),
+        "prompt_tokens": sum(record.prompt_tokens for record in records),
+        "completion_tokens": sum(record.completion_tokens for record in records),
+    }
+    return simulator_account(counts, roles, prices)
+
+
 @contextmanager
-def _built(cfg: EvaluateSimulatorConfig, search: SimulatedSearchConfig, name: str) -> Iterator[Simulator]:
+def _built(
+    cfg: EvaluateSimulatorConfig, search: SimulatedSearchConfig, name: str
+) -> Iterator[tuple[Simulator, Callable[[float], Roles]]]:
+    """Yield the simulator, and what says of so many seconds what its engines have held and done in them."""
     demonstrations = build_demonstrations(load_facts_world(cfg.data))
     check_simulator(search, name)
     if not search.needs_engines:
-        yield build_simulator(search, demonstrations=demonstrations)
+        yield build_simulator(search, demonstrations=demonstrations), lambda wall_s: {}
         return
     tokenizer = load_tokenizer(resolve_model(search.model, setting="search.model"))
     run = RecipeConfig(seed=cfg.seed, search=search, cluster=cfg.cluster, trainer=cfg.trainer)
     with simulator_engines(run, Path(cfg.output) / "logs" / name) as engines:
-        yield build_simulator(search, engine=engines, tokenizer=tokenizer, demonstrations=demonstrations)
+        simulator = build_simulator(search, engine=engines, tokenizer=tokenizer, demonstrations=demonstrations)
+        yield simulator, lambda wall_s: simulator_roles(run, engines.usage, wall_s=wall_s)
 
 
 async def _ask(

@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from zs_nemo.cluster.available_memory import available_memory
-from zs_nemo.cluster.engine_pool import EnginePool
+from zs_nemo.cluster.cpu_threads import usable_cores
+from zs_nemo.cluster.engine_pool import EnginePool, EngineUsage
 from zs_nemo.cluster.gpu_plan import local_gpus
 from zs_nemo.cluster.memory_plan import GIB, engine_memory, with_planned_kv_cache
 from zs_nemo.cluster.placement import place_on_gpus
 from zs_nemo.cluster.preflight import check_engine_layout
 from zs_nemo.cluster.ray_session import RaySession
 from zs_nemo.cluster.recovery import EngineRestarts
+from zs_nemo.cluster.role_accounts import role_accounts
 from zs_nemo.cluster.roles import Role, start_all
 from zs_nemo.cluster.setups import derive_simulator, engine_builder
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.generation.engine_setup import EngineSetup, engine_environment
+from zs_nemo.observability.cost import SIMULATOR
 from zs_nemo.observability.faults import FaultLog
 
 _SHUTDOWN_S = 3.0
@@ -37,7 +40,8 @@ def simulator_engines(cfg: RecipeConfig, logs: Path) -> Iterator[EnginePool]:
     if not use_gpu:
         _check_memory(setups)
     num_gpus = local_gpus()[0] if use_gpu else 0
-    shares = _gpu_shares(setups, num_gpus) if use_gpu and not cfg.cluster.ray_address else [None] * len(setups)
+    places_itself = use_gpu and not cfg.cluster.ray_address
+    shares = _gpu_shares(setups, num_gpus) if places_itself else [None] * len(setups)
     logs.mkdir(parents=True, exist_ok=True)
     session = RaySession(cfg.cluster.ray_address, len(setups), num_gpus, logs)
     try:
@@ -63,6 +67,19 @@ def simulator_engines(cfg: RecipeConfig, logs: Path) -> Iterator[EnginePool]:
         raise
     _shut_down(pool.roles)
     session.close()
+
+
+def simulator_roles(cfg: RecipeConfig, usage: EngineUsage, *, wall_s: float) -> dict[str, dict[str, float]]:
+    """Return what the engines of ``simulator_engines`` have held and done in ``wall_s`` s, as ``System.accounts``."""
+    setups, use_gpu = derive_simulator(cfg)
+    sizes = [setup.tensor_model_parallel_size for setup in setups]
+    held = float(sum(sizes))
+    if use_gpu and not cfg.cluster.ray_address:
+        held = sum(share or 0.0 for share in _gpu_shares(setups, local_gpus()[0]))
+    elif not use_gpu:
+        held = float(min(sum(sizes) * setups[0].threads, usable_cores()))
+    usages = {SIMULATOR: (usage, len(setups))}
+    return role_accounts({SIMULATOR: held}, on_gpu=use_gpu, wall_s=wall_s, stage_s={}, usage=usages)
 
 
 def _role(setup: EngineSetup, gpu_share: float | None, local_network: dict[str, str], logs: Path) -> Role:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from zs_nemo.config.cost import CostConfig
 from zs_nemo.config.experiment import ClusterConfig, DataConfig, TrainerConfig
 from zs_nemo.config.search import SearchConfig, SimulatedSearchConfig
 
@@ -26,6 +27,7 @@ class EvaluateSimulatorConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """``accelerator`` is what the simulators' engines run on."""
     data: DataConfig = field(default_factory=DataConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
     output: str = "runs/simulator_quality"
     """Folder for ``report.json``, ``report.html``, what every simulator wrote, and logs."""
 

@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from zs_nemo.evaluation.simulator_quality import SimulatedAnswer
+from zs_nemo.observability.report import ABSENT
 
 _MEASURES = (
     ("useful documents that hold the answer", ("support_share",)),
@@ -24,6 +25,8 @@ _MEASURES = (
     ("seconds a search, median", ("latency_s_median",)),
     ("tokens read a search", ("prompt_tokens_per_search",)),
     ("tokens written a search", ("completion_tokens_per_search",)),
+    ("$ for 1,000 searches", ("cost", "usd_per_1000")),
+    ("the same, bought", ("cost", "bought_usd_per_1000")),
 )
 _NUM_SHOWN = 24
 
@@ -39,5 +42,5 @@ def render_page(report: Mapping[str, Any], answers: Mapping[str, Sequence[Simula
 
 def _value(found: Any, path: Sequence[str]) -> str:
     for part in path:
-        found = found[part]
-    return f"{found:.3f}"
+        found = found and found[part]
+    return ABSENT if found is None else f"{found:.3g}" if "cost" in path else f"{found:.3f}"

@@ -157,6 +157,16 @@ def account(
     }
 
 
+def simulator_account(counts: Counts, roles: Mapping[str, Counts], prices: CostConfig) -> dict[str, Any] | None:
+    """Return what a simulator by itself cost, as the ``simulated`` of ``account``; None without a search.
+
+    ``counts`` are those of its searches. ``roles`` has what its engines held and did; empty for one behind an endpoint
+    that is not ours, which is paid by the token.
+    """
+    endpoint = 0.0 if roles else _endpoint_usd(counts, prices)
+    return _simulated(counts, _roles([roles], prices).get(SIMULATOR), endpoint, prices)
+
+
 def _roles(sessions: Iterable[Mapping[str, Counts]], prices: CostConfig) -> dict[str, dict[str, Any]]:
     by_role: dict[str, list[Counts]] = {}
     for session in sessions:

@@ -1,6 +1,7 @@
 """Measuring a simulator, with a server in place of its model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from aiohttp import web
 from tests.completion_server import completion
 from tests.loopback import serving
 from zs_nemo.cluster import simulator_evaluation
+from zs_nemo.config.cost import CostConfig
 from zs_nemo.config.endpoints import ApiKind, EndpointPoolConfig
 from zs_nemo.config.evaluate_simulator import EvaluateSimulatorConfig
 from zs_nemo.config.search import Bm25SearchConfig, DocumentsPerCompletion, SimulatedSearchConfig
@@ -76,13 +78,19 @@ def test_every_query_is_asked_for_both_kinds_and_measured(
     monkeypatch.setattr(simulator_evaluation, "load_facts_world", lambda data: facts_world)
     # The last one's real documents do not hold the answer: nobody knows what a useful one would say.
     write(tmp_path, [*map(row, range(4)), row(0), row(9, text="Nothing of that.")])
+    prices = CostConfig(usd_per_million_prompt_tokens=1.0, usd_per_million_completion_tokens=2.0)
     with serving(model) as url, Progress("quality") as progress:
-        page = simulator_evaluation.evaluate_simulators(settings(tmp_path, url), progress)
+        page = simulator_evaluation.evaluate_simulators(replace(settings(tmp_path, url), cost=prices), progress)
     report = read_json(tmp_path / "quality" / "report.json", {})
     found = report["simulators"]["search"]
     assert report["queries"] == found["num_useful"] == found["num_noisy"] == 4
     assert (found["support_share"], found["leak_share"], found["real_support_share"]) == (1.0, 0.25, 1.0)
     assert found["separation_auc"] == pytest.approx(0.875)
+    tokens = found["prompt_tokens_per_search"] + 2 * found["completion_tokens_per_search"]
+    assert tokens > 0
+    cost = found["cost"]
+    assert (cost["searches"], cost["bought_usd_per_1000"]) == (8, pytest.approx(9.1667, rel=1e-3))
+    assert cost["usd_per_1000"] == pytest.approx(1000 * tokens / 1e6)
     rows = read_json_lines(tmp_path / "quality" / "search.jsonl")
     assert [(each["question_id"], each["noisy"]) for each in rows[:2]] == [("q0", False), ("q0", True)]
     assert "A river is there." in page.read_text()
