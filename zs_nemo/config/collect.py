@@ -17,8 +17,8 @@ class JudgeName(Enum):
     containment = "containment"
     """Whether a document contains a gold answer."""
     evidence = "evidence"
-    """Whether a document is one that the question set names as evidence, the first of two steps included; where it
-    names none, as ``containment``."""
+    """Whether a document is one that the question set names as evidence, the first of two steps included; undecided
+    where none is and one contains an answer all the same; where the set names none, as ``containment``."""
     llm = "llm"
     """A language model behind an OpenAI-compatible endpoint."""
 

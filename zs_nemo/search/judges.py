@@ -60,11 +60,17 @@ class EvidenceJudge(ContainmentJudge):
         self._evidence = evidence
 
     async def is_useful(self, interaction: Interaction) -> bool | None:
-        """Whether one of the documents is evidence; where none is named, whether one contains an answer."""
+        """Whether one of the documents is evidence; where none is named, whether one contains an answer.
+
+        None where none is evidence and one contains an answer all the same, such as a city that is named for another
+        reason: a simulator that took it for useless would learn to put answers into noisy documents.
+        """
         named = self._evidence.get(interaction.question_id)
         if not named:
             return await super().is_useful(interaction)
-        return any(document.id in named for document in interaction.documents)
+        if any(document.id in named for document in interaction.documents):
+            return True
+        return None if await super().is_useful(interaction) else False
 
 
 class LlmJudge:

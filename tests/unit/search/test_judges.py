@@ -85,7 +85,9 @@ class SaidBy:
 async def test_evidence_decides_where_it_is_named():
     judge = EvidenceJudge({"facts/capital/FRA": ("d1", "d2")})
     assert await judge.is_useful(interaction("It is a first step.")), "the document is the evidence d1"
-    assert not await EvidenceJudge({"facts/capital/FRA": ("d2",)}).is_useful(interaction()), "it only names the answer"
+    elsewhere = EvidenceJudge({"facts/capital/FRA": ("d2",)})
+    assert await elsewhere.is_useful(interaction()) is None, "it names the answer, and is no example of a useless one"
+    assert await elsewhere.is_useful(interaction("It is a river.")) is False
     assert await EvidenceJudge({}).is_useful(interaction()) and not await EvidenceJudge({}).is_useful(
         interaction("Lyon.")
     )
