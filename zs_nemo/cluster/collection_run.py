@@ -3,8 +3,9 @@
 Layout of its run directory, besides what every run has::
 
     interactions/step_0007.jsonl   the searches of one round of questions (types/interaction.py); whole or absent
-    judgements.jsonl               verdicts of a language model, one a search, as they come
-    examples_train.jsonl, examples_held_out.jsonl   the searches to learn from, each with ``useful``
+    judgements.jsonl               verdicts of a language model, one a search (or document), as they come
+    examples_train.jsonl, examples_held_out.jsonl   the searches to learn from, each with ``useful``; with
+                                   ``collect.unit=document`` each has one of a search's documents
     report.json                    what was asked, judged and kept
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 from zs_nemo.cluster.engine_run import EngineRun
 from zs_nemo.cluster.judgement import LlmJudgement
 from zs_nemo.cluster.preflight import check_judge
-from zs_nemo.config.collect import CollectRecipeConfig, JudgeName
+from zs_nemo.config.collect import CollectRecipeConfig, JudgedUnit, JudgeName
 from zs_nemo.observability.files import read_json_lines, write_json, write_json_lines
 from zs_nemo.observability.phase import Phase
 from zs_nemo.observability.progress import Progress
@@ -26,7 +27,7 @@ from zs_nemo.observability.report import RunFiles, account_of
 from zs_nemo.observability.run_dir import RunDir
 from zs_nemo.qa.rewards import token_f1
 from zs_nemo.rollout.collector import Decoding
-from zs_nemo.rollout.interactions import Judged, interactions_of, select
+from zs_nemo.rollout.interactions import Judged, interactions_of, one_by_one, select
 from zs_nemo.search.judges import ContainmentJudge, EvidenceJudge, Judge, OutcomeJudge
 from zs_nemo.types.interaction import HELD_OUT, TRAIN, Interaction
 from zs_nemo.types.question import Question
@@ -85,16 +86,18 @@ class CollectionRun(EngineRun):
         return self._folder / f"step_{step:04d}.jsonl"
 
     def judge(self) -> None:
-        """Judge every recorded search, and write the examples."""
+        """Judge every recorded search, or each of its documents, and write the examples."""
         found = [
             Interaction.from_row(row)
             for step in range(len(self._rounds()))
             for row in read_json_lines(self._path(step))
         ]
+        by_document = self._cfg.collect.unit is JudgedUnit.document
+        parts = one_by_one(found) if by_document else found
         with self.timer("judge"):
-            self._progress.begin("judgement", len(found))
-            verdicts, told = asyncio.run(self._verdicts(found))
-        judged = [Judged(interaction=i, useful=v) for i, v in zip(found, verdicts, strict=True) if v is not None]
+            self._progress.begin("judgement", len(parts))
+            verdicts, told = asyncio.run(self._verdicts(parts))
+        judged = [Judged(interaction=i, useful=v) for i, v in zip(parts, verdicts, strict=True) if v is not None]
         kept = select(judged, balance=self._cfg.collect.balance)
         for split in (TRAIN, HELD_OUT):
             rows = [
@@ -129,6 +132,7 @@ class CollectionRun(EngineRun):
             "recipe": "collect_interactions",
             "seed": self._cfg.seed,
             "judge": self._cfg.collect.judge.value,
+            "unit": self._cfg.collect.unit.value,
             "engine": self._engines.training_name,
             "split": self._cfg.collect.split,
             "questions": len({interaction.question_id for interaction in found}),

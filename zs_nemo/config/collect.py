@@ -23,6 +23,16 @@ class JudgeName(Enum):
     """A language model behind an OpenAI-compatible endpoint."""
 
 
+class JudgedUnit(Enum):
+    """What one verdict is about, and one example of."""
+
+    search = "search"
+    """All documents of a search together: for simulators that write them together."""
+    document = "document"
+    """Every document by itself: for simulators that write each in a completion of its own. Beside a useful document
+    there are then useless ones for the same query."""
+
+
 @dataclass(kw_only=True)
 class LlmJudgeConfig:
     """``collect.llm``: for ``collect.judge=llm``."""
@@ -58,6 +68,7 @@ class CollectConfig:
     num_questions: int = 0
     """Questions that are asked; 0 for all of the split."""
     judge: JudgeName = JudgeName.containment
+    unit: JudgedUnit = JudgedUnit.search
     outcome_threshold: float = 0.8
     """Token F1 from which ``judge=outcome`` takes an answer for right."""
     held_out_share: float = 0.1

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zs_nemo.types.interaction import HELD_OUT, TRAIN, Interaction
 from zs_nemo.types.trajectory import Trajectory
@@ -35,6 +35,11 @@ def interactions_of(trajectory: Trajectory, *, outcome: float, held_out_share: f
         for number, turn in enumerate(trajectory.turns)
         if turn.query is not None and turn.result is not None and turn.result.documents
     ]
+
+
+def one_by_one(found: Sequence[Interaction]) -> list[Interaction]:
+    """Return every document of every search as a search that brought it alone."""
+    return [replace(each, documents=(document,)) for each in found for document in each.documents]
 
 
 def split_of(question_id: str, held_out_share: float) -> str:

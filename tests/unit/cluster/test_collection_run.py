@@ -13,7 +13,7 @@ from tests.completion_server import completion
 from tests.fakes import CharTokenizer, FixedSearch, ScriptedEngine
 from tests.loopback import serving
 from zs_nemo.cluster.collection_run import CollectionRun
-from zs_nemo.config.collect import CollectConfig, CollectRecipeConfig, JudgeName, LlmJudgeConfig
+from zs_nemo.config.collect import CollectConfig, CollectRecipeConfig, JudgedUnit, JudgeName, LlmJudgeConfig
 from zs_nemo.config.cost import CostConfig
 from zs_nemo.config.endpoints import EndpointPoolConfig
 from zs_nemo.config.experiment import ExpManagerConfig
@@ -128,6 +128,20 @@ def test_the_report_says_what_the_collection_took_and_cost(policy: ScriptedEngin
     assert cost["roles"]["generation"]["busy_share"] == 0.25
     assert report["search"]["engines"]["bm25"]["calls"] == 20
     assert report["seed"] == 1 and report["wall_s"] >= report["stage_s"]["rollout"] > 0
+
+
+def test_documents_are_judged_one_by_one_where_the_simulator_writes_one_by_one(
+    policy: ScriptedEngine, engine: FixedSearch, tmp_path: Path
+) -> None:
+    engine.texts = ("It is answer 4.", "There are rivers.")
+    whole = collected(tmp_path / "whole", settings(balance=False, held_out_share=0.0))
+    assert (whole["unit"], whole["useful"], whole["useless"]) == ("search", 1, 19)
+    report = collected(tmp_path / "parts", settings(balance=False, held_out_share=0.0, unit=JudgedUnit.document))
+    assert (report["unit"], report["searches"], report["useful"], report["useless"]) == ("document", 20, 1, 39)
+    rows = read_json_lines(tmp_path / "parts" / "examples_train.jsonl")
+    (useful,) = (row for row in rows if row["useful"])
+    assert [document["text"] for document in useful["documents"]] == ["It is answer 4."]
+    assert len(rows) == 40, "what stood beside the useful document is an example of a useless one"
 
 
 def test_what_a_round_that_failed_has_asked_counts_in_the_next_session(
