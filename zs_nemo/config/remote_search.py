@@ -53,7 +53,8 @@ class WebSearchConfig(SearchConfig):
     max_concurrency: int = 16
     """Requests under way at once."""
     max_searches: int = 1000
-    """Quota of a whole run, failed requests included; 0 for none. What is asked beyond it is refused unsent."""
+    """Quota of a whole run, or of a search server from its start on, failed requests included; 0 for none. What is
+    asked beyond it is refused unsent."""
     price_per_search: float = 0.0
     """Price of one search that brought an answer, in any currency; the sum is in the run's counts."""
     answer_box: bool = True
