@@ -27,7 +27,7 @@ from zs_nemo.observability.report import RunFiles, account_of
 from zs_nemo.observability.run_dir import RunDir
 from zs_nemo.qa.rewards import token_f1
 from zs_nemo.rollout.collector import Decoding
-from zs_nemo.rollout.interactions import Judged, interactions_of, one_by_one, select
+from zs_nemo.rollout.interactions import Judged, interactions_of, one_by_one, select, without_documents
 from zs_nemo.search.judges import ContainmentJudge, EvidenceJudge, Judge, OutcomeJudge
 from zs_nemo.types.interaction import HELD_OUT, TRAIN, Interaction
 from zs_nemo.types.question import Question
@@ -38,6 +38,7 @@ class CollectionRun(EngineRun):
 
     _cfg: CollectRecipeConfig
     _report: dict[str, Any]
+    _num_held_out = 0
 
     def __init__(self, cfg: CollectRecipeConfig, run_dir: RunDir, progress: Progress) -> None:
         """Check what can be checked, and start the policy's engines."""
@@ -93,7 +94,9 @@ class CollectionRun(EngineRun):
             for row in read_json_lines(self._path(step))
         ]
         by_document = self._cfg.collect.unit is JudgedUnit.document
-        parts = one_by_one(found) if by_document else found
+        all_parts = one_by_one(found) if by_document else found
+        parts = without_documents(all_parts, self._evidence_of_held_out())
+        self._num_held_out = len(all_parts) - len(parts)
         with self.timer("judge"):
             self._progress.begin("judgement", len(parts))
             verdicts, told = asyncio.run(self._verdicts(parts))
@@ -105,6 +108,13 @@ class CollectionRun(EngineRun):
             ]
             write_json_lines(self._run_dir.path / f"examples_{split}.jsonl", rows)
         self._report = self._told(found, verdicts, kept) | told
+
+    def _evidence_of_held_out(self) -> set[str]:
+        """Return the documents that answer held-out questions, as far as these name them: not to be learned from."""
+        if self._cfg.collect.split != "train":
+            return set()
+        held_out = [*self._questions.split("validation"), *self._questions.split("test")]
+        return {name for question in held_out for name in question.evidence}
 
     async def _verdicts(self, found: Sequence[Interaction]) -> tuple[list[bool | None], dict[str, Any]]:
         """Return the verdicts, and what the report tells of the judge."""
@@ -141,6 +151,7 @@ class CollectionRun(EngineRun):
             "useful": sum(verdict is True for verdict in verdicts),
             "useless": sum(verdict is False for verdict in verdicts),
             "undecided": sum(verdict is None for verdict in verdicts),
+            "of_held_out_questions": self._num_held_out,
             "examples": {
                 split: {"useful": counts[split, True], "useless": counts[split, False]} for split in (TRAIN, HELD_OUT)
             },

@@ -1,7 +1,7 @@
 """From episodes to examples for a simulator: the searches in them, judged, without repetitions, balanced. Pure."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from zs_nemo.types.interaction import HELD_OUT, TRAIN, Interaction
@@ -40,6 +40,11 @@ def interactions_of(trajectory: Trajectory, *, outcome: float, held_out_share: f
 def one_by_one(found: Sequence[Interaction]) -> list[Interaction]:
     """Return every document of every search as a search that brought it alone."""
     return [replace(each, documents=(document,)) for each in found for document in each.documents]
+
+
+def without_documents(found: Sequence[Interaction], names: Collection[str]) -> list[Interaction]:
+    """Return the searches that brought none of these documents, which are named by their identifiers."""
+    return [each for each in found if not any(document.id in names for document in each.documents)]
 
 
 def split_of(question_id: str, held_out_share: float) -> str:

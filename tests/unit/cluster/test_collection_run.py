@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,7 +32,7 @@ from zs_nemo.rollout.rewards import f1
 from zs_nemo.search.judges import LlmJudge
 from zs_nemo.types.interaction import Interaction
 from zs_nemo.types.question import Question
-from zs_nemo.types.search import SearchFailure, SearchFailureKind, SearchRequest, SearchResult
+from zs_nemo.types.search import Document, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
 
 LIMITS = EpisodeLimits(
     max_turns=2, max_turn_tokens=60, max_document_tokens=80, max_sequence_tokens=800, search_deadline_s=5.0
@@ -142,6 +143,31 @@ def test_documents_are_judged_one_by_one_where_the_simulator_writes_one_by_one(
     (useful,) = (row for row in rows if row["useful"])
     assert [document["text"] for document in useful["documents"]] == ["It is answer 4."]
     assert len(rows) == 40, "what stood beside the useful document is an example of a useless one"
+
+
+def test_nothing_that_answers_a_held_out_question_is_learned_from(
+    policy: ScriptedEngine, engine: FixedSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, start = engine.search, CollectionRun._start
+
+    async def search(request: SearchRequest) -> SearchResult:
+        found = await asked(request)
+        name = "held" if request.query == "find 3" else "d"
+        return replace(found, documents=(Document(text="A fact.", id=name),))
+
+    def started(run: CollectionRun) -> None:
+        start(run)
+        held_out = replace(QUESTIONS[0], id="t", evidence=("held",))
+        run._questions = QuestionSource(train=QUESTIONS, validation=[], test=[held_out])
+
+    monkeypatch.setattr(engine, "search", search)
+    monkeypatch.setattr(CollectionRun, "_start", started)
+    report = collected(tmp_path / "train", settings(balance=False, held_out_share=0.0))
+    learned = {row["query"] for row in read_json_lines(tmp_path / "train" / "examples_train.jsonl")}
+    assert "find 3" not in learned and len(learned) == 19
+    assert (report["searches"], report["of_held_out_questions"]) == (20, 1)
+    measured = collected(tmp_path / "test", settings(balance=False, split="test"))
+    assert measured["of_held_out_questions"] == 0, "searches to measure on are held out anyway"
 
 
 def test_what_a_round_that_failed_has_asked_counts_in_the_next_session(

@@ -14,9 +14,7 @@ USAGE = EngineUsage(num_requests=8, prompt_tokens=70, completion_tokens=30, busy
 ENGINE = EngineSetup(model_path="folder", dtype="float32", threads=2)
 
 
-@pytest.mark.parametrize(
-    ("num_cores", "num_gpus", "held"), [(64, 0, 4.0), (2, 0, 2.0), (64, 2, 2.0), (64, 1, 1.0)]
-)
+@pytest.mark.parametrize(("num_cores", "num_gpus", "held"), [(64, 0, 4.0), (2, 0, 2.0), (64, 2, 2.0), (64, 1, 1.0)])
 def test_engines_hold_their_gpus_or_the_cores_of_their_threads_and_no_more_than_there_are(
     num_cores: int, num_gpus: int, held: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
