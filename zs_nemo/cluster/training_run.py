@@ -32,7 +32,7 @@ from zs_nemo.observability.run_dir import RunDir
 from zs_nemo.qa.prompts import policy_prompt
 from zs_nemo.qa.warm_start import scripted_episode
 from zs_nemo.rollout import saved_episodes
-from zs_nemo.rollout.collector import Decoding, questions_of_step
+from zs_nemo.rollout.collector import Decoding, SearchBudgetExceeded, questions_of_step
 from zs_nemo.rollout.overlap import StepDraw, StepsAhead
 from zs_nemo.rollout.packing import pack_scripted
 from zs_nemo.search.simulator import SimulatedSearchEngine
@@ -84,7 +84,10 @@ class TrainingRun(EngineRun):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if isinstance(error, KeyboardInterrupt):
+            if isinstance(error, SearchBudgetExceeded):
+                # The ranks are well, and as the last step has left them.
+                self._save_after_lost_searches()
+            elif isinstance(error, KeyboardInterrupt):
                 # What is as good as written is not thrown away. A failed run's ranks may never answer.
                 with suppress(Exception):
                     self._commit_checkpoint()
@@ -333,11 +336,28 @@ class TrainingRun(EngineRun):
     def _stop(self) -> None:
         """Save what has been trained, and end the run; the same command goes on from here."""
         with PROCESS_STOP.ending():
-            if self._saved_step != self._next_step:
-                self._save(self._next_step)
-            self._commit_checkpoint()
-            self._save_progress()
+            self._save_what_is_trained()
         raise StoppedBySignal
+
+    def _save_what_is_trained(self) -> None:
+        if self._saved_step != self._next_step:
+            self._save(self._next_step)
+        self._commit_checkpoint()
+        self._save_progress()
+
+    def _save_after_lost_searches(self) -> None:
+        """Save what was trained before the searches of this step failed; what prevents it is told, and hides nothing.
+
+        With episodes of later steps under way, only what is being written becomes a checkpoint: a new one would hold
+        the episodes whose searches have failed, and a resumed run would fail by them again.
+        """
+        try:
+            if self._ahead is None:
+                self._save_what_is_trained()
+            else:
+                self._commit_checkpoint()
+        except Exception as problem:  # noqa: BLE001  (the error that ends the run is the one to be raised)
+            self._progress.say(f"what was trained since the last checkpoint could not be saved: {problem}")
 
     def evaluate(self, when: str, *, step: int) -> None:
         """Evaluate the policy after ``step`` steps on the real engine; at the end (``after``) also without it."""

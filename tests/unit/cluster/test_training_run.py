@@ -18,6 +18,7 @@ from zs_nemo.config.search import SimulatedSearchConfig
 from zs_nemo.observability.files import read_json_lines
 from zs_nemo.observability.progress import Progress
 from zs_nemo.observability.run_dir import RunDir
+from zs_nemo.rollout.collector import SearchBudgetExceeded
 from zs_nemo.rollout.ledger import SearchLedger
 
 REWARDS = (0.9, 0.7, 0.3, 0.6, 0.1, 0.8, 0.95, 0.2)
@@ -48,7 +49,12 @@ def system_that_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(
-    path: Path, *, stop_before: int = len(REWARDS), collapse_once_at: int | None = None, async_save: bool = False
+    path: Path,
+    *,
+    stop_before: int = len(REWARDS),
+    collapse_once_at: int | None = None,
+    searches_fail_at: int | None = None,
+    async_save: bool = False,
 ) -> list[tuple[int, float]]:
     """Run or resume, as a recipe does; return (step, noise) of every step that was rolled out."""
     cfg, seen, entropies = settings(async_save=async_save), [], {collapse_once_at: COLLAPSED}
@@ -57,6 +63,8 @@ def train(
         for step in run.steps():
             if step == stop_before:
                 break
+            if step == searches_fail_at:
+                raise SearchBudgetExceeded("no endpoint is alive", engine="simulator")
             noise = run.curriculum.noise_at(step)
             seen.append((step, noise))
             groups = [group(searching(reward=REWARDS[step], key=(step, 0, 0)))]
@@ -78,6 +86,14 @@ def test_a_resumed_run_meets_the_noise_of_an_uninterrupted_one(
     resumed = train(tmp_path / "broken", async_save=async_save)
     assert broken == whole[:7]
     assert resumed == whole[begins_at:]
+
+
+@pytest.mark.parametrize("async_save", [False, True], ids=["in the way", "in the background"])
+def test_a_run_whose_searches_fail_is_saved_where_it_stands(tmp_path: Path, async_save: bool) -> None:
+    whole = train(tmp_path / "whole")
+    with pytest.raises(SearchBudgetExceeded):
+        train(tmp_path / "broken", searches_fail_at=5, async_save=async_save)
+    assert train(tmp_path / "broken", async_save=async_save) == whole[5:], "no step that was trained is trained again"
 
 
 def test_a_return_to_a_checkpoint_takes_the_noise_back_with_it(tmp_path: Path) -> None:
