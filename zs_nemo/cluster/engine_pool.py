@@ -119,6 +119,11 @@ class EnginePool:
         return sum(self._num_ranks)
 
     @property
+    def is_replacing(self) -> bool:
+        """Whether an engine is on its way to take a dead one's place."""
+        return bool(self._successors())
+
+    @property
     def roles(self) -> list[Role]:
         """The engines as they are now."""
         return [engine.role for engine in self._engines]

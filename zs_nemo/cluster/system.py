@@ -79,7 +79,8 @@ class System:
         self._logs = run_dir / "logs"
         self.faults = faults
         """Deaths and hangs of the processes."""
-        self._watchdog = Watchdog(self._living, cfg.faults.hang_timeout_s, self._logs, faults)
+        timeout_s = cfg.faults.hang_timeout_s
+        self._watchdog = Watchdog(self._living, timeout_s, self._logs, faults, self._is_replacing)
         self._one_load = threading.Lock()
         self._ranks: list[Role] = []
         """The policy's and, after them, a critic's own."""
@@ -256,8 +257,13 @@ class System:
 
     def _living(self) -> list[Role]:
         """Return all roles, those that took the place of others included."""
-        pools = (getattr(self, "generation", None), self.simulator)
-        return [role for pool in pools if pool is not None for role in pool.roles] + self._ranks
+        return [role for pool in self._pools() for role in pool.roles] + self._ranks
+
+    def _is_replacing(self) -> bool:
+        return any(pool.is_replacing for pool in self._pools())
+
+    def _pools(self) -> list[EnginePool]:
+        return [pool for pool in (getattr(self, "generation", None), self.simulator) if pool is not None]
 
     def _load_weights(self, engine: Role, version: int) -> None:
         """Bring the policy's current weights into one engine, stamped with ``version``."""

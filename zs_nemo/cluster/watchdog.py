@@ -30,9 +30,20 @@ class DriverHangs(RuntimeError):  # noqa: N818  (it says what happened)
 class Watchdog:
     """A thread that looks at the roles of a run and at its driver. Use with ``with``, from the main thread."""
 
-    def __init__(self, roles: Callable[[], Sequence[Role]], timeout_s: float, logs: Path, faults: FaultLog) -> None:
-        """``roles`` returns those of the moment; with ``timeout_s`` 0 nobody looks."""
+    def __init__(
+        self,
+        roles: Callable[[], Sequence[Role]],
+        timeout_s: float,
+        logs: Path,
+        faults: FaultLog,
+        is_starting: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``roles`` returns those of the moment; with ``timeout_s`` 0 nobody looks.
+
+        ``is_starting`` says whether a process is on its way to take another's place, which has a limit of its own.
+        """
         self._roles = roles
+        self._is_starting = is_starting
         self._timeout_s = timeout_s
         self._logs = logs
         self._faults = faults
@@ -92,11 +103,12 @@ class Watchdog:
         self._closing.wait(_WRITING_S)
 
     def _driver_stands_still(self) -> bool:
-        """Tell whether the driver has been in one step, with no answer owed to it and none given, for too long."""
+        """Tell whether the driver has been in one step for too long with no answer given, and none owed to it."""
         roles = self._roles()
         now = time.monotonic()
         last_answer = max((role.silence.last_answer for role in roles), default=0.0)
-        if not PROCESS_STOP.is_in_step or any(role.silence.is_asked for role in roles):
+        is_asked = any(role.silence.is_asked for role in roles)
+        if not PROCESS_STOP.is_in_step or is_asked or self._is_starting():
             self._driver_since = now
         self._driver_since = max(self._driver_since, last_answer)
         return now - self._driver_since > self._timeout_s

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.cluster.test_engine_pool import CalledRole, FakeReplacer, death, wait_for
 from zs_nemo.cluster import watchdog as module
+from zs_nemo.cluster.engine_pool import EnginePool
 from zs_nemo.cluster.processes import Place
 from zs_nemo.cluster.roles import Role
 from zs_nemo.cluster.stop_request import PROCESS_STOP
@@ -88,6 +90,22 @@ def test_a_driver_that_waits_for_an_answer_or_gets_answers_is_at_work(tmp_path: 
         role.silence.answered()
         assert not dog._driver_stands_still()
         time.sleep(0.25)
+        assert dog._driver_stands_still()
+
+
+def test_a_driver_that_waits_for_an_engine_s_successor_to_start_is_at_work(tmp_path: Path) -> None:
+    dead, go = CalledRole("engine"), threading.Event()
+    replacer = FakeReplacer(1, start=lambda: wait_for(go), new=CalledRole)
+    pool = EnginePool([dead], [1], replacer=replacer)  # type: ignore[list-item, arg-type]
+    dog = Watchdog(list, 0.1, tmp_path, FaultLog(), lambda: pool.is_replacing)
+    with PROCESS_STOP.in_step():
+        pool._lose(pool._engines[0], pool.roles[0], death())
+        for _ in range(4):
+            time.sleep(0.05)
+            assert not dog._driver_stands_still()
+        go.set()
+        pool._settle()
+        time.sleep(0.15)
         assert dog._driver_stands_still()
 
 
