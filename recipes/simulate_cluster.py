@@ -13,7 +13,7 @@ Settings are those of the recipe that would run; simulation.* is what is assumed
 number is printed with its source. With simulation.calibrate_on the lengths come from a run, on machines without GPUs
 the speeds too; its later steps are then predicted and held against what they took. simulation.json and
 simulation.svg, the picture, are written into exp_manager.exp_dir/exp_manager.name/simulation. Not played:
-evaluations, checkpoints.
+evaluations, checkpoints; where roles share GPUs, what engines on one GPU take from each other.
 """
 
 import sys
@@ -39,6 +39,11 @@ def simulate(cfg: RecipeConfig) -> None:
     sections = {"configured": [base], "grown": grown, "overlap": planned.overlapped(), "nodes": planned.on_nodes()}
     numbers, checked = list(planned.sources.quantities.values()), planned.check()
     print(f"{table(sections)}\n\n{advice(base, grown)}\n\n{sources_table(numbers)}")
+    if planned.shares_gpus:
+        print(
+            "\nRoles share GPUs: their engines are played as fast as if each had its GPU to itself, and falling asleep "
+            "and waking up as if they took no time. A step takes longer than this."
+        )
     if checked:
         print(f"\nsteps that were not calibrated on, in seconds\n{check_table(checked)}")
     folder = Path(cfg.exp_manager.exp_dir) / cfg.exp_manager.name / "simulation"

@@ -64,13 +64,26 @@ class PlannedCluster:
             self._machine = CpuClusterBuilder(cfg, self.layout, self._calibrated_on, self.sources)
         self.workload = self._workload(cfg)
 
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether there are too few GPUs for every role to have its own."""
+        return self._use_gpu and _gpus_of(self.layout) > self._cfg.cluster.gpus_per_node * self._cfg.trainer.num_nodes
+
     def as_configured(self) -> Played:
         """Play the configuration as it is."""
         return self._play("as configured", self._cfg, self.layout)
 
     def with_more(self) -> list[Played]:
-        """Play it with one more engine, or one more copy of a trained model, for each role in turn."""
-        return [self._play(name, self._cfg, layout) for name, layout in grown_layouts(self._cfg, self.layout)]
+        """Play it with one more engine, or one more copy of a trained model, for each role in turn.
+
+        Where roles share GPUs, the ranks grow as far as there are some without: two ranks are never on one.
+        """
+        num_gpus = self._cfg.cluster.gpus_per_node * self._cfg.trainer.num_nodes
+        return [
+            self._play(name, self._cfg, layout)
+            for name, layout in grown_layouts(self._cfg, self.layout)
+            if not self.shares_gpus or layout.num_ranks + layout.num_critic_ranks <= num_gpus
+        ]
 
     def on_nodes(self) -> list[Played]:
         """Play it on ``simulation.nodes``; on CPU, where a node is a machine like the measured one, too."""
@@ -81,7 +94,12 @@ class PlannedCluster:
         return played
 
     def overlapped(self) -> list[Played]:
-        """Play it with ``rollout.max_staleness`` 0 and 1: with the next step's episodes beside the training."""
+        """Play it with ``rollout.max_staleness`` 0 and 1: with the next step's episodes beside the training.
+
+        Nothing where engines sleep while the ranks train.
+        """
+        if self._cfg.engines_that_sleep:
+            return []
         played = []
         for staleness in (0, 1):
             # Older weights are refused without the correction, which takes no time that is played.
@@ -150,10 +168,10 @@ class PlannedCluster:
             per_episode = [step.trained_tokens / step.workload.num_episodes for step in self._calibrated_on]
             trained = workload.num_episodes * sum(per_episode) / len(per_episode)
             return self._machine.build(cfg, layout, workload, trained)
-        there, needed = cfg.cluster.gpus_per_node * cfg.trainer.num_nodes, _gpus_of(layout)
+        there = cfg.cluster.gpus_per_node * cfg.trainer.num_nodes
         # A cluster on which every role has GPUs of its own gets more of them when a role grows.
-        if _gpus_of(self.layout) <= self._cfg.cluster.gpus_per_node * self._cfg.trainer.num_nodes:
-            there = max(there, needed)
+        if not self.shares_gpus:
+            there = max(there, _gpus_of(layout))
         sources = self.sources if layout is self.layout else Sources()
         return GpuClusterBuilder(cfg, layout, workload, sources).build(num_gpus=there)
 

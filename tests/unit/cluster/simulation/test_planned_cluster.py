@@ -188,3 +188,19 @@ def test_the_table_the_picture_and_the_document_hold_every_cluster():
     told = json.loads(json.dumps(document(sections, numbers, [])))
     assert told["clusters"]["configured"][0]["num_gpus"] == 16
     assert "NVIDIA A100" in sources_table(numbers)
+
+
+def test_engines_that_sleep_while_ranks_train_are_played_without_overlap_which_they_cannot_have():
+    sleeping = PlannedCluster(rung("generation.sleep_while_training=true", "search.sleep_while_training=true"))
+    assert sleeping.overlapped() == [] and not sleeping.shares_gpus
+    base = sleeping.as_configured()
+    shown = table({"configured": [base], "grown": sleeping.with_more(), "overlap": [], "nodes": []})
+    assert "max_staleness" not in shown and base.steps.step_s > 0
+
+
+def test_where_roles_share_gpus_no_role_grows_that_would_need_more_of_them():
+    crowded = PlannedCluster(rung("trainer.devices=8"))
+    assert crowded.shares_gpus
+    assert [each.name for each in crowded.with_more()] == ["one more policy engine", "one more simulator"]
+    apart = PlannedCluster(rung())
+    assert not apart.shares_gpus and apart.with_more()[-1].name == "one more copy of the policy"
