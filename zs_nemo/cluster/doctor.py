@@ -12,7 +12,9 @@ from pathlib import Path
 
 from zs_nemo.cluster.gpu_plan import misfits, overrides_of, propose_layout
 from zs_nemo.cluster.memory_plan import GIB, plan_memory
+from zs_nemo.cluster.placement import place_run
 from zs_nemo.cluster.preflight import check_cuts
+from zs_nemo.cluster.seating import planned_seating
 from zs_nemo.cluster.settled_config import settled
 from zs_nemo.cluster.setups import derive_layout
 from zs_nemo.config.recipe import RecipeConfig
@@ -295,6 +297,9 @@ def check_plan(cfg: RecipeConfig, local_gpus: tuple[int, float], available_bytes
                 return Finding(Verdict.ok, "plan", text)
             return Finding(Verdict.problem, "plan", f"{text}; free memory, or see recipes/plan.py for what takes it")
         num_gpus, gpu_bytes = (planned, cfg.cluster.gpu_memory_gib * GIB) if planned else local_gpus
+        machines = cfg.trainer.num_nodes if planned else 1
+        placement = place_run(layout, num_gpus, cfg.generation.refit_transport)
+        planned_seating(placement, num_machines=machines, gpus_per_machine=num_gpus // machines)
         problems = misfits(cfg, layout, num_gpus, gpu_bytes)
         proposal = propose_layout(cfg, layout, num_gpus, gpu_bytes) if problems else None
     except ValueError as error:

@@ -81,6 +81,18 @@ def place_on_gpus(
     return Placement(bundles=bundles, ranks=tuple(places[:num_ranks]), engines=tuple(places[num_ranks:]))
 
 
+def check_engines_within_machines(placement: Placement, gpus_of_machines: Sequence[int]) -> None:
+    """Raise ``ValueError`` for an engine that spans more GPUs than any machine has: Ray would wait for such a one."""
+    widest = int(max((bundle["GPU"] for bundle in placement.bundles), default=0))
+    most = max(gpus_of_machines, default=0)
+    if widest > most:
+        raise ValueError(
+            f"an engine with tensor_model_parallel_size={widest} needs as many GPUs of one machine, but none has more "
+            f"than {most}; lower generation.tensor_model_parallel_size or search.tensor_model_parallel_size, or "
+            "allocate machines with more GPUs"
+        )
+
+
 def check_sender_is_alone(placement: Placement, *, num_receivers: int) -> None:
     """Raise ``ValueError`` when one of the first ``num_receivers`` engines shares its GPU with the first rank."""
     if placement.ranks and any(bundle == placement.ranks[0][0] for bundle, _ in placement.engines[:num_receivers]):

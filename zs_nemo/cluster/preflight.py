@@ -50,7 +50,9 @@ def check(cfg: RecipeConfig, layout: Layout) -> None:
     refit_bytes = engine_weight_bytes(layout.policy_engines[0]) if layout.num_ranks and layout.policy_engines else 0
     check_shared_memory(refit_bytes, shutil.disk_usage(_SHM).free)
     if layout.use_gpu:
-        check_gpus(cfg, layout, local_gpus())
+        gpus = local_gpus()
+        check_planned_gpus(cfg, gpus[0])
+        check_gpus(cfg, layout, gpus)
     else:
         check_memory(cfg, layout, available_memory())
         warn_of_too_few_cores(cfg, len(os.sched_getaffinity(0)))
@@ -133,9 +135,9 @@ def check_one_machine(cfg: RecipeConfig) -> None:
 
 
 def check_allocation(cfg: RecipeConfig, layout: Layout, nodes: Sequence[Mapping[str, Any]]) -> None:
-    """Raise when more machines or cores are asked for than the Ray cluster has, by ``ray.nodes()``.
+    """Raise when more machines, GPUs or cores are asked for than the Ray cluster has, by ``ray.nodes()``.
 
-    Ray itself would wait for what never comes. GPUs are counted where they are given out.
+    Ray itself would wait for what never comes.
     """
     alive = [node for node in nodes if node["Alive"]]
     if len(alive) < cfg.trainer.num_nodes:
@@ -144,6 +146,8 @@ def check_allocation(cfg: RecipeConfig, layout: Layout, nodes: Sequence[Mapping[
             f"{len(alive)}; allocate as many (sbatch --nodes={cfg.trainer.num_nodes}), or set "
             f"trainer.num_nodes={len(alive)}"
         )
+    if layout.use_gpu:
+        check_planned_gpus(cfg, int(sum(node["Resources"].get("GPU", 0.0) for node in alive)))
     num_processes = layout.num_ranks + layout.num_critic_ranks + len(layout.engines)
     cores = sum(node["Resources"].get("CPU", 0.0) for node in alive)
     if cores < num_processes:
@@ -151,6 +155,17 @@ def check_allocation(cfg: RecipeConfig, layout: Layout, nodes: Sequence[Mapping[
             f"{num_processes} processes (ranks and engines) need a core each, but {cores:g} are allocated on "
             f"{len(alive)} nodes; allocate more (sbatch --cpus-per-task, --exclusive), or lower trainer.devices, "
             "generation.num_engines or search.num_engines"
+        )
+
+
+def check_planned_gpus(cfg: RecipeConfig, num_gpus: int) -> None:
+    """Raise when there are fewer GPUs than the run is laid out for: its engines would have to share what there is."""
+    per_node, nodes = cfg.cluster.gpus_per_node, cfg.trainer.num_nodes
+    if num_gpus < per_node * nodes:
+        raise ValueError(
+            f"cluster.gpus_per_node={per_node} with trainer.num_nodes={nodes} plans for {per_node * nodes} GPUs, but "
+            f"{num_gpus} are allocated; ask for all of them (sbatch --gpus-per-node={per_node}), or choose another "
+            "cluster=, or set cluster.gpus_per_node to what a node has"
         )
 
 

@@ -13,10 +13,11 @@ from typing import Any
 from zs_nemo.cluster import preflight
 from zs_nemo.cluster.core_loan import CoreLoan
 from zs_nemo.cluster.engine_pool import EnginePool, EngineUsage, OneEngine
-from zs_nemo.cluster.gpu_plan import local_gpus
-from zs_nemo.cluster.memory_plan import engine_weight_bytes, with_planned_kv_cache
+from zs_nemo.cluster.gpu_plan import check_gpus, local_gpus
+from zs_nemo.cluster.memory_plan import GIB, engine_weight_bytes, with_planned_kv_cache
 from zs_nemo.cluster.placement import (
     Placement,
+    check_engines_within_machines,
     check_tensor_parallel_within_machines,
     in_machine_order,
     place_run,
@@ -314,6 +315,11 @@ class System:
 
         num_gpus = int(ray.cluster_resources().get("GPU", 0))
         placement = place_run(self._layout, num_gpus, self._cfg.generation.refit_transport)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        check_engines_within_machines(placement, [int(resources.get("GPU", 0)) for resources in nodes])
+        # The driver may sit on a machine without a GPU.
+        if gpu_bytes := local_gpus()[1] or self._cfg.cluster.gpu_memory_gib * GIB:
+            check_gpus(self._cfg, self._layout, (num_gpus, gpu_bytes))
         avoid = selector_of_others(hosts_to_avoid(self.faults, self._cfg.faults), {"GPU": placement.num_gpus})
         self._group = ray.util.placement_group(
             list(placement.bundles),

@@ -94,7 +94,7 @@ class ClusterConfig:
     wait for them."""
     startup_timeout_s: float = 300.0
     gpus_per_node: int = 0
-    """GPUs of a node that ``recipes/plan.py`` plans for; 0 asks this machine."""
+    """GPUs of a node that ``recipes/plan.py`` plans for; a run that finds fewer is refused. 0 asks this machine."""
     gpu_memory_gib: float = 0.0
     """Memory of one GPU that ``recipes/plan.py`` plans for; 0 asks this machine."""
 

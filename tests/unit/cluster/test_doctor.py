@@ -176,6 +176,18 @@ def test_the_planner_s_verdict_comes_with_a_layout_that_fits():
     expect(doctor.check_plan(cfg, (0, 0.0), 0.0), Verdict.problem, "policy.model='nowhere'")
 
 
+def test_the_planner_s_verdict_knows_machines_that_are_too_small_for_an_engine():
+    cfg = GrpoRecipeConfig(search=Bm25SearchConfig())
+    cfg.policy.model, cfg.trainer.num_nodes, cfg.trainer.devices = str(SHAPES / "Qwen2.5-3B"), 2, 2
+    cfg.cluster.gpus_per_node, cfg.cluster.gpu_memory_gib = 4, 79
+    cfg.policy.tensor_model_parallel_size, cfg.policy.train_mb_tokens = 2, 1024
+    cfg.generation.tensor_model_parallel_size = 4
+    expect(doctor.check_plan(cfg, (0, 0.0), 0.0), Verdict.ok)
+    cfg.trainer.num_nodes, cfg.trainer.devices, cfg.cluster.gpus_per_node = 8, 1, 2
+    cfg.policy.tensor_model_parallel_size, cfg.policy.pipeline_model_parallel_size = 1, 4
+    expect(doctor.check_plan(cfg, (0, 0.0), 0.0), Verdict.problem, "4 GPUs of one machine are needed together")
+
+
 def test_without_gpus_the_plan_is_held_against_the_memory(monkeypatch: pytest.MonkeyPatch):
     cfg = GrpoRecipeConfig(search=Bm25SearchConfig())
     cfg.policy.model, cfg.trainer.accelerator = str(SHAPES / "Qwen2.5-3B"), type(cfg.trainer.accelerator).cpu

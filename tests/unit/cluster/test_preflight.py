@@ -303,6 +303,30 @@ def test_a_disk_that_the_checkpoints_will_fill_is_a_warning(
     assert not caplog.records
 
 
+def test_fewer_gpus_than_are_planned_for_are_refused_and_not_shared(
+    cfg: GrpoRecipeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 64.0, "GPU": 4.0}}] * 2
+    told = (
+        r"cluster\.gpus_per_node=8 with trainer\.num_nodes=2 plans for 16 GPUs, but 8 are allocated; ask for all of "
+        r"them \(sbatch --gpus-per-node=8\), or choose"
+    )
+    cfg.trainer.num_nodes, cfg.trainer.devices = 2, 4
+    cfg.cluster.gpus_per_node, cfg.cluster.gpu_memory_gib = 8, 79
+    cfg.cluster.ray_address = "10.0.0.1:20001"
+    layout = derive_layout(cfg, use_gpu=True)
+    with pytest.raises(ValueError, match=told):
+        preflight.check_allocation(cfg, layout, nodes)
+    preflight.check_allocation(cfg, layout, nodes * 2)
+    preflight.check_allocation(cfg, derive_layout(cfg, use_gpu=False), nodes)
+    cfg.trainer.num_nodes, cfg.cluster.ray_address = 1, ""
+    monkeypatch.setattr(preflight, "local_gpus", lambda: (4, 80.0 * GIB))
+    with pytest.raises(ValueError, match=r"plans for 8 GPUs, but 4 are allocated"):
+        preflight.check(cfg, derive_layout(cfg, use_gpu=True))
+    cfg.cluster.gpus_per_node = 4
+    preflight.check(cfg, derive_layout(cfg, use_gpu=True))
+
+
 def test_more_than_what_is_allocated_is_refused_before_ray_waits_for_it(cfg: GrpoRecipeConfig) -> None:
     def nodes(*cores: int) -> list[dict[str, Any]]:
         return [{"Alive": count > 0, "Resources": {"CPU": float(count)}} for count in cores]

@@ -39,6 +39,12 @@ class FullCluster:
     def cluster_resources(self) -> dict[str, float]:
         return {"GPU": 8.0}
 
+    def nodes(self) -> list[dict[str, Any]]:
+        return [
+            {"NodeID": f"id{index}", "NodeManagerHostname": f"node{index}", "Alive": True, "Resources": {"GPU": 2.0}}
+            for index in range(4)
+        ]
+
     def get(self, reference: object, timeout: float | None = None) -> None:
         if timeout is None:
             pytest.fail("this would wait for ever")
@@ -73,6 +79,33 @@ def test_gpus_that_never_become_free_are_told_with_the_setting_and_the_remedy(sy
         system._placement()
 
 
+def test_an_engine_that_no_machine_has_gpus_enough_for_is_refused_at_once(system: System) -> None:
+    system._layout = replace(layout(simulator=(2,), ranks=2), use_gpu=True)
+    with pytest.raises(TimeoutError):
+        system._placement()
+    system._layout = replace(layout(simulator=(4,), ranks=2), use_gpu=True)
+    told = r"tensor_model_parallel_size=4 needs as many GPUs of one machine, but none has more than 2; lower"
+    with pytest.raises(ValueError, match=told):
+        system._placement()
+
+
+def test_what_the_gpus_of_a_cluster_cannot_hold_is_refused_before_it_is_started(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(cfg: object, placed: object, gpus: tuple[int, float]) -> None:
+        raise ValueError(f"does not fit on {gpus[0]} GPUs of {gpus[1] / 2**30:.0f} GiB")
+
+    monkeypatch.setattr("zs_nemo.cluster.system.check_gpus", check)
+    with pytest.raises(TimeoutError):
+        system._placement()
+    system._cfg.cluster.gpu_memory_gib = 79
+    with pytest.raises(ValueError, match="does not fit on 8 GPUs of 79 GiB"):
+        system._placement()
+    monkeypatch.setattr("zs_nemo.cluster.system.local_gpus", lambda: (2, 40.0 * 2**30))
+    with pytest.raises(ValueError, match="does not fit on 8 GPUs of 40 GiB"):
+        system._placement()
+
+
 class ScatteredCluster(FullCluster):
     """Two machines, over which the bundles lie in turn."""
 
@@ -81,9 +114,6 @@ class ScatteredCluster(FullCluster):
         self.util.placement_group_table = lambda group: {
             "bundles_to_node_id": {index: f"id{index % num_machines}" for index in range(64)}
         }
-
-    def nodes(self) -> list[dict[str, str]]:
-        return [{"NodeID": f"id{index}", "NodeManagerHostname": f"node{index}"} for index in range(4)]
 
     def get(self, reference: object, timeout: float | None = None) -> None:
         return None
