@@ -275,7 +275,7 @@ def overrides_of(command: list[str]) -> tuple[str, list[str]]:
             return recipe, [word for word in rest if "=" in word]
 
 
-def test_every_command_for_a_cluster_that_the_docs_name_composes():
+def test_every_command_for_a_cluster_that_the_docs_name_composes_and_passes_the_planner():
     pages = [
         ROOT / "README.md",
         *(ROOT / "docs").rglob("*.md"),
@@ -286,7 +286,32 @@ def test_every_command_for_a_cluster_that_the_docs_name_composes():
     assert len(commands) >= 5 and any("launch/nemo_run/submit.py" in command for command in commands)
     for command in commands:
         recipe, overrides = overrides_of(command)
-        assert load(recipe, *overrides).trainer.num_nodes >= 1, command
+        cfg = load(recipe, *overrides)
+        assert cfg.trainer.num_nodes >= 1, command
+        # What has to be made first is not there to be looked at.
+        if recipe in KINDS and cfg.cluster.gpus_per_node and "runs/" not in " ".join(overrides):
+            assert problems(recipe, *overrides) == [], command
+
+
+def test_on_one_node_all_gpus_can_train_generate_and_simulate_in_turn_alone():
+    (command,) = (
+        command
+        for command in commands_of((ROOT / "docs" / "cluster.md").read_text())
+        if "generation.sleep_while_training=true" in command
+    )
+    recipe, overrides = overrides_of(command)
+    awake = [word for word in overrides if "sleep_while_training" not in word]
+    assert problems(recipe, *overrides) == [] != problems(recipe, *awake)
+
+
+def test_every_choice_that_the_page_about_clusters_names_in_passing_composes():
+    text = re.sub(r"```.*?```", "", (ROOT / "docs" / "cluster.md").read_text(), flags=re.DOTALL)
+    choice = r"(?:policy|search|cluster|experiment)=[a-z0-9_]+"
+    named = [span.split() for span in re.findall(rf"`({choice}(?: {choice})*)`", text)]
+    assert ["policy=llama3_2_3b_instruct", "search=prompted_7b", "cluster=h100_4x8"] in named
+    for overrides in named:
+        recipe = "evaluate" if "experiment=zerosearch_evaluation" in overrides else "grpo"
+        load(recipe, *overrides)
 
 
 def test_engines_start_at_once_in_the_quickstart_on_a_gpu_and_are_compiled_on_clusters():
