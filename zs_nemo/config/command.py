@@ -18,6 +18,8 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from zs_nemo.config.other_trainers import ours_of
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 _EXIT_BAD_INPUT = 2
 _LEAST_LIKENESS = 0.6
@@ -115,6 +117,8 @@ def _recipes() -> list[str]:
 
 def did_you_mean(key: str, known: list[str]) -> str:
     """Return the end of a sentence that names what comes nearest to ``key``; empty where nothing does."""
+    if ours := ours_of(key):
+        return f": did you mean {ours}?" if ours in known else ""
     ranked = sorted(known, key=lambda name: -_likeness(key, name))
     if not ranked or _likeness(key, ranked[0]) < _LEAST_LIKENESS:
         return ""

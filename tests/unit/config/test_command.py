@@ -1,5 +1,6 @@
 """Overrides as a NeMo user types them are taken; misspelt ones are refused with what was meant."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from zs_nemo.config.command import CONFIGS, did_you_mean, explain, split_config_name
+from zs_nemo.config.command import CONFIGS, _known, did_you_mean, explain, split_config_name
+from zs_nemo.config.other_trainers import OURS, ours_of
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.registry import register, to_dataclass
 
@@ -88,6 +90,41 @@ def test_a_setting_of_a_group_that_was_chosen_is_known() -> None:
 def test_a_name_of_another_trainer_s_group_leads_to_ours() -> None:
     name = "tensor_model_parallel_size"
     assert refusal(f"model.{name}=2") == f"unknown setting model.{name}: did you mean policy.{name}?"
+
+
+def names_of_other_trainers() -> dict[str, set[str]]:
+    """Return our settings by theirs, from the table of the docs."""
+    named: dict[str, set[str]] = {}
+    table = (CONFIGS.parent / "docs" / "cluster.md").read_text().partition("## Settings of other trainers")[2]
+    for row in (line for line in table.splitlines() if line.startswith("| `")):
+        cells = [re.findall(r"`([^`=:]+)[^`]*`", cell) for cell in row.strip("|").split("|")]
+        ours, *theirs = cells[:-1]
+        for name in (name for column in theirs for name in column if re.search(r"\w\.\w", name)):
+            for typed in {name.replace("ALG", algorithm) for algorithm in ("ppo", "reinforce")}:
+                named.setdefault(typed, set()).update(ours)
+    return named
+
+
+def test_names_of_other_trainers_lead_to_ours_as_the_docs_have_it() -> None:
+    of_ppo, of_others, named = _known("ppo", []), _known("grpo", []), names_of_other_trainers()
+    assert len(named) > 100
+    for typed in set(named) - set(of_ppo):
+        known = of_others if re.search(r"\breinforce\.|^grpo\.", typed) else of_ppo
+        (told,) = re.findall(r": did you mean (\S+)\?$", did_you_mean(typed, known)) or [""]
+        assert told in named[typed], typed
+
+
+def test_what_a_nemo_user_calls_a_micro_batch_is_not_taken_for_the_whole_batch() -> None:
+    assert refusal("policy.micro_batch_size=4").endswith(": did you mean policy.train_mb_tokens?")
+    assert refusal("policy.max_grad_norm=1").endswith(": did you mean policy.gradient_clip_val?")
+    # PPO's alone.
+    assert refusal("trainer.ppo.normalize_advantages=true") == "unknown setting trainer.ppo.normalize_advantages"
+
+
+def test_no_name_of_ours_is_taken_for_one_of_another_trainer_s() -> None:
+    known = {*_known("ppo", []), *_known("grpo", [])}
+    assert set(OURS.values()) <= known
+    assert [name for name in known if ours_of(name)] == []
 
 
 def test_what_nothing_is_like_is_refused_without_a_guess() -> None:
