@@ -273,7 +273,7 @@ class TrainingRun(EngineRun):
                 f"step {step}: all its trajectories were lost, as rollout.max_deadline_share, search_max_failure_share "
                 "and search_max_empty_share allow; nothing was trained"
             )
-        findings = self._guards.findings(row)
+        findings = self._guards.findings(row, updates, critic_updates)
         row |= {f"guards/{finding.name}": 1.0 for finding in findings}
         self._run_dir.log_step(step, row)
         self._run_dir.write_trajectories(step, groups, self._tokenizer, self._cfg.exp_manager.trajectories_per_step)

@@ -1,6 +1,6 @@
 """Finds out from a step's metrics that training goes wrong. Decides what to do; others do it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -30,20 +30,27 @@ class Guards:
 
     def __init__(self, settings: GuardConfig) -> None:
         self._settings = settings
-        self._skipped_in_a_row = {"train": 0, "critic": 0}
+        self._skipped_in_a_row = {"policy": 0, "critic": 0}
 
-    def findings(self, metrics: Mapping[str, float]) -> list[Finding]:
-        """Return what is wrong with a step."""
-        return self._bad_updates(metrics) + self._collapses(metrics)
+    def findings(
+        self,
+        metrics: Mapping[str, float],
+        updates: Sequence[Mapping[str, float]] = (),
+        critic_updates: Sequence[Mapping[str, float]] = (),
+    ) -> list[Finding]:
+        """Return what is wrong with a step. ``updates`` are the policy's in the order in which they were made."""
+        return self._bad_updates({"policy": updates, "critic": critic_updates}) + self._collapses(metrics)
 
-    def _bad_updates(self, metrics: Mapping[str, float]) -> list[Finding]:
-        settings, found, skipped = self._settings, [], 0.0
-        for part, in_a_row in self._skipped_in_a_row.items():
-            # A critic that goes on learning does not excuse a policy that does not.
-            bad = metrics.get(f"{part}/num_skipped_updates", 0.0)
-            made = metrics.get(f"{part}/num_updates", 0.0) - bad
-            skipped += bad
-            self._skipped_in_a_row[part] = int(bad) + (0 if made else in_a_row)
+    def _bad_updates(self, updates: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Finding]:
+        settings, found, skipped = self._settings, [], 0
+        # A critic that goes on learning does not excuse a policy that does not.
+        longest = dict.fromkeys(updates, 0)
+        for group, made in updates.items():
+            for update in made:
+                is_bad = bool(update.get("num_skipped_updates"))
+                skipped += is_bad
+                in_a_row = self._skipped_in_a_row[group] = self._skipped_in_a_row[group] + 1 if is_bad else 0
+                longest[group] = max(longest[group], in_a_row)
         if not skipped:
             return []
         verdict = {
@@ -52,13 +59,12 @@ class Guards:
             OnBadUpdate.stop: Verdict.stop,
         }[settings.on_bad_update]
         message = (
-            f"{skipped:.0f} updates were not made: their gradient was not finite, or its norm above "
+            f"{skipped} updates were not made: their gradient was not finite, or its norm above "
             f"guards.max_grad_norm={settings.max_grad_norm:g}"
         )
         found.append(Finding(name="bad_update", message=message, verdict=verdict))
-        part, in_a_row = max(self._skipped_in_a_row.items(), key=lambda item: item[1])
+        group, in_a_row = max(longest.items(), key=lambda item: item[1])
         if verdict is Verdict.go_on and in_a_row >= settings.max_skipped_in_a_row:
-            group = "critic" if part == "critic" else "policy"
             # The run itself keeps the settings that it began with.
             message = (
                 f"{in_a_row} updates of the {group} in a row were not made (guards.max_skipped_in_a_row="

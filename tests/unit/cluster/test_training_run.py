@@ -106,3 +106,14 @@ def test_the_level_is_in_the_metrics_of_every_step(tmp_path: Path) -> None:
     seen = train(tmp_path / "run")
     rows = [row for row in read_json_lines(tmp_path / "run" / "metrics.jsonl") if row["phase"] == "rl"]
     assert [(row["step"], row["curriculum/noise"]) for row in rows] == seen
+
+
+def test_updates_that_a_step_skips_one_after_another_end_the_run(tmp_path: Path) -> None:
+    skipped, made = ({"num_skipped_updates": number, "entropy": HEALTHY} for number in (1.0, 0.0))
+    cfg, groups = settings(), [group(searching(reward=0.5, key=(0, 0, 0)))]
+    with RunDir(tmp_path, cfg) as run_dir, Progress("run") as progress, TrainingRun(cfg, run_dir, progress) as run:
+        run.warm_start()
+        next(run.steps())
+        run.finish_step(0, groups, None, [made], noise=0.0, critic_updates=[skipped, made, skipped, made, skipped])
+        with pytest.raises(RuntimeError, match="3 updates of the critic in a row were not made"):
+            run.finish_step(1, groups, None, [made], noise=0.0, critic_updates=[skipped, skipped, made])

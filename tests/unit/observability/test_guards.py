@@ -7,13 +7,12 @@ from zs_nemo.observability.config_file import changed_settings
 from zs_nemo.observability.guards import Guards, Verdict, gravest
 
 GOOD = {
-    "train/num_updates": 2.0,
-    "train/num_skipped_updates": 0.0,
     "train/ratio_max": 1.3,
     "train/entropy": 0.5,
     "train/generation_mismatch": 0.01,
     "rollout/response_tokens": 40.0,
 }
+MADE, SKIPPED = {"num_skipped_updates": 0.0}, {"num_skipped_updates": 1.0}
 LIMITS = {"max_ratio": 2.0, "min_entropy": 0.1, "min_response_tokens": 10, "max_generation_mismatch": 0.05}
 
 
@@ -48,42 +47,55 @@ def test_a_metric_that_a_step_does_not_have_is_no_collapse():
     [(OnBadUpdate.skip, Verdict.go_on), (OnBadUpdate.rollback, Verdict.roll_back), (OnBadUpdate.stop, Verdict.stop)],
 )
 def test_a_skipped_update_has_the_configured_consequence(policy, verdict):
-    findings = Guards(GuardConfig(on_bad_update=policy)).findings({**GOOD, "train/num_skipped_updates": 1.0})
+    findings = Guards(GuardConfig(on_bad_update=policy)).findings(GOOD, [MADE, SKIPPED])
     assert [finding.name for finding in findings] == ["bad_update"]
     assert gravest(findings) is verdict
 
 
 def test_skipping_one_update_after_another_ends_the_run():
     guards = Guards(GuardConfig(max_skipped_in_a_row=3))
-    bad = {"train/num_updates": 1.0, "train/num_skipped_updates": 1.0}
-    assert gravest(guards.findings(bad)) is Verdict.go_on
-    assert gravest(guards.findings(bad)) is Verdict.go_on
-    assert guards.findings(GOOD) == []
-    assert gravest(guards.findings(bad)) is Verdict.go_on
-    assert gravest(guards.findings(bad)) is Verdict.go_on
-    findings = guards.findings(bad)
+    assert gravest(guards.findings(GOOD, [SKIPPED])) is Verdict.go_on
+    assert gravest(guards.findings(GOOD, [SKIPPED])) is Verdict.go_on
+    assert guards.findings(GOOD, [MADE]) == []
+    assert gravest(guards.findings(GOOD, [SKIPPED])) is Verdict.go_on
+    assert gravest(guards.findings(GOOD, [SKIPPED])) is Verdict.go_on
+    findings = guards.findings(GOOD, [SKIPPED])
     assert gravest(findings) is Verdict.stop
     assert "smaller policy.optim.lr" in findings[-1].message
 
 
+@pytest.mark.parametrize(
+    ("steps", "ends"),
+    [
+        ([[SKIPPED, MADE, SKIPPED, MADE, SKIPPED]], False),
+        ([[MADE, SKIPPED, SKIPPED], [MADE, SKIPPED]], False),
+        ([[MADE, SKIPPED, SKIPPED], [SKIPPED, MADE]], True),
+        ([[MADE, SKIPPED, SKIPPED, SKIPPED, MADE]], True),
+    ],
+)
+def test_the_updates_of_a_step_count_in_the_order_in_which_they_were_made(steps, ends):
+    guards = Guards(GuardConfig(max_skipped_in_a_row=3))
+    verdicts = [gravest(guards.findings(GOOD, updates)) for updates in steps]
+    assert verdicts == [Verdict.go_on] * (len(steps) - ends) + [Verdict.stop] * ends
+
+
 def test_a_critic_that_goes_on_learning_does_not_excuse_a_policy_whose_updates_are_all_skipped():
-    parts = {"train": "policy", "critic": "critic"}
-    for bad, good in (("train", "critic"), ("critic", "train")):
+    for group, updates in {"policy": ([SKIPPED], [MADE]), "critic": ([MADE], [SKIPPED])}.items():
         guards = Guards(GuardConfig(max_skipped_in_a_row=3))
-        step = {f"{bad}/num_updates": 1.0, f"{bad}/num_skipped_updates": 1.0, f"{good}/num_updates": 1.0}
-        assert [gravest(guards.findings(step)) for _ in range(3)] == [Verdict.go_on, Verdict.go_on, Verdict.stop]
+        verdicts = [gravest(guards.findings(GOOD, *updates)) for _ in range(3)]
+        assert verdicts == [Verdict.go_on, Verdict.go_on, Verdict.stop]
         # A step without an update, for want of groups to compare, ends no row.
-        (*_, finding) = guards.findings({**step, f"{good}/num_updates": 0.0})
-        assert f"4 updates of the {parts[bad]} in a row" in finding.message
-        assert f"smaller {parts[bad]}.optim.lr" in finding.message
+        (*_, finding) = guards.findings(GOOD, *(made if SKIPPED in made else [] for made in updates))
+        assert f"4 updates of the {group} in a row" in finding.message
+        assert f"smaller {group}.optim.lr" in finding.message
 
 
 def test_the_remedy_for_skipped_updates_is_one_that_a_run_which_keeps_its_settings_allows():
     guards = Guards(GuardConfig(max_skipped_in_a_row=1))
-    (*_, finding) = guards.findings({"train/num_updates": 1.0, "train/num_skipped_updates": 1.0})
+    (*_, finding) = guards.findings(GOOD, [SKIPPED])
     assert changed_settings("policy: {optim: {lr: 1e-6}}", "policy: {optim: {lr: 1e-7}}")
     assert "start another run (exp_manager.name)" in finding.message and "recipes/export.py" in finding.message
 
 
 def test_the_critic_s_updates_are_watched_as_well():
-    assert Guards(GuardConfig()).findings({**GOOD, "critic/num_updates": 1.0, "critic/num_skipped_updates": 1.0})
+    assert Guards(GuardConfig()).findings(GOOD, [MADE], [SKIPPED])
