@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,23 @@ class CheckpointFolder:
         for step in reversed(self.whole()):
             path = self._path(step)
             yield path, json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+
+    def newest_undamaged(
+        self, damage_of: Callable[[Path, dict[str, Any]], list[str]], say: Callable[[str], None]
+    ) -> tuple[Path, dict[str, Any]]:
+        """Return the newest checkpoint in which ``damage_of`` finds nothing, and its state; ``say`` what is passed over.
+
+        Raises ``ValueError`` when there is none: to begin anew would throw away what the damaged ones still hold.
+        """
+        for path, state in self.newest_first():
+            damage = damage_of(path, state)
+            if not damage:
+                return path, state
+            say(f"passed over the damaged checkpoint {path}: {damage[0]}")
+        raise ValueError(
+            f"no checkpoint under {self._root} is as it was written; put back a copy of one, or start a new run with "
+            "another exp_manager.name"
+        )
 
     def _path(self, step: int) -> Path:
         return self._root / f"step_{step:06d}"

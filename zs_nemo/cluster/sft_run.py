@@ -4,7 +4,7 @@ Its run directory has ``simulator/``, the fine-tuned model as a Hugging Face fol
 on held-out examples before, on the way and after.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -98,15 +98,16 @@ class SftRun:
         # The schedule is laid out for the steps of this recipe; a checkpoint then says where in it the run stands.
         policy.reset_optimizer(cfg.policy.optim, max_steps=cfg.trainer.max_steps)
         self._next_step = self._saved_step = 0
-        for folder, state in self._checkpoints.newest_first():
-            if damage := policy.checkpoint_damage(str(folder / POLICY)):
-                self._progress.say(f"passed over the damaged checkpoint {folder}: {damage[0]}")
-                continue
+        if self._checkpoints.whole():
+            folder, state = self._checkpoints.newest_undamaged(self._damage, self._progress.say)
             policy.load_checkpoint(str(folder / POLICY))
             self._next_step = self._saved_step = int(state["step"])
             self._progress.say(f"resumed from {folder} at step {self._next_step}")
-            break
         self._run_dir.truncate_after(self._next_step - 1, Phase.warm_start)
+
+    def _damage(self, folder: Path, _state: Mapping[str, Any]) -> list[str]:
+        """Return what is wrong with the files of a checkpoint."""
+        return self.system.policy.checkpoint_damage(str(folder / POLICY))
 
     def train(self) -> None:
         """Make the updates that are still to be made, with measurements of the held-out loss between them."""

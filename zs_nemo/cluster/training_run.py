@@ -109,7 +109,7 @@ class TrainingRun(EngineRun):
 
     def _load_newest(self) -> Path:
         """Load the newest checkpoint whose files are as they were written."""
-        folder, state = self._newest_undamaged()
+        folder, state = self._checkpoints.newest_undamaged(self._damage, self._progress.say)
         self._next_step = self._saved_step = int(state["step"])
         self.curriculum.restore(state.get(CURRICULUM, {}))
         if self._ahead is not None:
@@ -120,20 +120,14 @@ class TrainingRun(EngineRun):
             self.system.critic.load_checkpoint(str(folder / CRITIC))
         return folder
 
-    def _newest_undamaged(self) -> tuple[Path, dict[str, Any]]:
-        for folder, state in self._checkpoints.newest_first():
-            damage = self.system.policy.checkpoint_damage(str(folder / POLICY))
-            if self.system.critic is not None:
-                damage += self.system.critic.checkpoint_damage(str(folder / CRITIC))
-            if self._ahead is not None:
-                damage += saved_episodes.damage(folder, state[EPISODES]["file"])
-            if not damage:
-                return folder, state
-            self._progress.say(f"passed over the damaged checkpoint {folder}: {damage[0]}")
-        raise ValueError(
-            f"no checkpoint under {self._run_dir.path / 'checkpoints'} is as it was written; "
-            "put back a copy of one, or start a new run with another exp_manager.name"
-        )
+    def _damage(self, folder: Path, state: Mapping[str, Any]) -> list[str]:
+        """Return what is wrong with the files of a checkpoint."""
+        damage = self.system.policy.checkpoint_damage(str(folder / POLICY))
+        if self.system.critic is not None:
+            damage += self.system.critic.checkpoint_damage(str(folder / CRITIC))
+        if self._ahead is not None:
+            damage += saved_episodes.damage(folder, state[EPISODES]["file"])
+        return damage
 
     @property
     def critic(self) -> CriticGroup:
