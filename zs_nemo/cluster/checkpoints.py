@@ -83,7 +83,7 @@ class CheckpointFolder:
     def newest_undamaged(
         self, damage_of: Callable[[Path, dict[str, Any]], list[str]], say: Callable[[str], None]
     ) -> tuple[Path, dict[str, Any]]:
-        """Return the newest checkpoint in which ``damage_of`` finds nothing, and its state; ``say`` what is passed over.
+        """Return the newest checkpoint in which ``damage_of`` finds nothing, and its state; ``say`` which are damaged.
 
         Raises ``ValueError`` when there is none: to begin anew would throw away what the damaged ones still hold.
         """

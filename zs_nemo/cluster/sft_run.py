@@ -21,6 +21,7 @@ from zs_nemo.cluster.system import System
 from zs_nemo.config.search import SimulatedSearchConfig
 from zs_nemo.config.sft_simulator import SftSimulatorRecipeConfig
 from zs_nemo.observability.files import read_json, read_json_lines, write_json
+from zs_nemo.observability.guards import PREFIX, Guards, Verdict, found_in, gravest
 from zs_nemo.observability.memory import MemoryWatch
 from zs_nemo.observability.phase import Phase
 from zs_nemo.observability.progress import Progress
@@ -50,6 +51,7 @@ class SftRun:
         self.timer = StageTimer(on_stage=progress.stage, timeline=run_dir.timeline)
         self._checkpoints = CheckpointFolder(run_dir.path / "checkpoints", keep=cfg.exp_manager.save_top_k)
         self._checkpoints.check_format()
+        self._guards = Guards(cfg.guards)
         self._losses: dict[str, dict[str, float]] = read_json(run_dir.path / "held_out_loss.json", {})
         self._stack = ExitStack()
         try:
@@ -118,6 +120,7 @@ class SftRun:
             with self.timer("train"):
                 update = self.system.policy.train_step(pack_examples(self._batch(step)), SupervisedLoss())
             metrics = {f"train/{name}": value for name, value in update.items()}
+            self._guard(step, update, metrics)
             finished = self._next_step = step + 1
             if finished % cfg.sft.val_check_interval == 0 or finished == cfg.trainer.max_steps:
                 metrics |= {f"held_out/{name}": value for name, value in self._measure(finished).items()}
@@ -126,6 +129,18 @@ class SftRun:
                 self._save(finished)
             self._save_progress()
             self._progress.advance(metrics)
+
+    def _guard(self, step: int, update: Mapping[str, float], metrics: dict[str, float]) -> None:
+        """Say what is wrong with a step and add it to its metrics; end the run if the guards say so."""
+        findings = self._guards.findings(metrics, [update])
+        metrics |= {PREFIX + finding.name: 1.0 for finding in findings}
+        for finding in findings:
+            self._progress.say(f"step {step}: {finding.message}")
+        if gravest(findings) is Verdict.stop:
+            self._run_dir.log_step(step, metrics, Phase.warm_start)
+            self._save_progress()
+            reasons = "; ".join(finding.message for finding in findings)
+            raise RuntimeError(f"step {step} ended the run: {reasons}")
 
     def _steps(self) -> Iterator[int]:
         while self._next_step < self._cfg.trainer.max_steps:
@@ -194,6 +209,7 @@ class SftRun:
             "steps": self._cfg.trainer.max_steps,
             **account_of(RunFiles.read(self._run_dir.path)),
             "simulator": str(target),
+            "guards": found_in(read_json_lines(self._run_dir.path / "metrics.jsonl")),
             "examples": {"train": len(self._train), "held_out": len(self._held_out)},
             "held_out_before": self._losses.get(first or ""),
             "held_out_after": self._losses.get(last or ""),

@@ -23,7 +23,7 @@ from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.curriculum import NoiseCurriculum
 from zs_nemo.evaluation.evaluator import CLOSED_BOOK
 from zs_nemo.evaluation.scores import EvaluationName
-from zs_nemo.observability.guards import Guards, Verdict, gravest
+from zs_nemo.observability.guards import PREFIX, Guards, Verdict, gravest
 from zs_nemo.observability.metrics import staleness_metrics, step_metrics, update_metrics
 from zs_nemo.observability.phase import Phase
 from zs_nemo.observability.progress import Progress
@@ -268,7 +268,7 @@ class TrainingRun(EngineRun):
                 "and search_max_empty_share allow; nothing was trained"
             )
         findings = self._guards.findings(row, updates, critic_updates)
-        row |= {f"guards/{finding.name}": 1.0 for finding in findings}
+        row |= {PREFIX + finding.name: 1.0 for finding in findings}
         self._run_dir.log_step(step, row)
         self._run_dir.write_trajectories(step, groups, self._tokenizer, self._cfg.exp_manager.trajectories_per_step)
         for finding in findings:

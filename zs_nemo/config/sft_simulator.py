@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from zs_nemo.config.guards import OnBadUpdate, OnCollapse
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.search import SearchConfig, SimulatedSearchConfig
 
@@ -46,3 +47,9 @@ class SftSimulatorRecipeConfig(RecipeConfig):
             )
         if self.trainer.max_steps < 1:
             raise ValueError(f"trainer.max_steps={self.trainer.max_steps} must be at least 1: nothing would be learned")
+        for name, kind, mildest in (("on_bad_update", OnBadUpdate, "skip"), ("on_collapse", OnCollapse, "warn")):
+            if getattr(self.guards, name) is kind.rollback:
+                raise ValueError(
+                    f"guards.{name}=rollback goes on with other draws, and a fine-tuning learns from examples that are "
+                    f"given; set guards.{name}={mildest} or stop"
+                )

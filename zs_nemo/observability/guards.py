@@ -3,8 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from zs_nemo.config.guards import GuardConfig, OnBadUpdate, OnCollapse
+
+PREFIX = "guards/"
+"""Of the metrics that say what was found in a step."""
 
 
 class Verdict(Enum):
@@ -103,3 +107,13 @@ def gravest(findings: list[Finding]) -> Verdict:
     """Return what is to be done about all of them."""
     verdicts = {finding.verdict for finding in findings}
     return next((verdict for verdict in (Verdict.stop, Verdict.roll_back) if verdict in verdicts), Verdict.go_on)
+
+
+def found_in(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what was found in a run's rows of metrics: updates that were not made, and steps by finding."""
+    parts = ("train/num_skipped_updates", "critic/num_skipped_updates")
+    names = sorted({name for row in rows for name in row if name.startswith(PREFIX)})
+    return {
+        "skipped_updates": sum(row.get(part) or 0 for row in rows for part in parts),
+        "findings": {name.removeprefix(PREFIX): [row["step"] for row in rows if row.get(name)] for name in names},
+    }

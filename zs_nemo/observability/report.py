@@ -11,6 +11,7 @@ from zs_nemo.config.cost import CostConfig
 from zs_nemo.observability.cost import account
 from zs_nemo.observability.faults import FaultKind
 from zs_nemo.observability.files import read_json, read_json_lines, write_json, write_text
+from zs_nemo.observability.guards import found_in
 from zs_nemo.observability.phase import Phase
 
 SIMULATED_ENGINES = frozenset({"simulator"})
@@ -241,15 +242,7 @@ def _critic(files: RunFiles) -> dict[str, Any] | None:
 
 def _guards(files: RunFiles) -> dict[str, Any]:
     """Return what went wrong: updates that were not made, steps by finding, and returns to a checkpoint."""
-    parts = ("train/num_skipped_updates", "critic/num_skipped_updates")
-    names = sorted({name for row in files.steps for name in row if name.startswith("guards/")})
-    return {
-        "skipped_updates": sum(row.get(part) or 0 for row in files.steps for part in parts),
-        "findings": {
-            name.removeprefix("guards/"): [row["step"] for row in files.steps if row.get(name)] for name in names
-        },
-        "rollbacks": files.state.get("rollbacks", []),
-    }
+    return {**found_in(files.steps), "rollbacks": files.state.get("rollbacks", [])}
 
 
 def _faults(files: RunFiles) -> dict[str, Any]:
