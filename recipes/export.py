@@ -7,6 +7,7 @@ python recipes/export.py CHECKPOINT exported --model HF_FOLDER --prefix module.
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -37,10 +38,21 @@ def main(arguments: list[str] | None = None) -> int:
         # The heavy imports come after everything that can be known to be wrong.
         from zs_nemo.training.export import export_checkpoint
 
-        export_checkpoint(checkpoint, folder, options.target, precision=Precision(precision), prefix=options.prefix)
+        try:
+            export_checkpoint(checkpoint, folder, options.target, precision=Precision(precision), prefix=options.prefix)
+        except BaseException:
+            shutil.rmtree(options.target, ignore_errors=True)
+            raise
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        remedy = "nothing is left of it; if the disk is full, free some room or name a folder elsewhere"
+        print(f"error: {options.target} was not written ({error}); {remedy}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing is left behind", file=sys.stderr)
+        return 130
     print(options.target)
     return 0
 
