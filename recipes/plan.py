@@ -10,6 +10,7 @@ Settings are those of the recipe that will run. Models are folders of which conf
 """
 
 import sys
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -17,18 +18,18 @@ from zs_nemo.config.command import command
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.registry import register, to_dataclass
 
+if TYPE_CHECKING:
+    from zs_nemo.cluster.memory_plan import MemoryPlan
+    from zs_nemo.cluster.setups import Layout
+
 register()
 
 
 def plan(cfg: RecipeConfig) -> int:
     """Print the plan and return the exit code."""
-    from zs_nemo.cluster.available_memory import available_memory
-    from zs_nemo.cluster.gpu_plan import local_gpus, misfits, overrides_of, plan_gpus, propose_layout
-    from zs_nemo.cluster.memory_plan import GIB, plan_memory
-    from zs_nemo.cluster.placement import place_run
-    from zs_nemo.cluster.placement_drawing import draw_placement
+    from zs_nemo.cluster.gpu_plan import local_gpus
+    from zs_nemo.cluster.memory_plan import GIB
     from zs_nemo.cluster.preflight import check_cuts
-    from zs_nemo.cluster.seating import planned_seating
     from zs_nemo.cluster.settled_config import settled
     from zs_nemo.cluster.setups import derive_layout
 
@@ -37,22 +38,51 @@ def plan(cfg: RecipeConfig) -> int:
     cfg = settled(cfg, use_gpu=use_gpu)
     layout = derive_layout(cfg, use_gpu=use_gpu)
     check_cuts(cfg, layout)
-    memory = plan_memory(cfg, layout)
-    for process in memory.processes:
-        parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in process.parts.items())
-        print(f"{process.role:<20} {process.total / GIB:7.2f} GiB   {parts}")
     if not layout.use_gpu:
-        available = available_memory()
-        print(f"{'all processes':<20} {memory.total / GIB:7.2f} GiB   of {available / GIB:.2f} GiB that are available")
-        print(f"\n{draw_placement(cfg, layout)}", end="")
-        return 0 if memory.total <= available else 2
-    num_gpus, gpu_bytes = (planned_gpus, cfg.cluster.gpu_memory_gib * GIB) if planned_gpus else local_gpus()
+        return _plan_machine(cfg, layout)
+    if planned_gpus:
+        return _plan_gpus(cfg, layout, planned_gpus, cfg.cluster.gpu_memory_gib * GIB, cfg.trainer.num_nodes)
+    return _plan_gpus(cfg, layout, *local_gpus(), num_machines=1)
+
+
+def _plan_machine(cfg: RecipeConfig, layout: "Layout") -> int:
+    """Hold a run without GPUs against the memory of this machine."""
+    from zs_nemo.cluster.available_memory import available_memory
+    from zs_nemo.cluster.gpu_plan import first_layout, overrides_of
+    from zs_nemo.cluster.memory_plan import GIB, plan_memory
+    from zs_nemo.cluster.placement_drawing import draw_placement
+    from zs_nemo.cluster.preflight import MEMORY_REMEDY, memory_misfit
+
+    memory, available = plan_memory(cfg, layout), available_memory()
+    _print_processes(memory)
+    print(f"{'all processes':<20} {memory.total / GIB:7.2f} GiB   of {available / GIB:.2f} GiB that are available")
+    print(f"\n{draw_placement(cfg, layout)}", end="")
+    problem = memory_misfit(memory, available)
+    if problem is None:
+        return 0
+    print(f"\ndoes not fit: {problem}")
+    proposal = first_layout(cfg, layout, lambda other: plan_memory(other, layout).total <= available)
+    if proposal is None:
+        print(f"no layout of the policy fits; {MEMORY_REMEDY}")
+    else:
+        print(f"fits with {overrides_of(cfg.policy, proposal)}")
+    return 2
+
+
+def _plan_gpus(cfg: RecipeConfig, layout: "Layout", num_gpus: int, gpu_bytes: float, num_machines: int) -> int:
+    """Hold a run against GPUs."""
+    from zs_nemo.cluster.gpu_plan import misfits, overrides_of, plan_gpus, propose_layout, with_kv_cache
+    from zs_nemo.cluster.memory_plan import GIB, plan_memory
+    from zs_nemo.cluster.placement import place_run
+    from zs_nemo.cluster.placement_drawing import draw_placement
+    from zs_nemo.cluster.seating import planned_seating
+
+    _print_processes(with_kv_cache(plan_memory(cfg, layout), layout, gpu_bytes))
     for load in plan_gpus(cfg, layout, num_gpus, gpu_bytes):
         roles = ", ".join(f"{role} {size / GIB:.1f}" for role, size in load.roles) or "nothing"
         print(f"GPU {load.number:<16} {load.total / GIB:7.1f} GiB   of {gpu_bytes / GIB:.1f}: {roles}")
     placement = place_run(layout, num_gpus, cfg.generation.refit_transport)
-    machines = cfg.trainer.num_nodes if planned_gpus else 1
-    seating = planned_seating(placement, num_machines=machines, gpus_per_machine=num_gpus // machines)
+    seating = planned_seating(placement, num_machines=num_machines, gpus_per_machine=num_gpus // num_machines)
     print(f"\n{draw_placement(cfg, layout, seating)}")
     problems = misfits(cfg, layout, num_gpus, gpu_bytes)
     for problem in problems:
@@ -68,6 +98,14 @@ def plan(cfg: RecipeConfig) -> int:
     else:
         print(f"fits with {overrides_of(cfg.policy, proposal)}")
     return 2
+
+
+def _print_processes(memory: "MemoryPlan") -> None:
+    from zs_nemo.cluster.memory_plan import GIB
+
+    for process in memory.processes:
+        parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in process.parts.items())
+        print(f"{process.role:<20} {process.total / GIB:7.2f} GiB   {parts}")
 
 
 @command("grpo")

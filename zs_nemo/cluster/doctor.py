@@ -295,7 +295,7 @@ def check_plan(cfg: RecipeConfig, local_gpus: tuple[int, float], available_bytes
             text = f"{needed / GIB:.1f} GiB are needed and {available_bytes / GIB:.1f} GiB available"
             if needed <= available_bytes:
                 return Finding(Verdict.ok, "plan", text)
-            return Finding(Verdict.problem, "plan", f"{text}; free memory, or see recipes/plan.py for what takes it")
+            return Finding(Verdict.problem, "plan", f"{text}; free memory, or see recipes/plan.py for what would fit")
         num_gpus, gpu_bytes = (planned, cfg.cluster.gpu_memory_gib * GIB) if planned else local_gpus
         machines = cfg.trainer.num_nodes if planned else 1
         placement = place_run(layout, num_gpus, cfg.generation.refit_transport)

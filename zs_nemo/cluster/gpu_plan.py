@@ -12,6 +12,7 @@ from zs_nemo.cluster.memory_plan import (
     ENGINE_ASLEEP,
     GIB,
     PARTS_OF_PASSES,
+    MemoryPlan,
     engine_memory,
     kv_bytes_per_token,
     plan_memory,
@@ -71,6 +72,15 @@ def plan_gpus(
     return [max(pair, key=lambda load: load.total) for pair in zip(training, episodes, strict=True)]
 
 
+def with_kv_cache(plan: MemoryPlan, layout: Layout, gpu_bytes: float) -> MemoryPlan:
+    """Return the plan with the engines' keys and values: what their share of a GPU leaves for them."""
+    engines = [
+        replace(engine, parts={**engine.parts, "KV cache": max(0.0, share * gpu_bytes - engine.total)})
+        for engine, share in zip(plan.engines, (each.gpu_memory_utilization for each in layout.engines), strict=True)
+    ]
+    return replace(plan, engines=tuple(engines))
+
+
 def _first_gpu(bundles: tuple[dict[str, float], ...], bundle: int) -> int:
     return int(sum(each["GPU"] for each in bundles[:bundle]))
 
@@ -106,13 +116,18 @@ def _engine_misfit(setup: EngineSetup, gpu_bytes: float) -> str | None:
 
 def propose_layout(cfg: RecipeConfig, layout: Layout, num_gpus: int, gpu_bytes: float) -> PolicyConfig | None:
     """Return the policy's settings with the least model parallelism that fits on these GPUs; None if none does."""
+    return first_layout(cfg, layout, lambda proposed: not misfits(proposed, layout, num_gpus, gpu_bytes))
+
+
+def first_layout(cfg: RecipeConfig, layout: Layout, fits: Callable[[RecipeConfig], bool]) -> PolicyConfig | None:
+    """Return the policy's settings with the least model parallelism with which a run ``fits``; None if none does."""
     for settings in _layouts(cfg, layout):
         try:
             proposed = replace(cfg, policy=settings)
         except ValueError:
             # The machines refuse it: tensor parallelism would span nodes.
             continue
-        if not misfits(proposed, layout, num_gpus, gpu_bytes):
+        if fits(proposed):
             return settings
     return None
 

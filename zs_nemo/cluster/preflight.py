@@ -9,7 +9,7 @@ from typing import Any
 
 from zs_nemo.cluster.available_memory import available_memory
 from zs_nemo.cluster.gpu_plan import check_gpus, local_gpus
-from zs_nemo.cluster.memory_plan import GIB, checkpoint_bytes, engine_weight_bytes, plan_memory
+from zs_nemo.cluster.memory_plan import GIB, MemoryPlan, checkpoint_bytes, engine_weight_bytes, plan_memory
 from zs_nemo.cluster.rendezvous import usable_port
 from zs_nemo.cluster.setups import Layout, critic_settings
 from zs_nemo.config.collect import CollectConfig, JudgeName, LlmJudgeConfig
@@ -30,6 +30,11 @@ from zs_nemo.weights.hf_folder import HfTensors
 _LOGGER = logging.getLogger(__name__)
 _SHM = Path("/dev/shm")
 _OBJECT_STORE_BYTES = 512 * 2**20
+MEMORY_REMEDY = (
+    "lower policy.train_mb_tokens, generation.kv_cache_gib, search.kv_cache_gib or trainer.devices, choose a smaller "
+    "model, free memory, or raise the limit of the container or the job (sbatch --mem)"
+)
+"""For a run that does not fit into a machine without a GPU."""
 
 
 def check(cfg: RecipeConfig, layout: Layout) -> None:
@@ -198,20 +203,25 @@ def check_shared_memory(refit_bytes: int, free: int) -> None:
 
 def check_memory(cfg: RecipeConfig, layout: Layout, available: int) -> None:
     """Raise when the estimate for all processes exceeds the memory that is available."""
-    plan = plan_memory(cfg, layout)
-    if plan.total > available:
-        ranks = (*plan.ranks, *plan.critic_ranks)
-        parts = {
-            "driver and Ray": plan.driver.total,
-            f"{len(ranks)} training ranks": sum(process.total for process in ranks),
-            f"{len(plan.engines)} engines": sum(process.total for process in plan.engines),
-        }
-        listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
-        raise ValueError(
-            f"this run needs about {plan.total / GIB:.1f} GiB of memory ({listed}), but {available / GIB:.1f} GiB are "
-            "available; lower policy.train_mb_tokens, generation.kv_cache_gib, search.kv_cache_gib or trainer.devices, "
-            "choose a smaller model, free memory, or raise the limit of the container or the job (sbatch --mem)"
-        )
+    if problem := memory_misfit(plan_memory(cfg, layout), available):
+        raise ValueError(f"{problem}; {MEMORY_REMEDY}")
+
+
+def memory_misfit(plan: MemoryPlan, available: float) -> str | None:
+    """Return why all processes together do not fit into a machine's memory; None if they do."""
+    if plan.total <= available:
+        return None
+    ranks = (*plan.ranks, *plan.critic_ranks)
+    parts = {
+        "driver and Ray": plan.driver.total,
+        f"{len(ranks)} training ranks": sum(process.total for process in ranks),
+        f"{len(plan.engines)} engines": sum(process.total for process in plan.engines),
+    }
+    listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
+    return (
+        f"this run needs about {plan.total / GIB:.1f} GiB of memory ({listed}), but {available / GIB:.1f} GiB are "
+        "available"
+    )
 
 
 def warn_of_too_few_cores(cfg: RecipeConfig, cores: int) -> None:

@@ -1,6 +1,7 @@
 """Memory by role, worked out by hand, and what is done where it does not fit."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,13 @@ from typing import Any
 import pytest
 
 from recipes.plan import plan
+from zs_nemo.cluster import available_memory
 from zs_nemo.cluster.gpu_plan import check_gpus, misfits, overrides_of, plan_gpus, propose_layout
 from zs_nemo.cluster.memory_plan import GIB, parameters_of, plan_memory, stage_layers, stage_parameters
 from zs_nemo.cluster.setups import Layout, derive_layout
 from zs_nemo.config.algorithm import KlConfig, KlPlace
 from zs_nemo.config.critic import CriticConfig
-from zs_nemo.config.experiment import ClusterConfig, TrainerConfig
+from zs_nemo.config.experiment import Accelerator, ClusterConfig, TrainerConfig
 from zs_nemo.config.policy import OptimConfig, PolicyConfig, Recompute, RecomputeMethod
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, RecipeConfig
 from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
@@ -237,6 +239,49 @@ def test_an_engine_whose_share_does_not_hold_its_weights_is_named(big: Path):
     assert (
         "simulator-engine-0 needs 16.7 GiB" in problems[0] and "gpu_memory_utilization=0.1 gives it 8.0" in problems[0]
     )
+
+
+def test_the_plan_of_a_gpu_says_what_its_engines_have_for_keys_and_values(
+    big: Path, capsys: pytest.CaptureFixture[str]
+):
+    cfg = GrpoRecipeConfig(
+        search=SimulatedSearchConfig(model=str(big), gpu_memory_utilization=0.9),
+        policy=PolicyConfig(model=str(big), tensor_model_parallel_size=4),
+        trainer=TrainerConfig(devices=4),
+        cluster=ClusterConfig(gpus_per_node=8, gpu_memory_gib=80.0),
+    )
+    cfg.generation.tensor_model_parallel_size = 2
+    assert plan(cfg) == 0
+    engines = [line for line in capsys.readouterr().out.splitlines() if line.split(" ")[0].endswith("engine-0")]
+    # 0.4 and 0.9 of 80 GiB, less half of 14.19 GiB of weights and all of them, and the process.
+    assert engines == [
+        "policy-engine-0        32.00 GiB   weights 7.09, process 2.50, KV cache 22.41",
+        "simulator-engine-0     72.00 GiB   weights 14.19, process 2.50, KV cache 55.31",
+    ]
+
+
+def test_a_plan_that_does_not_fit_into_the_memory_of_a_machine_gives_the_reason_and_the_layout_that_does(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def planned(available: float) -> tuple[int, str]:
+        monkeypatch.setattr(available_memory, "available_memory", lambda: available)
+        cfg = GrpoRecipeConfig(
+            search=Bm25SearchConfig(),
+            policy=PolicyConfig(model=str(small)),
+            trainer=TrainerConfig(devices=2, accelerator=Accelerator.cpu),
+        )
+        return plan(cfg), capsys.readouterr().out
+
+    code, said = planned(64 * GIB)
+    needed = float(re.search(r"all processes +([0-9.]+) GiB", said)[1])
+    assert code == 0 and "does not fit" not in said
+    code, said = planned(1 * GIB)
+    assert code == 2 and "does not fit: this run needs about" in said and "1.0 GiB are available" in said
+    assert "no layout of the policy fits" in said
+    # Cut in two the weights of a rank are half as many.
+    code, said = planned((needed - 0.01) * GIB)
+    assert code == 2
+    assert "fits with policy.tensor_model_parallel_size=2 policy.pipeline_model_parallel_size=1" in said
 
 
 def test_engines_that_sleep_while_ranks_train_take_turns_with_what_the_passes_need(big: Path):
