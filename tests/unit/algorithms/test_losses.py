@@ -151,11 +151,13 @@ def test_the_policy_loss_matches_a_loop_over_tokens(aggregation, weights, normal
 
 @pytest.mark.parametrize("aggregation", list(LossAggregation))
 @pytest.mark.parametrize("level", list(ImportanceLevel))
-def test_gradients_of_the_policy_loss_match_finite_differences(aggregation, level):
+@pytest.mark.parametrize("estimator", [KlEstimator.k2, KlEstimator.k3])
+def test_gradients_of_the_policy_loss_match_finite_differences(aggregation, level, estimator):
     batch, outputs = random_batch(seed=1)
     loss_fn = make_loss(
         aggregation,
         kl_where=KlPlace.loss,
+        kl_estimator=estimator,
         kl_coef=0.3,
         entropy_coef=0.1,
         importance_level=level,
