@@ -42,8 +42,9 @@ class GuardConfig:
     """Mean entropy of the policy's tokens, in nats."""
     min_response_tokens: float = 0.0
     """Mean tokens that the policy writes in an episode."""
-    max_generation_mismatch: float = 0.0
-    """Mean difference of a token's logprob between the engine that sampled it and the policy that is trained."""
+    max_generation_mismatch: float = 0.2
+    """Mean difference of a token's logprob between the engine that sampled it and the policy that is trained. Rounding
+    to bf16 makes it some 0.01; older weights (``rollout.max_staleness``) and ``generation.top_p`` add to it."""
     max_rollbacks: int = 3
     """So many returns to a checkpoint in one run; one more ends it."""
 

@@ -38,6 +38,13 @@ def test_each_limit_is_watched_and_named(metric, value, name):
     assert f"guards.{name}=" in finding.message and metric in finding.message
 
 
+def test_an_engine_that_samples_from_another_distribution_than_the_trained_one_raises_an_alarm_unasked():
+    (finding,) = Guards(GuardConfig()).findings({**GOOD, "train/generation_mismatch": 0.3})
+    assert finding.name == "max_generation_mismatch" and finding.verdict is Verdict.go_on
+    assert "guards.max_generation_mismatch=0.2" in finding.message
+    assert Guards(GuardConfig(max_generation_mismatch=0)).findings({**GOOD, "train/generation_mismatch": 0.3}) == []
+
+
 def test_a_metric_that_a_step_does_not_have_is_no_collapse():
     assert Guards(GuardConfig(**LIMITS)).findings({"rollout/response_tokens": 30.0}) == []
 
