@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from zs_nemo.observability.files import CHECKSUMS, read_json, wrong_length
 from zs_nemo.observability.run_dir import package_versions
 
 POLICY, CRITIC = "policy", "critic"
@@ -61,24 +62,33 @@ class CheckpointFolder:
         named = ((re.fullmatch(r"step_(\d+)", path.name), path) for path in self._root.iterdir())
         return sorted(int(match[1]) for match, path in named if match and (path / STATE_FILE).is_file())
 
-    def check_format(self) -> None:
-        """Raise ``ValueError`` when the newest checkpoint was written in another format than this code's."""
-        for path, state in self.newest_first():
-            found = state.get("format", FORMAT)
-            if found != FORMAT:
-                raise ValueError(
-                    f"checkpoint {path} was written by zs-nemo {state.get('version', '(unknown)')} in format {found}, "
-                    f"but this is zs-nemo {_version()}, which goes on from format {FORMAT}; resume it with the version "
-                    "that wrote it, or start a new run with another exp_manager.name and policy.model=the folder that "
-                    "recipes/export.py makes of the checkpoint"
-                )
-            return
+    def check(self) -> None:
+        """Raise ``ValueError`` when there are checkpoints and none to go on from, as far as a glance can tell.
+
+        Looked at are the newest one's format, which must be this code's, and the lengths of files.
+        """
+        self._check_format()
+        problems = [_cut_short(self._path(step)) for step in reversed(self.whole())]
+        if problems and all(problems):
+            raise self._nothing_to_go_on_from(f" ({problems[0]})")
+
+    def _check_format(self) -> None:
+        path, state = next(self.newest_first(), (self._root, {}))
+        found = state.get("format", FORMAT)
+        if found != FORMAT:
+            raise ValueError(
+                f"checkpoint {path} was written by zs-nemo {state.get('version', '(unknown)')} in format {found}, "
+                f"but this is zs-nemo {_version()}, which goes on from format {FORMAT}; resume it with the version "
+                "that wrote it, or start a new run with another exp_manager.name and policy.model=the folder that "
+                "recipes/export.py makes of the checkpoint"
+            )
 
     def newest_first(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Yield the whole checkpoints and their states."""
+        """Yield the whole checkpoints and their states, without those whose state cannot be read."""
         for step in reversed(self.whole()):
-            path = self._path(step)
-            yield path, json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+            state, problem = _read_state(self._path(step))
+            if not problem:
+                yield self._path(step), state
 
     def newest_undamaged(
         self, damage_of: Callable[[Path, dict[str, Any]], list[str]], say: Callable[[str], None]
@@ -87,14 +97,19 @@ class CheckpointFolder:
 
         Raises ``ValueError`` when there is none: to begin anew would throw away what the damaged ones still hold.
         """
-        for path, state in self.newest_first():
-            damage = damage_of(path, state)
+        for step in reversed(self.whole()):
+            path = self._path(step)
+            state, problem = _read_state(path)
+            damage = [problem] if problem else damage_of(path, state)
             if not damage:
                 return path, state
             say(f"passed over the damaged checkpoint {path}: {damage[0]}")
-        raise ValueError(
-            f"no checkpoint under {self._root} is as it was written; put back a copy of one, or start a new run with "
-            "another exp_manager.name"
+        raise self._nothing_to_go_on_from()
+
+    def _nothing_to_go_on_from(self, reason: str = "") -> ValueError:
+        return ValueError(
+            f"no checkpoint under {self._root} is as it was written{reason}; put back a copy of one, or start a new "
+            "run with another exp_manager.name"
         )
 
     def _path(self, step: int) -> Path:
@@ -121,6 +136,27 @@ def locate_policy(run_dir: Path, step: int | None = None) -> tuple[Path, dict[st
     settings = OmegaConf.to_container(OmegaConf.load(config))
     assert isinstance(settings, dict)
     return root / f"step_{chosen:06d}" / POLICY, settings["policy"]
+
+
+def _read_state(path: Path) -> tuple[dict[str, Any], str]:
+    """Return the state of a checkpoint, and why it cannot be read, if so."""
+    try:
+        return json.loads((path / STATE_FILE).read_text(encoding="utf-8")), ""
+    except (OSError, ValueError) as error:
+        return {}, f"{path / STATE_FILE} cannot be read ({error})"
+
+
+def _cut_short(path: Path) -> str:
+    """Return which file of a checkpoint is missing or of another length than was written; "" if none is known to be."""
+    problem = _read_state(path)[1]
+    for part in (POLICY, CRITIC):
+        try:
+            files = read_json(path / part / CHECKSUMS, {})
+        except (OSError, ValueError) as error:
+            return f"{path / part / CHECKSUMS} cannot be read ({error})"
+        for name, entry in files.items():
+            problem = problem or wrong_length(path / part / name, entry["bytes"]) or ""
+    return problem
 
 
 def _version() -> str:

@@ -50,7 +50,7 @@ class SftRun:
         run_dir.faults.listen(progress.say)
         self.timer = StageTimer(on_stage=progress.stage, timeline=run_dir.timeline)
         self._checkpoints = CheckpointFolder(run_dir.path / "checkpoints", keep=cfg.exp_manager.save_top_k)
-        self._checkpoints.check_format()
+        self._checkpoints.check()
         self._guards = Guards(cfg.guards)
         self._losses: dict[str, dict[str, float]] = read_json(run_dir.path / "held_out_loss.json", {})
         self._stack = ExitStack()

@@ -53,7 +53,7 @@ class TrainingRun(EngineRun):
     def __init__(self, cfg: RecipeConfig, run_dir: RunDir, progress: Progress) -> None:
         """Check what can be checked, start the system, and load the newest checkpoint if there is one."""
         self._checkpoints = CheckpointFolder(run_dir.path / "checkpoints", keep=cfg.exp_manager.save_top_k)
-        self._checkpoints.check_format()
+        self._checkpoints.check()
         self._reference_folder = run_dir.path / "reference"
         self._guards = Guards(cfg.guards)
         self.curriculum = NoiseCurriculum.from_config(cfg.curriculum, max_steps=cfg.trainer.max_steps)

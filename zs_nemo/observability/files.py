@@ -8,6 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+CHECKSUMS = "checksums.json"
+"""In a folder of a checkpoint: bytes and checksum by file, as they were written."""
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one step: a reader sees the old content or the new one, never a part."""
@@ -90,6 +93,14 @@ def drop_torn_line(path: Path) -> None:
 def read_json(path: Path, default: Any) -> Any:
     """Read one JSON document, or return ``default`` for an absent file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+
+
+def wrong_length(path: Path, expected: int) -> str | None:
+    """Return how the length of a file differs from the expected one; None if it does not."""
+    if not path.is_file():
+        return f"{path} is missing"
+    held = path.stat().st_size
+    return None if held == expected else f"{path} has {held} bytes instead of {expected}"
 
 
 def _finite(value: Any) -> Any:

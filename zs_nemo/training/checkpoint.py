@@ -18,11 +18,11 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
+from zs_nemo.observability.files import CHECKSUMS, wrong_length
 from zs_nemo.training.model import PackedGptModel, unwrap
 from zs_nemo.training.optimizer import ModelOptimizer
 from zs_nemo.training.streaming_writer import WriteSession, streaming_writes
 
-_CHECKSUMS = "checksums.json"
 # Transformer Engine keeps the scales of FP8 there, in which nothing is computed here; other layers have none.
 _EXTRA_STATE = "_extra_state"
 _PARTS_OF_A_MODEL = ("embedding.", "decoder.", "output_layer.")
@@ -102,19 +102,17 @@ def damage(folder: Path) -> list[str]:
     Every rank reads its share of the files.
     """
     try:
-        files = json.loads((folder / _CHECKSUMS).read_text(encoding="utf-8"))
+        files = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        return [f"{folder / _CHECKSUMS} cannot be read ({error})"]
+        return [f"{folder / CHECKSUMS} cannot be read ({error})"]
     mine = sorted(files)[torch.distributed.get_rank() :: torch.distributed.get_world_size()]
     found = [problem for name in mine if (problem := _damage_of(folder / name, files[name]))]
     return [problem for problems in _gathered(found) for problem in problems]
 
 
 def _damage_of(path: Path, expected: dict[str, int]) -> str | None:
-    if not path.is_file():
-        return f"{path} is missing"
-    if path.stat().st_size != expected["bytes"]:
-        return f"{path} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+    if problem := wrong_length(path, expected["bytes"]):
+        return problem
     if _crc32(path) != expected["crc32"]:
         return f"{path} is not what was written: its checksum differs"
     return None
@@ -125,7 +123,7 @@ def _write_checksums(folder: Path, written: dict[str, tuple[int, int]]) -> None:
     for path in folder.iterdir():
         if path.name not in files:
             files[path.name] = {"bytes": path.stat().st_size, "crc32": _crc32(path)}
-    with open(folder / _CHECKSUMS, "w", encoding="utf-8") as file:
+    with open(folder / CHECKSUMS, "w", encoding="utf-8") as file:
         json.dump(files, file, indent=1, sort_keys=True)
         file.flush()
         os.fsync(file.fileno())
@@ -168,7 +166,7 @@ def load_weights(folder: Path, model: torch.nn.Module, *, prefix: str = "") -> N
     Raises ``ValueError`` when ``folder`` holds no whole checkpoint, a damaged one, or not the weights of this model.
     """
     _check_is_checkpoint(folder)
-    if problems := damage(folder) if (folder / _CHECKSUMS).is_file() else cut_short(folder):
+    if problems := damage(folder) if (folder / CHECKSUMS).is_file() else cut_short(folder):
         raise ValueError(f"checkpoint {folder} is damaged: {problems[0]}; give another one")
     inner = unwrap(model)
     wanted = _sharded_weights(inner, prefix=prefix)

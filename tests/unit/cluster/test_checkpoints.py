@@ -1,5 +1,8 @@
 """Which checkpoint a run goes on from."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from zs_nemo.cluster.checkpoints import CheckpointFolder, locate_policy
@@ -78,9 +81,45 @@ def test_the_policy_of_a_run_is_found_newest_first_and_by_step(tmp_path):
 
 def test_a_checkpoint_of_another_format_is_refused_with_the_version_that_wrote_it(tmp_path):
     folder = CheckpointFolder(tmp_path, keep=2)
-    folder.check_format()
+    folder.check()
     save(folder, 1)
-    folder.check_format()
+    folder.check()
     save(folder, 2, format=99, version="9.9")
     with pytest.raises(ValueError, match=r"step_000002 was written by zs-nemo 9\.9 in format 99, but this is zs-nemo"):
-        folder.check_format()
+        folder.check()
+
+
+def write_shard(checkpoint: Path, *, size: int) -> None:
+    """Write what the ranks do of a policy: a file, of which ``size`` bytes are left, and how long it was."""
+    (checkpoint / "policy" / "__0_0.distcp").write_bytes(b"w" * size)
+    (checkpoint / "policy" / "checksums.json").write_text(json.dumps({"__0_0.distcp": {"bytes": 9, "crc32": 1}}))
+
+
+def test_a_run_whose_checkpoints_are_all_cut_short_is_refused_before_anything_starts(tmp_path):
+    folder = CheckpointFolder(tmp_path, keep=3)
+    for step in (4, 8):
+        save(folder, step)
+        write_shard(tmp_path / f"step_{step:06d}", size=9)
+    folder.check()
+    # One of them is enough to go on from; whether its bytes are those that were written, the ranks find out.
+    write_shard(tmp_path / "step_000008", size=5)
+    folder.check()
+    (tmp_path / "step_000004" / "policy" / "__0_0.distcp").unlink()
+    with pytest.raises(ValueError, match=r"no checkpoint under .* is as it was written \(.*__0_0.distcp has 5 bytes"):
+        folder.check()
+    write_shard(tmp_path / "step_000004", size=9)
+    folder.check()
+
+
+def test_a_state_that_is_cut_short_passes_its_checkpoint_over_by_name(tmp_path):
+    folder, said = CheckpointFolder(tmp_path, keep=3), []
+    for step in (4, 8):
+        save(folder, step)
+    (tmp_path / "step_000008" / "driver_state.json").write_text('{"step": 8, "for')
+    folder.check()
+    path, state = folder.newest_undamaged(lambda _folder, _state: [], said.append)
+    assert path.name == "step_000004" and state["step"] == 4
+    assert len(said) == 1 and "step_000008" in said[0] and "driver_state.json cannot be read" in said[0]
+    (tmp_path / "step_000004" / "driver_state.json").write_text("")
+    with pytest.raises(ValueError, match="put back a copy of one"):
+        folder.check()
