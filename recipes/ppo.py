@@ -69,8 +69,9 @@ def train(cfg: PpoRecipeConfig, run_dir: "RunDir", progress: "Progress") -> Path
                     batch = batch.replace(advantages=advantages, returns=returns)
                     metrics = {"critic/explained_variance": explained_variance(batch)}
                 with timer("train_critic"):
-                    parts = batch.minibatches(cfg.critic_batch_size)
-                    critic_updates = [critic.train_step(part, value_loss) for part in parts]
+                    for _ in range(cfg.critic.num_epochs):
+                        parts = batch.minibatches(cfg.critic_batch_size)
+                        critic_updates += [critic.train_step(part, value_loss) for part in parts]
                 if step >= algorithm.critic_warmup_steps:
                     with timer("train"):
                         parts = batch.minibatches(cfg.policy.global_batch_size)

@@ -20,6 +20,7 @@ RECIPES = {
         "critic.optim.lr=1e-3",
         "critic.num_ranks=1",
         "critic.global_batch_size=3",
+        "critic.num_epochs=2",
         "algorithm.critic_warmup_steps=1",
         OWN_REWARD,
     ],

@@ -138,8 +138,9 @@ def num_updates(cfg: RecipeConfig) -> int:
 
 
 def _num_critic_updates(cfg: RecipeConfig) -> int:
-    settings = critic_settings(cfg)
-    return max(1, cfg.trainer.max_steps * _updates_per_step(cfg, settings.global_batch_size)) if settings else 1
+    if not isinstance(cfg, PpoRecipeConfig):
+        return 1
+    return max(1, cfg.trainer.max_steps * cfg.critic.num_epochs * _updates_per_step(cfg, cfg.critic_batch_size))
 
 
 def _updates_per_step(cfg: RecipeConfig, global_batch_size: int) -> int:

@@ -16,6 +16,9 @@ class CriticConfig:
     global_batch_size: int = 0
     """Trajectories per optimizer update of the critic; 0 for as many as ``policy.global_batch_size``. With fewer it
     makes several updates for one of the policy's: its head has to learn from nothing."""
+    num_epochs: int = 1
+    """Passes of the critic over a step's trajectories, each an update for every ``global_batch_size`` of them. The
+    clipping of values is relative to the start of the step, so that later passes go on from the same place."""
     gradient_clip_val: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
     num_ranks: int = 0
@@ -32,6 +35,8 @@ class CriticConfig:
             raise ValueError(
                 f"critic.global_batch_size={self.global_batch_size} must be positive, or 0 for the policy's"
             )
+        if self.num_epochs < 1:
+            raise ValueError(f"critic.num_epochs={self.num_epochs} must be at least 1")
         if self.gradient_clip_val < 0:
             raise ValueError(f"critic.gradient_clip_val={self.gradient_clip_val} must be 0 (off) or positive")
         for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"):

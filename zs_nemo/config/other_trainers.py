@@ -44,6 +44,7 @@ OURS = {
     "enable_gradient_checkpointing": "policy.activations_checkpoint_granularity",
     "ppo_mini_batch_size": "policy.global_batch_size",
     "ppo_micro_batch_size": "policy.train_mb_tokens",
+    "critic.ppo_epochs": "critic.num_epochs",
     "critic.optim.lr_warmup_steps_ratio": "critic.optim.sched.warmup_steps",
     "lr_warmup_steps_ratio": "policy.optim.sched.warmup_steps",
     "data.train_batch_size": "rollout.num_prompts_per_step",

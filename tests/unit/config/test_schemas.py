@@ -265,6 +265,7 @@ def test_reinforce_pp_and_ppo_need_no_group_unless_asked_to_compare_with_it():
             "generation.top_p=0.9 algorithm.importance.level=token",
             r"generation\.top_p=0\.9 must be 1 with algorithm\.importance\.level=token: .*set top_p to 1, or .*off",
         ),
+        ("ppo", "critic.num_epochs=0", r"critic\.num_epochs=0 must be at least 1"),
         ("ppo", "critic.global_batch_size=-1", r"critic\.global_batch_size=-1 must be positive, or 0"),
         ("reinforce_pp", "algorithm.gamma=2", r"algorithm\.gamma=2"),
     ],

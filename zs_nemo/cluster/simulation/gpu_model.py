@@ -13,7 +13,7 @@ from zs_nemo.cluster.simulation.quantities import Source, Sources
 from zs_nemo.cluster.simulation.workload import Workload, max_completion_tokens
 from zs_nemo.config.algorithm import KlPlace
 from zs_nemo.config.policy import PolicyConfig, Recompute
-from zs_nemo.config.recipe import RecipeConfig
+from zs_nemo.config.recipe import PpoRecipeConfig, RecipeConfig
 from zs_nemo.generation.engine_setup import EngineSetup
 from zs_nemo.weights.architecture import Architecture
 from zs_nemo.weights.families import read_architecture
@@ -108,12 +108,11 @@ class GpuClusterBuilder:
         passes = (cfg.algorithm.kl.where is not KlPlace.off) + (updates > 1 or cfg.algorithm.kl.where is KlPlace.reward)
         stages = {"reference": passes * self._passes_s(model, cfg.policy, layout.num_ranks, 2, 1)}
         critic = critic_settings(cfg)
-        if critic is not None:
+        if isinstance(cfg, PpoRecipeConfig) and critic is not None:
             ranks = layout.num_critic_ranks or layout.num_ranks
             stages["values"] = self._passes_s(model, critic, ranks, 2, 1)
-            stages["train_critic"] = self._update_s(
-                model, critic, ranks, math.ceil(episodes / critic.global_batch_size)
-            )
+            critic_updates = math.ceil(episodes / critic.global_batch_size)
+            stages["train_critic"] = cfg.critic.num_epochs * self._update_s(model, critic, ranks, critic_updates)
         stages["train"] = self._update_s(model, cfg.policy, layout.num_ranks, updates)
         return stages
 
