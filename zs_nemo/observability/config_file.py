@@ -1,6 +1,7 @@
 """``config.yaml`` of a run directory: the resolved settings, credentials left out, and what may change on resume."""
 
 import re
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -125,14 +126,40 @@ def names_credential(key: str) -> bool:
     return re.split(r"[_\-.]", key.lower())[-1] in _CREDENTIAL_LAST_WORDS
 
 
-def changed_settings(before_yaml: str, after_yaml: str) -> list[str]:
-    """Name the settings that differ and would make a resumed run another experiment, as ``key: old -> new``."""
-    before, after = (flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (before_yaml, after_yaml))
+def changed_settings(before_yaml: str, cfg: Any) -> list[str]:
+    """Name the settings of a dataclass that would make a resumed run another experiment, as ``key: old -> new``.
+
+    One that there was not yet when the run was begun was what it is by default: the run behaved like that.
+    """
+    begun = OmegaConf.to_container(OmegaConf.create(before_yaml))
+    before, after = flat(_with_later_settings(begun, cfg)), flat(OmegaConf.to_container(OmegaConf.create(to_yaml(cfg))))
     return [
         f"{key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not key.startswith(_FREE_ON_RESUME)
     ]
+
+
+def _with_later_settings(begun: Any, settings: Any) -> dict[str, Any]:
+    """Add the defaults of those fields of a dataclass that ``begun`` has no entry of."""
+    known = dict(begun)
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        if each.name not in begun:
+            default = each.default if each.default_factory is MISSING else each.default_factory()
+            if default is not MISSING:
+                container = OmegaConf.to_container(OmegaConf.create({each.name: default}), enum_to_str=True)
+                known |= redact(container)
+        elif is_dataclass(value) and isinstance(begun[each.name], dict) and _may_be_of(begun[each.name], type(value)):
+            known[each.name] = _with_later_settings(begun[each.name], value)
+    return known
+
+
+def _may_be_of(begun: dict[str, Any], kind: type[Any]) -> bool:
+    """Whether a group's settings can be of this choice: those of ``search=none`` are part of every other engine's."""
+    shared = {each.name for base in kind.__mro__[1:] if is_dataclass(base) for each in fields(base)}
+    own = {each.name for each in fields(kind)} - shared
+    return not own or not own.isdisjoint(begun)
 
 
 def settings_that_count(group: str, settings: Any) -> dict[str, Any]:

@@ -308,16 +308,15 @@ def _lock(path: Path) -> IO[str]:
 
 
 def _write_config(path: Path, cfg: Any) -> None:
-    text = to_yaml(cfg)
     file = path / "config.yaml"
     if file.exists() and _holds_work(path):
-        changed = changed_settings(file.read_text(encoding="utf-8"), text)
+        changed = changed_settings(file.read_text(encoding="utf-8"), cfg)
         if changed:
             raise ValueError(
                 f"the run directory {path} belongs to a run with other settings ({'; '.join(changed)}); a resumed run "
                 "must keep them. Set them back, or give this run a name of its own with exp_manager.name=..."
             )
-    write_text(file, text)
+    write_text(file, to_yaml(cfg))
 
 
 def _holds_work(path: Path) -> bool:

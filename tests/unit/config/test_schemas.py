@@ -316,7 +316,7 @@ def test_what_is_recomputed_or_kept_in_the_host_s_memory_is_set_by_nemo_s_names(
 
 @pytest.mark.parametrize("group", ["generation", "search"])
 def test_a_run_goes_on_with_engines_that_sleep_or_no_longer_do(group):
-    asleep = to_yaml(load(f"{group}.sleep_while_training=true"))
+    asleep = load(f"{group}.sleep_while_training=true")
     assert changed_settings(to_yaml(load()), asleep) == []
     # So does one from before there was such a setting.
-    assert changed_settings(asleep.replace("  sleep_while_training: true\n", ""), asleep) == []
+    assert changed_settings(to_yaml(asleep).replace("  sleep_while_training: true\n", ""), asleep) == []

@@ -132,7 +132,14 @@ def test_settings_of_other_groups_keep_their_names_beside_an_engines() -> None:
 
 def test_where_an_engine_is_and_what_it_may_cost_can_change_on_resume_what_it_returns_cannot() -> None:
     before = to_yaml(GrpoRecipeConfig(search=WebSearchConfig()))
-    moved = to_yaml(GrpoRecipeConfig(search=WebSearchConfig(max_searches=9, timeout_s=5.0, api_key_variable="OTHER")))
-    other = to_yaml(GrpoRecipeConfig(search=WebSearchConfig(answer_box=False)))
+    moved = GrpoRecipeConfig(search=WebSearchConfig(max_searches=9, timeout_s=5.0, api_key_variable="OTHER"))
+    other = GrpoRecipeConfig(search=WebSearchConfig(answer_box=False))
     assert changed_settings(before, moved) == []
     assert changed_settings(before, other) == ["search.answer_box: True -> False"]
+
+
+def test_another_engine_is_told_from_one_whose_settings_are_new() -> None:
+    closed_book = ["policy.model=/models/policy", "evaluate.methods=[direct]", "data.test=[facts:test]"]
+    none, bm25 = (composed_dataclass("evaluate", *closed_book, f"search={name}") for name in ("none", "bm25"))
+    assert changed_settings(to_yaml(none), bm25) == ["search.corpus: (absent) -> "]
+    assert changed_settings(to_yaml(bm25), none) == ["search.corpus:  -> (absent)"]

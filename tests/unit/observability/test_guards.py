@@ -2,8 +2,9 @@
 
 import pytest
 
+from tests.unit.observability.runs import config
 from zs_nemo.config.guards import GuardConfig, OnBadUpdate, OnCollapse
-from zs_nemo.observability.config_file import changed_settings
+from zs_nemo.observability.config_file import changed_settings, to_yaml
 from zs_nemo.observability.guards import Guards, Verdict, gravest
 
 GOOD = {
@@ -100,7 +101,9 @@ def test_a_critic_that_goes_on_learning_does_not_excuse_a_policy_whose_updates_a
 def test_the_remedy_for_skipped_updates_is_one_that_a_run_which_keeps_its_settings_allows():
     guards = Guards(GuardConfig(max_skipped_in_a_row=1))
     (*_, finding) = guards.findings(GOOD, [SKIPPED])
-    assert changed_settings("policy: {optim: {lr: 1e-6}}", "policy: {optim: {lr: 1e-7}}")
+    slower = config()
+    slower.policy.optim.lr /= 10
+    assert changed_settings(to_yaml(config()), slower)
     assert "start another run (exp_manager.name)" in finding.message and "recipes/export.py" in finding.message
 
 

@@ -219,6 +219,36 @@ def test_a_resumed_run_must_keep_what_changes_its_results_once_it_has_made_any(t
     RunDir(tmp_path, elsewhere).close()
 
 
+def test_a_run_from_before_a_setting_existed_goes_on_with_its_default_alone(tmp_path: Path) -> None:
+    with RunDir(tmp_path, config()) as run:
+        run.log_step(0, {"train/loss": 2.0})
+    older = OmegaConf.load(tmp_path / "config.yaml")
+    for group_of, name in (
+        (older, "curriculum"),
+        (older.policy, "precision"),
+        (older.policy, "stochastic_rounding"),
+        (older.policy.optim.sched, "min_lr"),
+        (older.search, "temperature"),
+    ):
+        del group_of[name]
+    write_text(tmp_path / "config.yaml", OmegaConf.to_yaml(older))
+    other = config()
+    other.policy.stochastic_rounding, other.curriculum.end_noise = True, 0.75
+    told = r"curriculum\.end_noise: 0\.5 -> 0\.75; policy\.stochastic_rounding: False -> True\)"
+    with pytest.raises(ValueError, match=told):
+        RunDir(tmp_path, other)
+    RunDir(tmp_path, config()).close()
+    assert "stochastic_rounding: false" in (tmp_path / "config.yaml").read_text()
+
+
+def test_a_setting_that_a_run_had_and_is_no_more_is_named(tmp_path: Path) -> None:
+    with RunDir(tmp_path, config()) as run:
+        run.log_step(0, {"train/loss": 2.0})
+    write_text(tmp_path / "config.yaml", (tmp_path / "config.yaml").read_text() + "former: 3\n")
+    with pytest.raises(ValueError, match=r"former: 3 -> \(absent\)"):
+        RunDir(tmp_path, config())
+
+
 def test_a_resumed_run_may_move_either_optimizer_to_the_host_s_memory(tmp_path: Path) -> None:
     cfg = PpoRecipeConfig()
     with RunDir(tmp_path, cfg) as run:
