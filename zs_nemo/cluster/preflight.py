@@ -11,18 +11,19 @@ from zs_nemo.cluster.available_memory import available_memory
 from zs_nemo.cluster.gpu_plan import check_gpus, local_gpus
 from zs_nemo.cluster.memory_plan import GIB, MemoryPlan, checkpoint_bytes, engine_weight_bytes, plan_memory
 from zs_nemo.cluster.rendezvous import usable_port
-from zs_nemo.cluster.setups import Layout, critic_settings
+from zs_nemo.cluster.setups import Layout, critic_settings, num_critic_updates, num_updates
 from zs_nemo.config.collect import CollectConfig, JudgeName, LlmJudgeConfig
 from zs_nemo.config.endpoints import RecordingMode
 from zs_nemo.config.experiment import ExpManagerConfig
 from zs_nemo.config.policy import PolicyConfig
-from zs_nemo.config.recipe import RecipeConfig
+from zs_nemo.config.recipe import PpoRecipeConfig, RecipeConfig
 from zs_nemo.config.rollout import RefitTransport
 from zs_nemo.config.search import SimulatedSearchConfig, settings_stand_at
 from zs_nemo.search.endpoint_health import check_served
 from zs_nemo.search.http_client import secret_from
 from zs_nemo.search.prompt_template import load_template
 from zs_nemo.search.recording import read_answers
+from zs_nemo.training.schedule import check_schedule
 from zs_nemo.weights.config_json import ConfigJson
 from zs_nemo.weights.families import read_architecture
 from zs_nemo.weights.hf_folder import HfTensors
@@ -42,6 +43,8 @@ def check(cfg: RecipeConfig, layout: Layout) -> None:
     check_cuts(cfg, layout)
     check_sleep(cfg, layout)
     if layout.num_ranks:
+        if cfg.trainer.max_steps:
+            check_schedules(cfg)
         read_architecture(layout.policy_folder).check_tensors(HfTensors(layout.policy_folder))
     if isinstance(cfg.search, SimulatedSearchConfig) and cfg.has_engines:
         check_simulator(cfg.search)
@@ -61,6 +64,13 @@ def check(cfg: RecipeConfig, layout: Layout) -> None:
     else:
         check_memory(cfg, layout, available_memory())
         warn_of_too_few_cores(cfg, len(os.sched_getaffinity(0)))
+
+
+def check_schedules(cfg: RecipeConfig) -> None:
+    """Raise unless the learning rates can be what their schedules say, over the updates that the run makes."""
+    check_schedule(cfg.policy.optim.sched, max_steps=num_updates(cfg), group="policy")
+    if isinstance(cfg, PpoRecipeConfig):
+        check_schedule(cfg.critic.optim.sched, max_steps=num_critic_updates(cfg), group="critic")
 
 
 def check_cuts(cfg: RecipeConfig, layout: Layout) -> None:

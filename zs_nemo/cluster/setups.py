@@ -13,6 +13,7 @@ from zs_nemo.config.algorithm import KlPlace
 from zs_nemo.config.policy import PolicyConfig, Precision
 from zs_nemo.config.recipe import PpoRecipeConfig, RecipeConfig
 from zs_nemo.config.search import SimulatedSearchConfig
+from zs_nemo.config.sft_simulator import SftSimulatorRecipeConfig
 from zs_nemo.generation.engine_setup import EngineSetup
 from zs_nemo.weights.pretrained import resolve_model
 
@@ -133,11 +134,14 @@ def num_updates(cfg: RecipeConfig) -> int:
 
     It is the most that there can be: steps of which groups are left out or trajectories lost may make fewer.
     """
+    if isinstance(cfg, SftSimulatorRecipeConfig):
+        return cfg.trainer.max_steps
     warmup = cfg.algorithm.critic_warmup_steps if isinstance(cfg, PpoRecipeConfig) else 0
     return max(1, (cfg.trainer.max_steps - warmup) * _updates_per_step(cfg, cfg.policy.global_batch_size))
 
 
-def _num_critic_updates(cfg: RecipeConfig) -> int:
+def num_critic_updates(cfg: RecipeConfig) -> int:
+    """Return the critic's optimizer updates in a whole run, likewise."""
     if not isinstance(cfg, PpoRecipeConfig):
         return 1
     return max(1, cfg.trainer.max_steps * cfg.critic.num_epochs * _updates_per_step(cfg, cfg.critic_batch_size))
@@ -206,7 +210,7 @@ def _rank_fields(cfg: RecipeConfig, layout: Layout, rank: int, address: tuple[st
         "model_path": str(layout.policy_folder),
         "temperature": cfg.generation.temperature,
         "max_steps": num_updates(cfg),
-        "critic_max_steps": _num_critic_updates(cfg),
+        "critic_max_steps": num_critic_updates(cfg),
         "seed": cfg.seed,
         "use_gpu": layout.use_gpu,
         "max_grad_norm": cfg.guards.max_grad_norm,

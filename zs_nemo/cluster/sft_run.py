@@ -16,6 +16,7 @@ import torch
 from zs_nemo.algorithms.supervised_loss import SupervisedLoss
 from zs_nemo.cluster.checkpoints import POLICY, CheckpointFolder
 from zs_nemo.cluster.placement_drawing import placement_shown
+from zs_nemo.cluster.setups import num_updates
 from zs_nemo.cluster.stop_request import PROCESS_STOP, StoppedBySignal
 from zs_nemo.cluster.system import System
 from zs_nemo.config.search import SimulatedSearchConfig
@@ -98,7 +99,7 @@ class SftRun:
     def _resume(self) -> None:
         policy, cfg = self.system.policy, self._cfg
         # The schedule is laid out for the steps of this recipe; a checkpoint then says where in it the run stands.
-        policy.reset_optimizer(cfg.policy.optim, max_steps=cfg.trainer.max_steps)
+        policy.reset_optimizer(cfg.policy.optim, max_steps=num_updates(cfg))
         self._next_step = self._saved_step = 0
         if self._checkpoints.whole():
             folder, state = self._checkpoints.newest_undamaged(self._damage, self._progress.say)

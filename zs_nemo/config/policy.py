@@ -24,8 +24,14 @@ class ScheduleName(Enum):
     """Learning-rate schedules, by NeMo's names."""
 
     constant = "constant"
+    WarmupPolicy = "WarmupPolicy"
+    """As ``constant``: lr after the warm-up."""
     CosineAnnealing = "CosineAnnealing"
+    """Half a cosine from lr to min_lr."""
     WarmupAnnealing = "WarmupAnnealing"
+    """A straight line from lr to min_lr."""
+    InverseSquareRootAnnealing = "InverseSquareRootAnnealing"
+    """lr times the root of (warm-up + 1) / (update + 1), and never below min_lr."""
 
 
 class Recompute(Enum):
@@ -53,14 +59,33 @@ class SchedConfig:
     name: ScheduleName = ScheduleName.constant
     warmup_steps: int = 0
     """Updates of linear warm-up; the first is made with lr / (warmup_steps + 1)."""
+    warmup_ratio: float | None = None
+    """Warm-up as a share of the updates that ``trainer.max_steps`` full steps make, in place of ``warmup_steps``."""
+    constant_steps: int = 0
+    """Updates at the end that ``CosineAnnealing`` makes with min_lr: it comes down so much earlier."""
     min_lr: float = 0.0
-    """Floor of the annealing schedules. They come down to it with the last of the updates that ``trainer.max_steps``
-    full steps make, and end above it where steps make fewer: with groups left out (``algorithm.zero_variance=drop``) or
-    trajectories lost."""
+    """Floor of the annealing schedules. Cosine and line come down to it with the last of the updates that
+    ``trainer.max_steps`` full steps make, and end above it where steps make fewer: with groups left out
+    (``algorithm.zero_variance=drop``) or trajectories lost."""
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0:
             raise ValueError(f"optim.sched.warmup_steps={self.warmup_steps} must be 0 (no warm-up) or positive")
+        if self.warmup_ratio is not None:
+            if not 0 <= self.warmup_ratio <= 1:
+                raise ValueError(f"optim.sched.warmup_ratio={self.warmup_ratio} must lie in [0, 1], or be null")
+            if self.warmup_steps:
+                raise ValueError(
+                    f"optim.sched.warmup_ratio={self.warmup_ratio} and optim.sched.warmup_steps={self.warmup_steps} "
+                    "both say how long the warm-up is; set optim.sched.warmup_ratio=null or optim.sched.warmup_steps=0"
+                )
+        if self.constant_steps < 0:
+            raise ValueError(f"optim.sched.constant_steps={self.constant_steps} must be 0 (none) or positive")
+        if self.constant_steps and self.name is not ScheduleName.CosineAnnealing:
+            raise ValueError(
+                f"optim.sched.constant_steps={self.constant_steps} belongs to optim.sched.name=CosineAnnealing, not "
+                f"{self.name.name}; choose that, or set optim.sched.constant_steps=0"
+            )
         if not 0 <= self.min_lr < math.inf:
             raise ValueError(f"optim.sched.min_lr={self.min_lr} must be 0 or a positive number")
 
@@ -81,7 +106,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.lr < 0:
             raise ValueError(f"optim.lr={self.lr} must not be negative; set it to 0 to freeze the weights")
-        if self.sched.name is not ScheduleName.constant and self.sched.min_lr > self.lr:
+        is_constant = self.sched.name in (ScheduleName.constant, ScheduleName.WarmupPolicy)
+        if not is_constant and self.sched.min_lr > self.lr:
             raise ValueError(
                 f"optim.sched.min_lr={self.sched.min_lr} must not be above optim.lr={self.lr}, or the learning rate "
                 f"would rise with optim.sched.name={self.sched.name.name}; lower it"

@@ -13,9 +13,9 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import ChainedOptimizer, MixedPrecisionOptimizer
 from torch import Tensor
 
-from zs_nemo.config.policy import OptimConfig, PolicyConfig, Precision, SchedConfig
+from zs_nemo.config.policy import OptimConfig, PolicyConfig, Precision
 from zs_nemo.training.optimizer_state import drop_what_others_own, lean_gather, load_state
-from zs_nemo.training.schedule import learning_rate
+from zs_nemo.training.schedule import learning_rate, schedule_of, state_of
 from zs_nemo.training.stochastic_rounding import stochastically_rounded
 
 
@@ -192,16 +192,14 @@ class ModelOptimizer:
 
     def schedule_state(self) -> dict[str, object]:
         """Return what a checkpoint needs beside the moments and master weights."""
-        sched = self.sched
         return {
             "lr": self.lr,
             "max_steps": self.max_steps,
             "num_updates": self.num_updates,
-            "sched": {"name": sched.name.name, "warmup_steps": sched.warmup_steps, "min_lr": sched.min_lr},
+            "sched": state_of(self.sched),
         }
 
     def load_schedule_state(self, state: dict[str, Any]) -> None:
         """Take up the schedule where ``schedule_state`` left it."""
-        name = type(self.sched.name)[state["sched"]["name"]]
-        self.sched = SchedConfig(**{**state["sched"], "name": name})
+        self.sched = schedule_of(state["sched"])
         self.lr, self.max_steps, self.num_updates = state["lr"], state["max_steps"], state["num_updates"]

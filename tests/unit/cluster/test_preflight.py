@@ -18,7 +18,7 @@ from zs_nemo.config.algorithm import KlPlace
 from zs_nemo.config.critic import CriticConfig
 from zs_nemo.config.endpoints import RecordingConfig, RecordingMode
 from zs_nemo.config.experiment import Accelerator
-from zs_nemo.config.policy import Precision
+from zs_nemo.config.policy import Precision, SchedConfig, ScheduleName
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig
 from zs_nemo.config.rollout import RefitTransport
 from zs_nemo.config.search import SimulatedSearchConfig
@@ -96,6 +96,16 @@ def test_the_schedule_counts_updates_and_not_steps(cfg: GrpoRecipeConfig) -> Non
     cfg.trainer.max_steps, cfg.policy.global_batch_size = 10, 20
     cfg.rollout.num_prompts_per_step, cfg.rollout.num_generations_per_prompt = 8, 4
     assert num_updates(cfg) == 20
+
+
+def test_a_schedule_that_the_run_is_too_short_for_is_refused_before_anything_starts(cfg: GrpoRecipeConfig) -> None:
+    cfg.trainer.max_steps, cfg.policy.global_batch_size = 10, 20
+    cfg.rollout.num_prompts_per_step, cfg.rollout.num_generations_per_prompt = 8, 4
+    cfg.policy.optim.sched = SchedConfig(name=ScheduleName.CosineAnnealing, warmup_ratio=0.5, constant_steps=10)
+    with pytest.raises(ValueError, match=r"^policy\.optim\.sched\.constant_steps=10 .* 10 .* the run's 20 updates"):
+        preflight.check(cfg, derive_layout(cfg))
+    cfg.policy.optim.sched.constant_steps = 9
+    preflight.check(cfg, derive_layout(cfg))
 
 
 def test_a_missing_model_folder_names_its_setting(cfg: GrpoRecipeConfig) -> None:

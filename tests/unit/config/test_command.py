@@ -35,6 +35,7 @@ TYPED = {
     "policy.optim.betas=[0.9,0.98]": "policy.optim.beta=[0.9,0.98]",
     "policy.optim.sched.name=CosineAnnealing": "policy.optim.shed.name=CosineAnnealing",
     "policy.optim.sched.warmup_steps=10": "policy.optim.sched.warmup_step=10",
+    "policy.optim.sched.constant_steps=2": "policy.optim.sched.constant_step=2",
     "policy.optim.sched.min_lr=1e-7": "policy.optim.sched.minimum_lr=1e-7",
     "exp_manager.exp_dir=/results": "exp_manager.exp_dirs=/results",
     "exp_manager.name=my_run": "exp_manger.name=my_run",
@@ -85,6 +86,13 @@ def test_a_setting_of_a_group_that_was_chosen_is_known() -> None:
     assert (
         refusal("search=retriever", "search.urll=http://h") == "unknown setting search.urll: did you mean search.url?"
     )
+
+
+@pytest.mark.parametrize("name", ["WarmupPolicy", "WarmupAnnealing", "InverseSquareRootAnnealing"])
+def test_a_schedule_is_taken_by_nemo_s_name_with_its_warm_up_as_a_share(name: str) -> None:
+    sched = "policy.optim.sched"
+    assert refusal(f"{sched}.name={name}", f"{sched}.warmup_steps=0", f"{sched}.warmup_ratio=0.1") == ""
+    assert refusal(f"{sched}.name={name}", f"{sched}.warmup_steps=10", f"{sched}.warmup_ratio=null") == ""
 
 
 def test_a_name_of_another_trainer_s_group_leads_to_ours() -> None:

@@ -100,6 +100,13 @@ def test_an_unknown_key_is_refused_with_its_name(override):
         ("cluster.master_port=80", r"cluster\.master_port=80"),
         ("policy.optim.betas=[0.9]", r"optim\.betas=\[0\.9\]"),
         ("policy.optim.sched.warmup_steps=-1", r"optim\.sched\.warmup_steps=-1 must be 0"),
+        ("policy.optim.sched.warmup_ratio=0.1", r"warmup_ratio=0\.1 and optim\.sched\.warmup_steps=4 both .*steps=0"),
+        ("policy.optim.sched.warmup_ratio=1.5", r"optim\.sched\.warmup_ratio=1\.5 must lie in \[0, 1\]"),
+        ("policy.optim.sched.constant_steps=-1", r"optim\.sched\.constant_steps=-1 must be 0"),
+        (
+            "policy.optim.sched={name:InverseSquareRootAnnealing,constant_steps:2}",
+            r"constant_steps=2 belongs to optim\.sched\.name=CosineAnnealing, not Inv.*, or set .*constant_steps=0",
+        ),
         ("policy.optim.sched.min_lr=-1", r"optim\.sched\.min_lr=-1\.0 must be 0"),
         ("policy.optim.lr=1e-6", r"optim\.sched\.min_lr=1e-05 must not be above optim\.lr=1e-06, .*; lower it"),
         ("warm_start.steps=-1", r"warm_start\.steps=-1 must be 0"),
