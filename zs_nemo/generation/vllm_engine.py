@@ -128,7 +128,7 @@ class VllmEngine:
 
         Requests that come meanwhile wait for ``wake``. For a setup with ``sleeps``.
         """
-        async with self._gate.update(self.weight_version):
+        async with self._gate.alone("the engine could not be sent to sleep"):
             await self._while_alive(self._llm.sleep(level=_WEIGHTS_TO_HOST, mode="wait"))
 
     async def wake(self) -> None:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 
 class WeightGate:
-    """Lets many requests run together, or one weight update alone.
+    """Lets many requests run together, or one weight update or sleep alone.
 
     An update waits until the requests under way have finished; requests that come in meanwhile wait for the update.
     So every token of a completion is sampled under the same weights. For one event loop.
@@ -22,7 +22,7 @@ class WeightGate:
 
     @asynccontextmanager
     async def request(self) -> AsyncIterator[int]:
-        """Hold the weights for one request; yields their version. Raises when the last update failed half-way."""
+        """Hold the weights for one request; yields their version. Raises when an update or a sleep failed half-way."""
         async with self._changed:
             await self._changed.wait_for(lambda: not self._updating)
             if self._failure is not None:
@@ -38,19 +38,28 @@ class WeightGate:
 
     @asynccontextmanager
     async def update(self, version: int) -> AsyncIterator[None]:
-        """Hold the engine alone while its weights change to ``version``. A failure inside closes the gate for good."""
+        """Hold the engine alone while its weights change to ``version``; that opens a closed gate."""
+        async with self.alone(f"weights of version {version} could not be loaded"):
+            yield
+            self.version = version
+            self._failure = None
+
+    @asynccontextmanager
+    async def alone(self, failure: str) -> AsyncIterator[None]:
+        """Hold the engine alone. An error inside closes the gate until weights are loaded.
+
+        Until then requests raise ``failure`` with the error.
+        """
         async with self._changed:
             await self._changed.wait_for(lambda: not self._updating)
             self._updating = True
             await self._changed.wait_for(lambda: self._running == 0)
         try:
             yield
-            self.version = version
-            self._failure = None
         except BaseException as error:
             self._failure = (
-                f"weights of version {version} could not be loaded ({type(error).__name__}: {error}); "
-                "the engine may hold half of them and serves nothing until a load succeeds"
+                f"{failure} ({type(error).__name__}: {error}); the engine may hold half of its weights and serves "
+                "nothing until a load succeeds"
             )
             raise
         finally:

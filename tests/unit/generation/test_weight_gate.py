@@ -46,6 +46,30 @@ async def test_a_failed_update_closes_the_gate_until_one_succeeds() -> None:
         assert version == 4
 
 
+async def test_an_engine_that_could_not_fall_asleep_says_so_and_not_that_its_weights_are_missing() -> None:
+    gate = WeightGate()
+    async with gate.update(3):
+        pass
+    with pytest.raises(OSError, match="host memory"):
+        async with gate.alone("the engine could not be sent to sleep"):
+            raise OSError("host memory")
+    with pytest.raises(RuntimeError, match=r"^the engine could not be sent to sleep \(OSError: host memory\).*nothing"):
+        async with gate.request():
+            pass
+
+
+async def test_sleep_does_not_open_a_gate_that_a_failed_load_has_closed() -> None:
+    gate = WeightGate()
+    with pytest.raises(OSError, match="disk"):
+        async with gate.update(3):
+            raise OSError("disk")
+    async with gate.alone("the engine could not be sent to sleep"):
+        pass
+    with pytest.raises(RuntimeError, match="weights of version 3 could not be loaded"):
+        async with gate.request():
+            pass
+
+
 async def test_a_cancelled_request_is_counted_out() -> None:
     gate = WeightGate()
 
