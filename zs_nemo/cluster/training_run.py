@@ -16,6 +16,7 @@ from zs_nemo.cluster.checkpoints import CRITIC, CURRICULUM, EPISODES, POLICY, Ch
 from zs_nemo.cluster.engine_run import EngineRun
 from zs_nemo.cluster.rank_groups import CriticGroup
 from zs_nemo.cluster.setups import num_updates
+from zs_nemo.cluster.stop_causes import StopCause, cause_of
 from zs_nemo.cluster.stop_request import PROCESS_STOP, StoppedBySignal
 from zs_nemo.config.algorithm import KlPlace
 from zs_nemo.config.policy import SchedConfig
@@ -84,7 +85,7 @@ class TrainingRun(EngineRun):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if isinstance(error, SearchBudgetExceeded):
+            if error is not None and self._has_lost_searches(error):
                 # The ranks are well, and as the last step has left them.
                 self._save_after_lost_searches()
             elif isinstance(error, KeyboardInterrupt):
@@ -338,6 +339,13 @@ class TrainingRun(EngineRun):
             self._save(self._next_step)
         self._commit_checkpoint()
         self._save_progress()
+
+    def _has_lost_searches(self, error: BaseException) -> bool:
+        """Whether a run failed for want of its search engine or of the simulator's own engines."""
+        if isinstance(error, SearchBudgetExceeded):
+            return True
+        # A signal to all processes of a job ends engines first, and the ranks next.
+        return not PROCESS_STOP.requested and cause_of(error, self._run_dir.path) is StopCause.simulator_lost
 
     def _save_after_lost_searches(self) -> None:
         """Save what was trained before the searches of this step failed; what prevents it is told, and hides nothing.

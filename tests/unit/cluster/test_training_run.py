@@ -9,6 +9,7 @@ import pytest
 
 from tests.fakes import CharTokenizer
 from tests.unit.observability.runs import group, searching
+from zs_nemo.cluster.roles import RanksLost, Role, RoleError
 from zs_nemo.cluster.training_run import TrainingRun
 from zs_nemo.config.experiment import ExpManagerConfig, TrainerConfig, WarmStartConfig
 from zs_nemo.config.guards import GuardConfig, OnCollapse
@@ -23,6 +24,13 @@ from zs_nemo.rollout.ledger import SearchLedger
 
 REWARDS = (0.9, 0.7, 0.3, 0.6, 0.1, 0.8, 0.95, 0.2)
 HEALTHY, COLLAPSED = 1.0, 0.01
+SEARCHES_FAILED = SearchBudgetExceeded("no endpoint is alive", engine="simulator")
+
+
+def death_of(name: str, kind: type[RoleError] = RoleError) -> RoleError:
+    error = kind(f"{name} failed in generate: its process died")
+    error.role, error.died = Role(name, None, Path("log")), True
+    return error
 
 
 def settings(*, async_save: bool = False) -> GrpoRecipeConfig:
@@ -54,6 +62,7 @@ def train(
     stop_before: int = len(REWARDS),
     collapse_once_at: int | None = None,
     searches_fail_at: int | None = None,
+    failure: Exception = SEARCHES_FAILED,
     async_save: bool = False,
 ) -> list[tuple[int, float]]:
     """Run or resume, as a recipe does; return (step, noise) of every step that was rolled out."""
@@ -64,7 +73,7 @@ def train(
             if step == stop_before:
                 break
             if step == searches_fail_at:
-                raise SearchBudgetExceeded("no endpoint is alive", engine="simulator")
+                raise failure
             noise = run.curriculum.noise_at(step)
             seen.append((step, noise))
             groups = [group(searching(reward=REWARDS[step], key=(step, 0, 0)))]
@@ -88,12 +97,22 @@ def test_a_resumed_run_meets_the_noise_of_an_uninterrupted_one(
     assert resumed == whole[begins_at:]
 
 
+@pytest.mark.parametrize("failure", [SEARCHES_FAILED, death_of("simulator-engine-0")], ids=["searches", "engine"])
 @pytest.mark.parametrize("async_save", [False, True], ids=["in the way", "in the background"])
-def test_a_run_whose_searches_fail_is_saved_where_it_stands(tmp_path: Path, async_save: bool) -> None:
+def test_a_run_that_has_lost_its_simulator_is_saved_where_it_stands(
+    tmp_path: Path, async_save: bool, failure: Exception
+) -> None:
     whole = train(tmp_path / "whole")
-    with pytest.raises(SearchBudgetExceeded):
-        train(tmp_path / "broken", searches_fail_at=5, async_save=async_save)
+    with pytest.raises(type(failure)):
+        train(tmp_path / "broken", searches_fail_at=5, failure=failure, async_save=async_save)
     assert train(tmp_path / "broken", async_save=async_save) == whole[5:], "no step that was trained is trained again"
+
+
+def test_of_a_run_that_has_lost_a_rank_nothing_is_asked_any_more(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole")
+    with pytest.raises(RanksLost):
+        train(tmp_path / "broken", searches_fail_at=5, failure=death_of("policy-rank-0", RanksLost))
+    assert train(tmp_path / "broken") == whole[4:]
 
 
 def test_a_return_to_a_checkpoint_takes_the_noise_back_with_it(tmp_path: Path) -> None:
