@@ -85,7 +85,7 @@ def answering(
     Raises ``ValueError`` before anything is started for what can be known, an endpoint that serves another model
     included; otherwise what ``System.start`` raises.
     """
-    remote = build_remote_engine(cfg.search, num_searches_before=ledger.asked(WebSearch.name))
+    remote = build_remote_engine(cfg.search, cfg.cost, num_searches_before=ledger.asked(WebSearch.name))
     with ExitStack() as stack:
         with ThreadPoolExecutor(1) as pool:
             # The index needs seconds of one core while the engines mostly wait for imports.

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from zs_nemo.config.cost import CostConfig
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
 from zs_nemo.config.search import (
@@ -14,6 +15,7 @@ from zs_nemo.config.search import (
     settings_stand_at,
 )
 from zs_nemo.evaluation.evaluator import CLOSED_BOOK
+from zs_nemo.observability.cost import bought_usd
 from zs_nemo.observability.phase import Phase
 from zs_nemo.qa.facts import FactsWorld
 from zs_nemo.rollout.callbacks import EngineSearch, RolloutCallback, SimulatedSearch, resolve_callback
@@ -149,7 +151,7 @@ def engine_name(settings: SearchConfig) -> str:
 
 
 def build_remote_engine(
-    settings: SearchConfig | None, *, num_searches_before: int = 0, place: str = "search"
+    settings: SearchConfig | None, prices: CostConfig, *, num_searches_before: int = 0, place: str = "search"
 ) -> RemoteEngine | None:
     """Return the client of an engine elsewhere, None for any other; raise ``ValueError`` without its credentials.
 
@@ -160,20 +162,24 @@ def build_remote_engine(
         if isinstance(settings, RetrieverSearchConfig):
             return RetrieverSearch(settings)
         if isinstance(settings, WebSearchConfig):
-            return WebSearch(settings, num_searches_before=num_searches_before, place=place)
+            usd_per_search = bought_usd(1, prices.usd_per_1000_searches)
+            return WebSearch(
+                settings, usd_per_search=usd_per_search, num_searches_before=num_searches_before, place=place
+            )
     return None
 
 
 def build_remote_engines(cfg: RecipeConfig, ledger: SearchLedger) -> RealEngines:
     """Return those real engines that cost nothing to build, before anything starts: a missing key is found here."""
     if cfg.evaluation.search == cfg.search:
-        both = build_remote_engine(cfg.search, num_searches_before=ledger.asked(WebSearch.name))
+        both = build_remote_engine(cfg.search, cfg.cost, num_searches_before=ledger.asked(WebSearch.name))
         return RealEngines(training=both, judge=both)
     # Both are counted under one name: the phase tells whose searches they were.
     asked_in_training = ledger.asked(WebSearch.name, [phase for phase in Phase if phase is not Phase.evaluation])
-    training = build_remote_engine(cfg.search, num_searches_before=asked_in_training)
+    training = build_remote_engine(cfg.search, cfg.cost, num_searches_before=asked_in_training)
     judge = build_remote_engine(
         cfg.evaluation.search,
+        cfg.cost,
         num_searches_before=ledger.asked(WebSearch.name, [Phase.evaluation]),
         place="evaluation.search",
     )

@@ -55,7 +55,7 @@ def served_engine(cfg: ServeSearchConfig) -> Iterator[ServedEngine]:
             f"server.noise is set, but search={type(cfg.search).__name__.removesuffix('SearchConfig').lower()} is a "
             "real engine and returns no noisy documents; leave server.noise as it is, or serve search=simulated"
         )
-    remote = build_remote_engine(cfg.search)
+    remote = build_remote_engine(cfg.search, cfg.cost)
     if remote is not None:
         yield ServedEngine(engine=remote, noise_at=None, aclose=remote.aclose)
         return

@@ -63,6 +63,8 @@ OURS = {
     "default_local_dir": "exp_manager.exp_dir",
     "trainer.experiment_name": "exp_manager.name",
     "save_freq": "exp_manager.save_every_n_steps",
+    # Ours, once: a price beside the one that the report's account is made with.
+    "price_per_search": "cost.usd_per_1000_searches",
 }
 """Ours by theirs: the whole name, or its end where that is enough."""
 

@@ -41,7 +41,8 @@ class RetrieverSearchConfig(SearchConfig):
 
 @dataclass(kw_only=True)
 class WebSearchConfig(SearchConfig):
-    """``search=web``: the web, through an API of SerpAPI's form. Costs money: see ``max_searches``."""
+    """``search=web``: the web, through an API of SerpAPI's form. Costs money: see ``max_searches``,
+    and ``cost.usd_per_1000_searches`` for its price."""
 
     url: str = "https://serpapi.com/search.json"
     engine: str = "google"
@@ -55,8 +56,6 @@ class WebSearchConfig(SearchConfig):
     max_searches: int = 1000
     """Quota of a whole run, or of a search server from its start on, failed requests included; 0 for none. What is
     asked beyond it is refused unsent."""
-    price_per_search: float = 0.0
-    """Price of one search that brought an answer, in any currency; the sum is in the run's counts."""
     answer_box: bool = True
     """Take the box above the results, where there is one, as the first document."""
 
@@ -71,11 +70,8 @@ class WebSearchConfig(SearchConfig):
             )
         check_variable_name("search.api_key_variable", self.api_key_variable)
         _check_client(self.timeout_s, self.max_concurrency)
-        if self.max_searches < 0 or self.price_per_search < 0:
-            raise ValueError(
-                f"search.max_searches={self.max_searches} (0 for no limit) and "
-                f"search.price_per_search={self.price_per_search} must not be negative"
-            )
+        if self.max_searches < 0:
+            raise ValueError(f"search.max_searches={self.max_searches} must be 0 (no limit) or positive")
 
 
 def check_http_url(setting: str, url: str) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from zs_nemo.config.cost import CostConfig
 from zs_nemo.config.endpoints import check_variable_name
 from zs_nemo.config.experiment import ClusterConfig, DataConfig, TrainerConfig
 from zs_nemo.config.faults import FaultConfig
@@ -107,6 +108,8 @@ class ServeSearchConfig:
     """``max_engine_restarts`` of a simulator of our own; nothing else of it is read."""
     data: DataConfig = field(default_factory=DataConfig)
     """The facts world, whose corpus BM25 searches unless ``search.corpus`` names another."""
+    cost: CostConfig = field(default_factory=CostConfig)
+    """``usd_per_1000_searches`` is what ``/metrics`` sums up of web searches; nothing else of it is read."""
     log_dir: str = "runs/serve_search"
     """Folder for the logs of a simulator's engines."""
 

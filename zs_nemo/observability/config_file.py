@@ -67,7 +67,7 @@ _FREE_ON_RESUME = (
             "batch_window_s",
             "max_batch_queries",
             "max_searches",
-            "price_per_search",
+            "price_per_search",  # Of runs that began when it was a setting.
         )
     ),
     "generation.refit_",

@@ -28,8 +28,6 @@ class SearchCounts:
     """Calls that took the answer of an equal one that was under way."""
     cached: int = 0
     """Calls that took an answer that was kept of an equal one."""
-    price: float = 0.0
-    """Sum of what the calls cost, in the currency of the engine's settings."""
     busy_s: float = 0.0
     """Sum over calls; they overlap, so this can be more than the wall time."""
 
@@ -54,7 +52,9 @@ class SearchLedger:
         self._counts: defaultdict[str, defaultdict[str, SearchCounts]] = defaultdict(lambda: defaultdict(SearchCounts))
         for phase, engines in (state or {}).items():
             for name, counts in engines.items():
-                self._counts[phase][name] = SearchCounts(**counts)  # type: ignore[arg-type]
+                # A version before this one may have counted something else besides.
+                known = {field: value for field, value in counts.items() if field in SearchCounts.__dataclass_fields__}
+                self._counts[phase][name] = SearchCounts(**known)  # type: ignore[arg-type]
 
     def watch(self, engine: SearchEngine) -> "WatchedSearch":
         """Return the engine, counted. Only what this returns may be called."""
@@ -110,7 +110,6 @@ class WatchedSearch:
             counts.completion_tokens += result.completion_tokens
             counts.shared += result.is_shared
             counts.cached += result.is_cached
-            counts.price += result.price
             return result
         finally:
             counts.busy_s += time.monotonic() - began

@@ -29,7 +29,7 @@ class ServerMetrics:
         self._noisy = counter("noisy_searches", "Searches answered with documents that were asked to be noisy")
         self._documents = counter("documents", "Documents returned")
         self._defects = counter("defects", "Flaws of raw documents that were mended", "kind")
-        self._price = counter("searches_price", "Price of searches that are paid for, in the engine's currency")
+        self._price = counter("searches_price", "What web searches have cost, in US dollars")
         self._tokens = counter("simulator_tokens", "Tokens that a simulator read and wrote", "direction")
         self._latency = Histogram(
             "zs_nemo_search_seconds", "Time of one search from its turn on", buckets=_BUCKETS_S, registry=registry

@@ -32,16 +32,19 @@ class WebSearch:
         self,
         settings: WebSearchConfig,
         *,
+        usd_per_search: float = 0.0,
         num_searches_before: int = 0,
         place: str = "search",
         environment: Mapping[str, str] = os.environ,
     ) -> None:
         """``num_searches_before`` counts against the quota: what a resumed run has asked already.
 
+        ``usd_per_search`` is the price of one that brings an answer.
         ``place`` is where the settings stand, for messages.
         Raises ``ValueError`` when the key's environment variable is not set.
         """
         self._settings = settings
+        self._usd_per_search = usd_per_search
         self._place = place
         self._key = secret_from(settings.api_key_variable, f"{place}.api_key_variable", environment)
         self._client = HttpClient(
@@ -77,7 +80,7 @@ class WebSearch:
             documents=self._documents(answer)[: request.num_documents],
             source=self.name,
             latency_s=time.perf_counter() - start,
-            price=self._settings.price_per_search,
+            price=self._usd_per_search,
         )
 
     async def aclose(self) -> None:

@@ -57,7 +57,7 @@ class SearchResult:
     completion_tokens: int = 0
     """Tokens a simulator wrote; 0 for a real engine."""
     price: float = 0.0
-    """What the call cost, in the currency of the engine's settings; 0 for an engine that has no price."""
+    """What was paid for the call, in US dollars; 0 for an engine that is not paid by the search."""
     is_shared: bool = False
     """Whether it is the answer to an equal search that was under way, at no cost of its own."""
     is_cached: bool = False

@@ -19,6 +19,7 @@ from zs_nemo.cluster.roles import RoleError
 from zs_nemo.cluster.search_engines import SearchEngines, build_real_engines, build_remote_engines
 from zs_nemo.cluster.served_engine import LostIsUnavailable, served_engine
 from zs_nemo.cluster.simulator_system import simulator_engines
+from zs_nemo.config.cost import CostConfig
 from zs_nemo.config.endpoints import RecordingConfig, RecordingMode
 from zs_nemo.config.experiment import Accelerator, EvaluationConfig, TrainerConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig
@@ -154,6 +155,32 @@ def test_what_engines_of_the_run_write_has_no_deadline(
     by_simulator, by_judge = found.evaluation("simulator"), found.evaluation("bm25")
     assert by_simulator is not None and by_simulator.has_deadline is bool(endpoints)
     assert by_judge is not None and by_judge.has_deadline
+
+
+def test_what_the_web_charges_is_the_price_in_the_cost_settings_in_runs_and_servers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({"organic_results": [{"title": "Lima", "snippet": "A capital."}]})
+
+    def app() -> web.Application:
+        made = web.Application()
+        made.router.add_get("/search.json", answer)
+        return made
+
+    async def price_of(engine: Any) -> float:
+        result = await engine.search(REQUEST)
+        await engine.aclose()
+        return result.price
+
+    monkeypatch.setenv("SERPAPI_API_KEY", "x")
+    prices = CostConfig(usd_per_1000_searches=10.0)
+    with serving(app) as url:
+        cfg = config(WebSearchConfig(url=f"{url}/search.json"))
+        cfg.cost = prices
+        assert asyncio.run(price_of(build_remote_engines(cfg, SearchLedger()).training)) == 0.01
+        with served_engine(ServeSearchConfig(search=cfg.search, cost=prices)) as served:
+            assert asyncio.run(price_of(served.engine)) == 0.01
 
 
 def test_a_resumed_run_has_spent_what_it_had_spent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,6 +129,12 @@ def test_what_a_nemo_user_calls_a_micro_batch_is_not_taken_for_the_whole_batch()
     assert refusal("trainer.ppo.normalize_advantages=true") == "unknown setting trainer.ppo.normalize_advantages"
 
 
+def test_the_price_of_a_web_search_is_set_in_one_place_and_its_former_name_leads_there() -> None:
+    told = "unknown setting search.price_per_search: did you mean cost.usd_per_1000_searches?"
+    for name in ("grpo", "serve_search"):
+        assert refusal("search=web", "search.price_per_search=0.01", name=name) == told
+
+
 def test_no_name_of_ours_is_taken_for_one_of_another_trainer_s() -> None:
     known = {*_known("ppo", []), *_known("grpo", [])}
     assert set(OURS.values()) <= known

@@ -37,3 +37,8 @@ async def test_answers_that_were_shared_or_kept_are_counted_for_the_account_of_w
     await engine.search(REQUEST)
     (counts,) = ledger.state()["warm_start"].values()
     assert (counts["calls"], counts["shared"], counts["cached"]) == (4, 2, 1)
+
+
+def test_counts_of_a_run_that_began_under_another_version_are_taken_as_far_as_they_are_known() -> None:
+    ledger = SearchLedger({"rl": {"web": {"calls": 7, "failures": 2, "price": 0.5}}})
+    assert ledger.asked("web") == 9 and "price" not in ledger.state()["rl"]["web"]
