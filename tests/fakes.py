@@ -57,6 +57,8 @@ class FixedSearch:
     failures: int = 0
     failure_kind: SearchFailureKind = SearchFailureKind.unavailable
     name: str = "fixed"
+    tokens: tuple[int, int] = (0, 0)
+    """Read and written for a search."""
     requests: list[SearchRequest] = field(default_factory=list)
 
     async def search(self, request: SearchRequest) -> SearchResult:
@@ -65,5 +67,9 @@ class FixedSearch:
         if len(self.requests) <= self.failures:
             raise SearchFailure(self.failure_kind, "not yet")
         return SearchResult(
-            documents=tuple(Document(text=text) for text in self.texts), source=self.name, noisy=request.noisy
+            documents=tuple(Document(text=text) for text in self.texts),
+            source=self.name,
+            noisy=request.noisy,
+            prompt_tokens=self.tokens[0],
+            completion_tokens=self.tokens[1],
         )

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from zs_nemo.cluster.engine_pool import EnginePool
 from zs_nemo.cluster.preflight import check_simulator
 from zs_nemo.cluster.search_engines import RemoteEngine, build_remote_engine, corpus_of
 from zs_nemo.cluster.simulator_system import simulator_engines
@@ -47,7 +48,7 @@ class AskedPolicy:
     """The same as ``engine``, where it is one."""
     pool: EndpointPool | None = None
     """Its connections."""
-    simulator: GenerationEngine | None = None
+    simulator: EnginePool | None = None
     """Engines of our own that write documents; None without any."""
 
 

@@ -21,6 +21,7 @@ from zs_nemo.cluster.answering import answering
 from zs_nemo.cluster.engine_run import EngineRun
 from zs_nemo.cluster.placement_drawing import placement_shown
 from zs_nemo.cluster.search_engines import corpus_of, engine_name
+from zs_nemo.cluster.simulator_system import simulator_roles
 from zs_nemo.config.evaluate import EvaluateRecipeConfig, Method
 from zs_nemo.config.search import Bm25SearchConfig, NoSearchConfig, SimulatedSearchConfig
 from zs_nemo.evaluation.answer_log import AnswerLog
@@ -40,6 +41,7 @@ from zs_nemo.evaluation.manifest import (
 )
 from zs_nemo.evaluation.scores import EvaluationName
 from zs_nemo.observability.config_file import settings_that_count
+from zs_nemo.observability.cost import POLICY
 from zs_nemo.observability.memory import MemoryWatch
 from zs_nemo.observability.phase import Phase
 from zs_nemo.observability.run_dir import package_versions
@@ -132,9 +134,20 @@ class EvaluationRun(EngineRun):
         return self._run_dir.path / "report.html"
 
     def _accounts(self) -> dict[str, dict[str, float]]:
-        """Return what our own engines have held and done; nothing is known of what an endpoint costs."""
-        system = self._parts.policy.system
-        return {} if system is None else system.accounts(wall_s=self.timer.wall_s, stage_s=self.timer.totals)
+        """Return what our own engines have held and done, and what a policy's servers were asked."""
+        policy, wall_s = self._parts.policy, self.timer.wall_s
+        if policy.system is not None:
+            return policy.system.accounts(wall_s=wall_s, stage_s=self.timer.totals)
+        accounts: dict[str, dict[str, float]] = {}
+        if (asked := policy.endpoint) is not None:
+            accounts[POLICY] = {
+                "requests": asked.num_requests,
+                "prompt_tokens": asked.prompt_tokens,
+                "completion_tokens": asked.completion_tokens,
+            }
+        if policy.simulator is not None:
+            accounts |= simulator_roles(self._cfg, policy.simulator.usage, wall_s=wall_s)
+        return accounts
 
     def _keep(self, method: Method, log: AnswerLog, questions: Sequence[Question]) -> None:
         name, known = self._name(method), log.read()

@@ -72,6 +72,7 @@ def render_page(files: RunFiles, report: Mapping[str, Any]) -> str:
         titles={name: _title(entry) for name, entry in entries.items()},
         simulated=any(entry["engine"] in SIMULATED_ENGINES for entry in entries.values()),
         episodes=[{"title": _title(entry), "episodes": _episodes(files.path, name)} for name, entry in entries.items()],
+        engine_names=ENGINE_NAMES,
         config_yaml=files.config_yaml,
     )
 

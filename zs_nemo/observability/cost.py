@@ -11,6 +11,8 @@ from zs_nemo.config.cost import CostConfig
 
 SIMULATOR = "simulator"
 """The role whose engines write simulated documents."""
+POLICY = "policy"
+"""The role of a policy behind an endpoint that is not the run's own."""
 BOUGHT_ENGINES = frozenset({"web"})
 """Search engines that are paid by the search."""
 
@@ -117,7 +119,7 @@ def hours_usd(seconds: float, usd_per_hour: float) -> float:
 
 
 def tokens_usd(counts: Counts, prices: CostConfig) -> float:
-    """Return the price of a simulator's tokens at an endpoint that is paid by the token."""
+    """Return the price of a model's tokens at an endpoint that is paid by the token."""
     return (
         counts.get("prompt_tokens", 0) * prices.usd_per_million_prompt_tokens
         + counts.get("completion_tokens", 0) * prices.usd_per_million_completion_tokens
@@ -134,8 +136,9 @@ def account(
     """Return the ``cost`` of a report.
 
     ``engines`` are the counts of every search engine, of which ``simulated`` names the simulated ones; ``sessions`` are
-    the roles of every session of the run, each with what ``cluster.role_accounts`` counts. A sum is None when a part
-    of it is not known: roles that were never recorded, or a price of 0.
+    the roles of every session of the run, each with what ``cluster.role_accounts`` counts. A role with requests that
+    holds nothing is a model behind an endpoint that is not the run's own, and paid by the token. A sum is None when a
+    part of it is not known: roles that were never recorded, a price of 0, or tokens that a server does not count.
     """
     roles = _roles(sessions, prices)
     asked = {name: counts for name, counts in engines.items() if name in simulated}
@@ -179,6 +182,10 @@ def _priced(counts: Counts, prices: CostConfig) -> dict[str, Any]:
     row: dict[str, Any] = {name: counts.get(name, 0) for name in _ROLE_COUNTS}
     held = row["held_gpu_s"] + row["held_core_s"]
     row["busy_share"] = (row["busy_gpu_s"] + row["busy_core_s"]) / held if held else None
+    if row["requests"] and not held:
+        is_counted = row["prompt_tokens"] + row["completion_tokens"] > 0
+        row["usd"] = row["busy_usd"] = _endpoint_usd(counts, prices) if is_counted else None
+        return row
     for kind, name in (("held", "usd"), ("busy", "busy_usd")):
         gpu_s, core_s = row[f"{kind}_gpu_s"], row[f"{kind}_core_s"]
         gpus = _known(hours_usd(gpu_s, prices.usd_per_gpu_hour), gpu_s, prices.usd_per_gpu_hour)

@@ -1,9 +1,10 @@
 """An evaluation run from its settings to its report, with a scripted policy and a fixed engine for the processes."""
 
 import os
+import re
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,9 @@ from recipes.evaluate import evaluate
 from tests.fakes import CharTokenizer, FixedSearch, ScriptedEngine
 from zs_nemo.cluster import evaluation_run
 from zs_nemo.cluster.answering import Answering, AskedPolicy
+from zs_nemo.cluster.engine_pool import EngineUsage
 from zs_nemo.cluster.stop_request import StoppedBySignal, StopRequest
+from zs_nemo.config.cost import CostConfig
 from zs_nemo.config.endpoints import ApiKind
 from zs_nemo.config.evaluate import EvaluateConfig, EvaluateRecipeConfig, Method
 from zs_nemo.config.experiment import DataConfig, ExpManagerConfig
@@ -47,6 +50,8 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.policy, self.search = ScriptedEngine(script), FixedSearch(("It is known.",), name="bm25")
+        self.parts: dict[str, object] = {}
+        """Whatever else belongs to the policy that answers."""
         self.corpus, self.model = folder / "corpus.jsonl", folder / "model"
         self.corpus.write_text('{"id": "1", "contents": "It is known."}\n')
         self.model.mkdir()
@@ -75,7 +80,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     def answering(cfg: EvaluateRecipeConfig, world: object, ledger: SearchLedger, *more) -> Iterator[Answering]:
         more[-1](CharTokenizer())
         form = PromptForm(api=ApiKind.completions, may_open=True)
-        policy = AskedPolicy(engine=made.policy, tokenizer=CharTokenizer(), form=form)
+        policy = AskedPolicy(engine=made.policy, tokenizer=CharTokenizer(), form=form, **made.parts)  # type: ignore[arg-type]
         setting = SearchSetting(callback=EngineSearch(ledger.watch(made.search)), num_documents=1)
         yield Answering(policy=policy, search=setting, remote=None, simulator=None)
 
@@ -108,6 +113,46 @@ def test_every_method_is_scored_by_set_and_in_the_mean_on_one_page(world: World,
     assert "EM as published (containment)" in page and "retrieve then read, BM25" in page and "<svg" in page
     before = (path / "report.json").read_bytes()
     assert report.main([str(path)]) == 0 and (path / "report.json").read_bytes() == before
+
+
+def text_of(page: Path) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.read_text()))
+
+
+def test_the_page_shows_what_was_held_searched_and_paid_as_that_of_a_training_does(
+    world: World, tmp_path: Path
+) -> None:
+    world.search = FixedSearch(("It is known.",), name="simulator", tokens=(30, 12))
+    held = {"generation": {"held_gpu_s": 7200.0, "busy_gpu_s": 3600.0, "prompt_tokens": 90, "completion_tokens": 8}}
+    held["simulator"] = {"held_gpu_s": 3600.0, "busy_gpu_s": 900.0, "prompt_tokens": 600, "completion_tokens": 240}
+    world.parts["system"] = SimpleNamespace(accounts=lambda **spent: held, engines_alone=nullcontext)
+    path = run(tmp_path, world.settings(search=SimulatedSearchConfig(), methods=METHODS))
+    cost = read_json(path / "report.json", None)["cost"]
+    assert (cost["searches"], cost["simulator_tokens"]) == ({"simulator": 20}, {"simulator": 20 * 42})
+    told = text_of(path / "report.html")
+    assert "evaluation Simulator 20 0 600 / 240" in told
+    assert "generation 2.00 GPU-h 50% 90 / 8 $2.95" in told and "simulator 1.00 GPU-h 25% 600 / 240 $1.48" in told
+    assert "the run $4.4" in told and "20 searches, simulated and bought" in told and "bought $0.18 $9.17" in told
+
+
+def test_a_policy_behind_an_endpoint_is_paid_by_the_token_and_the_simulator_beside_it_by_the_hour(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.parts["endpoint"] = SimpleNamespace(num_requests=40, prompt_tokens=2_000_000, completion_tokens=100_000)
+    world.parts["simulator"] = SimpleNamespace(usage=EngineUsage(num_requests=20))
+    monkeypatch.setattr(
+        evaluation_run,
+        "simulator_roles",
+        lambda cfg, usage, *, wall_s: {"simulator": {"held_gpu_s": 3600.0, "requests": usage.num_requests}},
+    )
+    cfg = world.settings(search=SimulatedSearchConfig(), methods=[Method.agent])
+    cfg.cost = CostConfig(usd_per_million_prompt_tokens=0.5, usd_per_million_completion_tokens=2.0)
+    path = run(tmp_path, cfg)
+    cost = read_json(path / "report.json", None)["cost"]
+    assert cost["roles"]["policy"]["usd"] == pytest.approx(2 * 0.5 + 0.1 * 2.0)
+    assert cost["roles"]["simulator"]["requests"] == 20
+    assert cost["run_usd"] == pytest.approx(1.2 + cfg.cost.usd_per_gpu_hour)
+    assert "policy – – 2,000,000 / 100,000 $1.20" in text_of(path / "report.html")
 
 
 def test_a_run_that_was_broken_off_asks_only_what_is_missing(world: World, tmp_path: Path) -> None:

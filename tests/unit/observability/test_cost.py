@@ -148,6 +148,18 @@ def test_a_simulator_at_an_endpoint_is_paid_by_the_token() -> None:
     assert held["endpoint_usd"] == 0.0, "an engine that the run holds is paid by the hour alone"
 
 
+def test_a_model_that_holds_nothing_is_paid_by_the_token_as_far_as_its_servers_count_them() -> None:
+    prices = replace(PRICES, usd_per_million_prompt_tokens=0.5, usd_per_million_completion_tokens=2.0)
+    asked = {"requests": 10, "prompt_tokens": 4_000_000, "completion_tokens": 500_000}
+    sessions = [{"training": TRAINING, "judge": asked}, {"judge": asked}]
+    cost = of({"bm25": {"calls": 10}}, sessions, prices)
+    assert cost["roles"]["judge"]["usd"] == pytest.approx(2 * (4 * 0.5 + 0.5 * 2.0))
+    assert cost["run_usd"] == pytest.approx(4.0 + 6.0)
+    assert of({}, sessions)["roles"]["judge"]["usd"] is None, "without a price"
+    unsaid = of({}, [{"judge": {"requests": 10}}], prices)
+    assert unsaid["roles"]["judge"]["usd"] is None and unsaid["run_usd"] is None
+
+
 def test_answers_that_were_shared_or_kept_are_worth_the_work_that_they_saved() -> None:
     engines = {"simulator": {**SEARCHES["simulator"], "shared": 300, "cached": 100}}
     simulated = of(engines)["simulated"]
