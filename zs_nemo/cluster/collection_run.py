@@ -3,7 +3,8 @@
 Layout of its run directory, besides what every run has::
 
     interactions/step_0007.jsonl   the searches of one round of questions (types/interaction.py); whole or absent
-    judgements.jsonl               verdicts of a language model, one a search (or document), as they come
+    judgements.jsonl               verdicts of a language model, one a search (or document), as they come, each with the
+                                   tokens that it took
     examples_train.jsonl, examples_held_out.jsonl   the searches to learn from, each with ``useful``; with
                                    ``collect.unit=document`` each has one of a search's documents
     report.json                    what was asked, judged and kept
@@ -20,6 +21,7 @@ from zs_nemo.cluster.engine_run import EngineRun
 from zs_nemo.cluster.judgement import LlmJudgement
 from zs_nemo.cluster.preflight import check_judge
 from zs_nemo.config.collect import CollectRecipeConfig, JudgedUnit, JudgeName
+from zs_nemo.observability.cost import JUDGE
 from zs_nemo.observability.files import read_json_lines, write_json, write_json_lines
 from zs_nemo.observability.phase import Phase
 from zs_nemo.observability.progress import Progress
@@ -38,11 +40,14 @@ class CollectionRun(EngineRun):
 
     _cfg: CollectRecipeConfig
     _report: dict[str, Any]
+    _asked_models: dict[str, dict[str, float]]
+    """What models behind endpoints were asked, as roles of the run's cost."""
     _num_held_out = 0
 
     def __init__(self, cfg: CollectRecipeConfig, run_dir: RunDir, progress: Progress) -> None:
         """Check what can be checked, and start the policy's engines."""
         self._folder = run_dir.path / "interactions"
+        self._asked_models = {}
         check_judge(cfg.collect)
         super().__init__(cfg, run_dir, progress)
 
@@ -123,7 +128,9 @@ class CollectionRun(EngineRun):
             return [await judge.is_useful(interaction) for interaction in found], {}
         path = self._run_dir.path / "judgements.jsonl"
         judgement = LlmJudgement(self._cfg.collect.llm, path, seed=self._cfg.seed, on_done=self._progress.tick)
-        return await judgement.verdicts(found), await judgement.told(found)
+        verdicts = await judgement.verdicts(found)
+        self._asked_models = {JUDGE: judgement.account}
+        return verdicts, await judgement.told(found)
 
     def _judge(self) -> Judge:
         match self._cfg.collect.judge:
@@ -161,6 +168,6 @@ class CollectionRun(EngineRun):
         """Write the report with what the run took, mark it as done, and return the report's path."""
         self._save_progress()
         path = self._run_dir.path / "report.json"
-        write_json(path, self._report | account_of(RunFiles.read(self._run_dir.path)))
+        write_json(path, self._report | account_of(RunFiles.read(self._run_dir.path), self._asked_models))
         self._run_dir.finish()
         return path

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from zs_nemo.search.text_generators import EndpointTextGenerator
 from zs_nemo.types.interaction import Interaction
 from zs_nemo.types.search import RequestRejected, SearchFailure
 
+_TOKENS = ("prompt_tokens", "completion_tokens")
 _MIN_JUDGED = 20
 """Before so many verdicts a share of them says little; at the end it counts whatever their number."""
 
@@ -28,7 +30,11 @@ class LlmJudgement:
         self._seed = seed
         self._on_done = on_done
         drop_torn_line(path)
-        self._known: dict[str, bool | None] = {row["id"]: row["useful"] for row in read_json_lines(path)}
+        rows = read_json_lines(path)
+        self._known: dict[str, bool | None] = {row["id"]: row["useful"] for row in rows}
+        counts = {name: sum(row.get(name, 0) for row in rows) for name in _TOKENS}
+        self.account: dict[str, float] = {"requests": len(rows), **counts}
+        """What the model was asked, has read and has written, over all sessions, as a role of a run's cost."""
         self._rejected: dict[str, str] = {}
         self._num_nonsense = sum(verdict is None for verdict in self._known.values())
 
@@ -83,14 +89,17 @@ class LlmJudgement:
     async def _work(self, judge: LlmJudge, todo: Iterator[Interaction]) -> None:
         for interaction in todo:
             try:
-                verdict = await judge.is_useful(interaction)
+                verdict = await judge.verdict(interaction)
             except RequestRejected as rejected:
                 # Not kept: servers that were set up wrongly can be mended, and are then asked again.
                 self._rejected[interaction.id] = str(rejected)
             else:
-                append_json_line(self._path, {"id": interaction.id, "useful": verdict})
-                self._known[interaction.id] = verdict
-                self._num_nonsense += verdict is None
+                append_json_line(self._path, {"id": interaction.id, **asdict(verdict)})
+                self._known[interaction.id] = verdict.useful
+                self._num_nonsense += verdict.useful is None
+                self.account["requests"] += 1
+                for name in _TOKENS:
+                    self.account[name] += getattr(verdict, name)
             self._on_done()
             self._check_share(at_least=_MIN_JUDGED)
 

@@ -15,7 +15,8 @@ class CostConfig:
     usd_per_1000_searches: float = 275 / 30
     """Of a search engine that is paid by the search; 64,000 at this price are the published $586.70."""
     usd_per_million_prompt_tokens: float = 0.0
-    """What a model behind an endpoint that is not the run's own asks for reading: a simulator, an evaluated policy."""
+    """What a model behind an endpoint that is not the run's own asks for reading: a simulator, the judge of a
+    collection, an evaluated policy."""
     usd_per_million_completion_tokens: float = 0.0
     """What it asks for writing."""
 

@@ -11,8 +11,8 @@ from zs_nemo.config.cost import CostConfig
 
 SIMULATOR = "simulator"
 """The role whose engines write simulated documents."""
-POLICY = "policy"
-"""The role of a policy behind an endpoint that is not the run's own."""
+POLICY, JUDGE = "policy", "judge"
+"""The roles of a policy and of a judge behind endpoints that are not the run's own."""
 BOUGHT_ENGINES = frozenset({"web"})
 """Search engines that are paid by the search."""
 

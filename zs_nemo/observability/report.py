@@ -106,8 +106,11 @@ def write_report(run_dir: Path | str) -> dict[str, Any]:
     return report
 
 
-def account_of(files: RunFiles) -> dict[str, Any]:
-    """Return what a run of any recipe took, over all of its sessions: ``wall_s``, ``stage_s``, ``search``, ``cost``."""
+def account_of(files: RunFiles, besides: Mapping[str, Mapping[str, float]] | None = None) -> dict[str, Any]:
+    """Return what a run of any recipe took, over all of its sessions: ``wall_s``, ``stage_s``, ``search``, ``cost``.
+
+    ``besides`` are roles that the sessions do not have, such as a judge, each with its counts in the whole run.
+    """
     sessions = files.state.get("sessions", [])
     search = search_summary(files.search)
     return {
@@ -116,7 +119,7 @@ def account_of(files: RunFiles) -> dict[str, Any]:
         "search": search,
         "cost": account(
             search["engines"],
-            [session.get("roles", {}) for session in sessions],
+            [*(session.get("roles", {}) for session in sessions), besides or {}],
             _prices(files.config),
             simulated=SIMULATED_ENGINES,
         ),

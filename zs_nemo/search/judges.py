@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from zs_nemo.qa.rewards import normalise
@@ -73,6 +74,17 @@ class EvidenceJudge(ContainmentJudge):
         return None if await super().is_useful(interaction) else False
 
 
+@dataclass(frozen=True, kw_only=True)
+class LlmVerdict:
+    """What a language model has said of one search."""
+
+    useful: bool | None
+    """None for an answer that holds no verdict."""
+    prompt_tokens: int
+    """As its server counts them; 0 where it does not say."""
+    completion_tokens: int
+
+
 class LlmJudge:
     """Asks a language model, and takes nothing for a verdict but a verdict."""
 
@@ -80,13 +92,17 @@ class LlmJudge:
         self._model = model
         self._seed = seed
 
-    async def is_useful(self, interaction: Interaction) -> bool | None:
-        """Return the verdict; None for an answer that holds none. Raises ``SearchFailure`` as the model does."""
+    async def verdict(self, interaction: Interaction) -> LlmVerdict:
+        """Return what the model says. Raises ``SearchFailure`` as the model does."""
         key = SampleKey(run_seed=self._seed, step=0, prompt=int(interaction.id, 16) % 2**31, member=0)
         sampling = SamplingParams(max_tokens=16, temperature=0.0)
         completion = await self._model.complete(judge_prompt(interaction), sampling, key.seed("judge"))
-        verdict = _VERDICT.fullmatch(completion.text)
-        return None if verdict is None else verdict[1].lower() == "useful"
+        said = _VERDICT.fullmatch(completion.text)
+        return LlmVerdict(
+            useful=None if said is None else said[1].lower() == "useful",
+            prompt_tokens=completion.prompt_tokens,
+            completion_tokens=completion.completion_tokens,
+        )
 
 
 def judge_prompt(interaction: Interaction) -> tuple[ChatMessage, ...]:

@@ -29,7 +29,7 @@ from zs_nemo.rollout.collector import RolloutCollector, SearchBudgetExceeded, St
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodeRunner, SearchSetting
 from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.rollout.rewards import f1
-from zs_nemo.search.judges import LlmJudge
+from zs_nemo.search.judges import LlmJudge, LlmVerdict
 from zs_nemo.types.interaction import Interaction
 from zs_nemo.types.question import Question
 from zs_nemo.types.search import Document, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
@@ -253,6 +253,26 @@ def test_a_language_model_judges_each_search_once(policy: ScriptedEngine, tmp_pa
         assert sorted(read_json_lines(path), key=str) == sorted(map(json.loads, lines), key=str)
 
 
+def test_the_report_has_what_the_judge_has_read_and_written_in_all_sessions_and_its_price(
+    policy: ScriptedEngine, tmp_path: Path
+) -> None:
+    prices = CostConfig(usd_per_million_prompt_tokens=100_000.0, usd_per_million_completion_tokens=10_000.0)
+    written = len("Verdict: useful") + 19 * len("Verdict: useless")
+    with serving(judge_that_says(verdict_on, [])) as url:
+        cfg = judged_by(url)
+        cfg.cost = prices
+        cost = collected(tmp_path, cfg)["cost"]
+        counted = {"requests": 20, "prompt_tokens": 20 * 7, "completion_tokens": written}
+        assert {name: cost["roles"]["judge"][name] for name in counted} == counted
+        assert cost["roles"]["judge"]["usd"] == pytest.approx(20 * 7 * 0.1 + written * 0.01)
+        assert cost["run_usd"] == pytest.approx(cost["roles"]["judge"]["usd"] + cost["roles"]["generation"]["usd"])
+        # A session that asked for half of the verdicts and died has paid for them.
+        path = tmp_path / "judgements.jsonl"
+        path.write_text("".join(f"{line}\n" for line in path.read_text().splitlines()[:10]))
+        assert collected(tmp_path, cfg)["cost"]["roles"]["judge"] == cost["roles"]["judge"]
+    assert "judge" not in collected(tmp_path / "other", settings())["cost"]["roles"]
+
+
 def test_a_judge_that_talks_nonsense_ends_the_collection_however_often_it_is_asked(
     policy: ScriptedEngine, tmp_path: Path
 ) -> None:
@@ -298,15 +318,15 @@ def test_a_request_that_the_judges_server_rejects_leaves_its_search_undecided(
 def test_verdicts_that_came_before_the_judge_was_lost_are_kept(
     policy: ScriptedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answered = LlmJudge.is_useful
+    answered = LlmJudge.verdict
     asked: list[str] = []
 
-    async def is_useful(judge: LlmJudge, interaction: Interaction) -> bool | None:
+    async def verdict(judge: LlmJudge, interaction: Interaction) -> LlmVerdict:
         if len(asked) == 12:
             raise SearchFailure(SearchFailureKind.timeout, "no answer within 45 s")
         return await answered(judge, interaction)
 
-    monkeypatch.setattr(LlmJudge, "is_useful", is_useful)
+    monkeypatch.setattr(LlmJudge, "verdict", verdict)
     told = r"the judge did not answer \(timeout: no answer.*collect\.llm\.pool\.deadline_s"
     one_at_a_time = EndpointPoolConfig(max_concurrency=1)
     with serving(judge_that_says(verdict_on, asked)) as url, pytest.raises(RuntimeError, match=told):

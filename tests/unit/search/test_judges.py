@@ -97,7 +97,9 @@ async def test_a_language_model_must_give_a_verdict_and_nothing_else():
     texts = ("Verdict: useful", " verdict: USELESS.\n", "It is useful.", "Verdict: useful, since it says so", "")
     model = SaidBy(*texts)
     judge = LlmJudge(model, seed=0)
-    assert [await judge.is_useful(interaction()) for _ in texts] == [True, False, None, None, None]
+    verdicts = [await judge.verdict(interaction()) for _ in texts]
+    assert [each.useful for each in verdicts] == [True, False, None, None, None]
+    assert {(each.prompt_tokens, each.completion_tokens) for each in verdicts} == {(1, 1)}, "nonsense is paid for too"
 
 
 def test_a_document_cannot_leave_its_field_of_the_prompt():
