@@ -8,8 +8,8 @@ kinds are balanced, and the questions whose searches measure the loss are apart 
     python recipes/collect_interactions.py policy.model=runs/quickstart/policy collect.judge=outcome \\
         exp_manager.name=outcome
 
-Asked again with the same run directory it resumes. examples_train.jsonl and examples_held_out.jsonl are for
-recipes/sft_simulator.py; their form is in zs_nemo/types/interaction.py.
+Asked again with the same run directory it resumes. examples_train.jsonl and examples_held_out.jsonl (.parquet with
+collect.examples_format=parquet) are for recipes/sft_simulator.py; their form is in zs_nemo/types/interaction.py.
 """
 
 import sys

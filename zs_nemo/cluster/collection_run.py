@@ -6,7 +6,8 @@ Layout of its run directory, besides what every run has::
     judgements.jsonl               verdicts of a language model, one a search (or document), as they come, each with the
                                    tokens that it took
     examples_train.jsonl, examples_held_out.jsonl   the searches to learn from, each with ``useful``; with
-                                   ``collect.unit=document`` each has one of a search's documents
+                                   ``collect.unit=document`` each has one of a search's documents; .parquet with
+                                   ``collect.examples_format=parquet``
     report.json                    what was asked, judged and kept
 """
 
@@ -30,6 +31,7 @@ from zs_nemo.observability.run_dir import RunDir
 from zs_nemo.qa.rewards import token_f1
 from zs_nemo.rollout.collector import Decoding
 from zs_nemo.rollout.interactions import Judged, interactions_of, one_by_one, select, without_documents
+from zs_nemo.search.example_files import write_examples
 from zs_nemo.search.judges import ContainmentJudge, EvidenceJudge, Judge, OutcomeJudge
 from zs_nemo.types.interaction import HELD_OUT, TRAIN, Interaction
 from zs_nemo.types.question import Question
@@ -111,7 +113,7 @@ class CollectionRun(EngineRun):
             rows = [
                 each.interaction.to_row() | {"useful": each.useful} for each in kept if each.interaction.split == split
             ]
-            write_json_lines(self._run_dir.path / f"examples_{split}.jsonl", rows)
+            write_examples(self._run_dir.path, split, rows, self._cfg.collect.examples_format)
         self._report = self._told(found, verdicts, kept) | told
 
     def _evidence_of_held_out(self) -> set[str]:

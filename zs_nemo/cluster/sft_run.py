@@ -31,7 +31,8 @@ from zs_nemo.observability.run_dir import RunDir
 from zs_nemo.observability.timer import StageTimer
 from zs_nemo.qa.facts import load_facts_world
 from zs_nemo.search.demonstrations import build_demonstrations
-from zs_nemo.search.tuning_examples import ExampleWriter, TuningExample, examples_file
+from zs_nemo.search.example_files import examples_file, read_examples
+from zs_nemo.search.tuning_examples import ExampleWriter, TuningExample
 from zs_nemo.types.batch import TrainBatch
 from zs_nemo.types.interaction import HELD_OUT, TRAIN
 from zs_nemo.types.keys import SampleKey
@@ -84,7 +85,7 @@ class SftRun:
         writer = ExampleWriter(search, tokenizer, tokenizer.eos_token_id, demonstrations)
         files = {split: examples_file(cfg.sft.examples, split) for split in (TRAIN, HELD_OUT)}
         parts = {
-            split: writer.write(read_json_lines(file), seed=cfg.seed, file=str(file)) for split, file in files.items()
+            split: writer.write(read_examples(file), seed=cfg.seed, file=str(file)) for split, file in files.items()
         }
         self._train, held_out = parts[TRAIN], parts[HELD_OUT]
         self._held_out = held_out[: cfg.sft.num_held_out or len(held_out)]

@@ -33,6 +33,15 @@ class JudgedUnit(Enum):
     there are then useless ones for the same query."""
 
 
+class ExamplesFormat(Enum):
+    """How the examples are written. Both have the same fields, and a fine-tuning reads either."""
+
+    jsonl = "jsonl"
+    """One JSON object a line."""
+    parquet = "parquet"
+    """Parquet, a column a field."""
+
+
 @dataclass(kw_only=True)
 class LlmJudgeConfig:
     """``collect.llm``: for ``collect.judge=llm``."""
@@ -75,6 +84,7 @@ class CollectConfig:
     """Share of the questions whose searches are kept out of training, to measure the loss on."""
     balance: bool = True
     """As many useful as useless examples; surplus ones are left out."""
+    examples_format: ExamplesFormat = ExamplesFormat.jsonl
     llm: LlmJudgeConfig = field(default_factory=LlmJudgeConfig)
 
     def __post_init__(self) -> None:

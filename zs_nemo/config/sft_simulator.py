@@ -13,7 +13,8 @@ class SftConfig:
     """``sft``: what is learned from."""
 
     examples: str = "runs/interactions"
-    """Run directory of ``recipes/collect_interactions.py``, or a folder with its two files of examples."""
+    """Run directory of ``recipes/collect_interactions.py``, or a folder with its two files of examples, JSON lines or
+    Parquet."""
     val_check_interval: int = 10
     """Steps between two measurements of the loss on held-out examples; one is made before the first and after the
     last in any case."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from zs_nemo.config.search import DocumentsPerCompletion, SimulatedSearchConfig
@@ -48,17 +47,18 @@ class ExampleWriter:
     def write(self, rows: Sequence[Mapping[str, Any]], *, seed: int, file: str = "") -> list[TuningExample]:
         """Return the examples of judged searches, ``Interaction`` rows with ``useful``.
 
-        Raises ``ValueError`` naming ``file`` and line for a row that is none.
+        Raises ``ValueError`` naming ``file`` and line, or row of a Parquet file, for one that is none.
         """
         found = []
+        kind = "row" if file.endswith(".parquet") else "line"
         for number, row in enumerate(rows):
-            place = f"sft.examples: {file}, line {number + 1}"
+            place = f"sft.examples: {file}, {kind} {number + 1}"
             try:
                 interaction = Interaction.from_row(row)
                 if not isinstance(row.get("useful"), bool):
                     raise ValueError(f"useful is {row.get('useful')!r} and must be true or false")
             except ValueError as error:
-                raise ValueError(f"{place}: {error}; mend or remove the line") from error
+                raise ValueError(f"{place}: {error}; mend or remove the {kind}") from error
             found += self._examples(interaction, row["useful"], seed, number)
         return found
 
@@ -93,14 +93,3 @@ class ExampleWriter:
             ids = [*self._tokenizer.encode(written, add_special_tokens=False), self._end_of_text]
         prompt_ids = encode_prompt(prompt, self._tokenizer)
         return TuningExample(prompt_ids=tuple(prompt_ids), completion_ids=tuple(ids), useful=useful)
-
-
-def examples_file(folder: str, split: str) -> Path:
-    """Return the file of one part of a collection; raise ``ValueError`` if there is none."""
-    path = Path(folder).expanduser() / f"examples_{split}.jsonl"
-    if not path.is_file():
-        raise ValueError(
-            f"sft.examples={folder!r} holds no {path.name}; name the run directory of a finished "
-            "recipes/collect_interactions.py"
-        )
-    return path

@@ -6,6 +6,8 @@ One JSON object a line::
      "split": "train", "turn": 0, "query": "capital of France", "engine": "bm25",
      "documents": [{"id": "facts/capital/FRA", "text": "Paris is the capital of France.", "score": 11.2}],
      "prediction": "Paris", "outcome": 1.0}
+
+Examples have ``useful`` besides, and may be Parquet: ``search/example_files.py`` has the columns.
 """
 
 import hashlib

@@ -14,7 +14,14 @@ from tests.completion_server import completion
 from tests.fakes import CharTokenizer, FixedSearch, ScriptedEngine
 from tests.loopback import serving
 from zs_nemo.cluster.collection_run import CollectionRun
-from zs_nemo.config.collect import CollectConfig, CollectRecipeConfig, JudgedUnit, JudgeName, LlmJudgeConfig
+from zs_nemo.config.collect import (
+    CollectConfig,
+    CollectRecipeConfig,
+    ExamplesFormat,
+    JudgedUnit,
+    JudgeName,
+    LlmJudgeConfig,
+)
 from zs_nemo.config.cost import CostConfig
 from zs_nemo.config.endpoints import EndpointPoolConfig
 from zs_nemo.config.experiment import ExpManagerConfig
@@ -29,6 +36,7 @@ from zs_nemo.rollout.collector import RolloutCollector, SearchBudgetExceeded, St
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodeRunner, SearchSetting
 from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.rollout.rewards import f1
+from zs_nemo.search.example_files import examples_file, read_examples
 from zs_nemo.search.judges import LlmJudge, LlmVerdict
 from zs_nemo.types.interaction import Interaction
 from zs_nemo.types.question import Question
@@ -143,6 +151,16 @@ def test_documents_are_judged_one_by_one_where_the_simulator_writes_one_by_one(
     (useful,) = (row for row in rows if row["useful"])
     assert [document["text"] for document in useful["documents"]] == ["It is answer 4."]
     assert len(rows) == 40, "what stood beside the useful document is an example of a useless one"
+
+
+def test_the_examples_can_be_parquet_and_are_the_same(policy: ScriptedEngine, tmp_path: Path) -> None:
+    whole = {"held_out_share": 0.3, "balance": False}
+    collected(tmp_path / "lines", settings(**whole))
+    collected(tmp_path / "parquet", settings(**whole, examples_format=ExamplesFormat.parquet))
+    for split in ("train", "held_out"):
+        lines, parquet = (examples_file(str(tmp_path / name), split) for name in ("lines", "parquet"))
+        assert (lines.suffix, parquet.suffix) == (".jsonl", ".parquet")
+        assert read_examples(parquet) == read_examples(lines) != []
 
 
 def test_nothing_that_answers_a_held_out_question_is_learned_from(

@@ -6,7 +6,8 @@ from tests.fakes import CharTokenizer
 from zs_nemo.config.search import DocumentsPerCompletion, SimulatedSearchConfig
 from zs_nemo.search.build import build_prompts
 from zs_nemo.search.document_parser import parse_documents
-from zs_nemo.search.tuning_examples import ExampleWriter, examples_file
+from zs_nemo.search.example_files import examples_file
+from zs_nemo.search.tuning_examples import ExampleWriter
 from zs_nemo.types.completion import TextCompletion
 from zs_nemo.types.generation import StopReason
 from zs_nemo.types.interaction import Interaction

@@ -93,7 +93,7 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | BadRow]:
             f"{path}: Parquet is read by duckdb, which is not installed; run pip install duckdb"
         ) from error
     connection = duckdb.connect(config={"threads": 1})
-    source = "FROM read_parquet(?)", [_without_patterns(path)]
+    source = "FROM read_parquet(?)", [without_patterns(path)]
     try:
         there = [name for name, *_ in connection.execute(f"SELECT * {source[0]} LIMIT 0", source[1]).description]
         # A file of unknown columns is read whole, so that they can be named.
@@ -113,6 +113,6 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | BadRow]:
         connection.close()
 
 
-def _without_patterns(path: Path) -> str:
-    """Return the path with characters that would match other names in brackets, where they match themselves."""
+def without_patterns(path: Path) -> str:
+    """Return the path for DuckDB: characters that would match other names in brackets, where they match themselves."""
     return "".join(f"[{char}]" if char in "*?[" else char for char in str(path))
