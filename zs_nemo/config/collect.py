@@ -83,7 +83,8 @@ class CollectConfig:
     held_out_share: float = 0.1
     """Share of the questions whose searches are kept out of training, to measure the loss on."""
     balance: bool = True
-    """As many useful as useless examples; surplus ones are left out."""
+    """As many useful as useless examples; surplus ones are left out, of the useless ones those first whose query has
+    brought nothing useful."""
     examples_format: ExamplesFormat = ExamplesFormat.jsonl
     llm: LlmJudgeConfig = field(default_factory=LlmJudgeConfig)
 

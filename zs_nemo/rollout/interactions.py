@@ -56,7 +56,9 @@ def select(judged: Sequence[Judged], *, balance: bool) -> list[Judged]:
     """Return what is to be learned from, in an order that does not depend on the order of ``judged``.
 
     Equal searches count once; where the judge was of two minds about them (the outcome of two episodes), all are left
-    out. ``balance`` leaves out the surplus of useful or of useless ones, within each split.
+    out. ``balance`` leaves out the surplus of useful or of useless ones, within each split, and of useless ones first
+    those whose query has brought nothing useful: they may well answer that query, if not the question, and a simulator
+    that is told the query alone would learn to answer it when it is asked for noise.
     """
     minds: dict[str, set[bool]] = {}
     for item in judged:
@@ -65,6 +67,8 @@ def select(judged: Sequence[Judged], *, balance: bool) -> list[Judged]:
     ordered = sorted(once.values(), key=lambda item: _draw(item.interaction.id))
     if not balance:
         return ordered
+    helped = {_asked(item) for item in ordered if item.useful}
+    ordered.sort(key=lambda item: _asked(item) not in helped)
     kept = []
     for split in (TRAIN, HELD_OUT):
         kinds = [
@@ -73,6 +77,10 @@ def select(judged: Sequence[Judged], *, balance: bool) -> list[Judged]:
         count = min(map(len, kinds))
         kept += [item for kind in kinds for item in kind[:count]]
     return sorted(kept, key=lambda item: _draw(item.interaction.id))
+
+
+def _asked(item: Judged) -> tuple[str, str]:
+    return item.interaction.question_id, item.interaction.query
 
 
 def _draw(text: str) -> float:

@@ -3,6 +3,7 @@ from dataclasses import replace
 from tests.unit.observability.runs import searching
 from zs_nemo.rollout.interactions import Judged, interactions_of, select, split_of
 from zs_nemo.types.interaction import HELD_OUT, TRAIN
+from zs_nemo.types.search import Document
 
 
 def one():
@@ -51,3 +52,19 @@ def test_the_kinds_are_balanced_within_each_part():
         counts[item.interaction.split, item.useful] += 1
     assert counts == {(TRAIN, True): 2, (TRAIN, False): 2, (HELD_OUT, True): 1, (HELD_OUT, False): 1}
     assert select(found[::-1], balance=True) == kept, "the order in which episodes end decides nothing"
+
+
+def test_useless_documents_of_queries_that_brought_a_useful_one_stay_before_those_of_queries_beside_the_point():
+    """What a wrong query brings answers that query: a simulator that is told the query alone would learn to answer."""
+
+    def document(query: str, text: str, useful: bool) -> Judged:
+        search = replace(one(), query=query, documents=(Document(text=text),))
+        return Judged(interaction=search, useful=useful)
+
+    beside = [document(f"capital of land {n}", f"The capital of land {n} is Town {n}.", False) for n in range(9)]
+    found = [document(f"u{n}", "It helps.", True) for n in range(3)] + beside
+    found += [document(f"u{n}", "It does not.", False) for n in range(2)]
+    kept = select(found, balance=True)
+    useless = queries(kept, useful=False)
+    assert {"u0", "u1"} < useless and len(useless) == 3
+    assert queries(kept, useful=True) == {"u0", "u1", "u2"}
