@@ -41,6 +41,7 @@ def collected(whole_run: tuple[Path, str], tmp_path_factory: pytest.TempPathFact
         "collect.num_questions=48",
         "collect.held_out_share=0.25",
         "collect.balance=false",
+        "search.num_documents=1",
         "rollout.num_prompts_per_step=16",
     )
     return folder
