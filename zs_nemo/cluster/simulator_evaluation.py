@@ -72,6 +72,7 @@ def evaluate_simulators(cfg: EvaluateSimulatorConfig, progress: Progress) -> Pat
 def read_queries(cfg: EvaluateSimulatorConfig) -> list[Interaction]:
     """Return the different searches whose real documents hold the answer: there a useful document must hold it too.
 
+    Of real documents those are looked at that the simulator has to write: the first ``search.num_documents``.
     Raises ``ValueError`` for a collection that is missing, was made over training questions, or has no such search.
     """
     folder = Path(cfg.interactions).expanduser() / "interactions"
@@ -87,7 +88,8 @@ def read_queries(cfg: EvaluateSimulatorConfig) -> list[Interaction]:
             f"interactions={cfg.interactions!r} was collected over training questions, which the simulator may have "
             "learned from; collect with collect.split=test"
         )
-    held = [each for each in all_found if any(contains_answer(doc.text, each.answers) for doc in each.documents)]
+    num = cfg.search.num_documents
+    held = [each for each in all_found if any(contains_answer(doc.text, each.answers) for doc in each.documents[:num])]
     if not held:
         raise ValueError(
             f"interactions={cfg.interactions!r} has {len(all_found)} different searches, and none whose real documents "
@@ -150,7 +152,8 @@ async def _ask(
         async with slots:
             result = await _answered(simulator.engine, request, rejected)
         progress.tick()
-        return _record(interaction, result, noisy=noisy)
+        real = tuple(document.text for document in interaction.documents[: settings.num_documents])
+        return _record(interaction, real, result, noisy=noisy)
 
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -175,14 +178,14 @@ async def _ask(
     return [job.result() for job in jobs]
 
 
-def _record(interaction: Interaction, result: SearchResult, *, noisy: bool) -> SimulatedAnswer:
+def _record(interaction: Interaction, real: tuple[str, ...], result: SearchResult, *, noisy: bool) -> SimulatedAnswer:
     return SimulatedAnswer(
         question_id=interaction.question_id,
         answers=interaction.answers,
         query=interaction.query,
         noisy=noisy,
         documents=tuple(document.text for document in result.documents),
-        real_documents=tuple(document.text for document in interaction.documents),
+        real_documents=real,
         latency_s=result.latency_s,
         prompt_tokens=result.prompt_tokens,
         completion_tokens=result.completion_tokens,

@@ -96,6 +96,21 @@ def test_every_query_is_asked_for_both_kinds_and_measured(
     assert "A river is there." in page.read_text()
 
 
+def test_as_many_real_documents_as_the_simulator_writes_are_what_it_is_held_against(
+    tmp_path: Path, facts_world: FactsWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulator_evaluation, "load_facts_world", lambda data: facts_world)
+    below, above = row(0), row(1)
+    other = {"text": "A river is there.", "id": "other"}
+    below["documents"].insert(0, other)
+    above["documents"].append(other)
+    write(tmp_path, [below, above])
+    with serving(model) as url, Progress("quality") as progress:
+        simulator_evaluation.evaluate_simulators(settings(tmp_path, url), progress)
+    report = read_json(tmp_path / "quality" / "report.json", {})
+    assert (report["queries"], report["simulators"]["search"]["real_support_share"]) == (1, 1.0)
+
+
 def test_a_request_that_is_rejected_counts_as_no_document_unless_all_are(
     tmp_path: Path, facts_world: FactsWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
