@@ -186,17 +186,21 @@ def test_the_planner_s_estimate_is_near_what_the_run_took(whole_run, tiny_model)
 
 
 @pytest.mark.faults
-def test_a_run_that_lost_a_rank_and_then_its_driver_repeats_the_same_prompts_coins_and_seeds_and_leaves_no_process(
-    whole_run, tiny_model, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    "num_ranks_lost", [pytest.param(0, id="driver"), pytest.param(1, id="rank, then driver", marks=pytest.mark.long)]
+)
+def test_a_run_that_was_killed_repeats_the_same_prompts_coins_and_seeds_and_leaves_no_process(
+    whole_run, tiny_model, tmp_path, monkeypatch, num_ranks_lost
 ):
     run = tmp_path / "killed"
     monkeypatch.setenv("ZS_NEMO_TEST_RUN", str(run))
     arguments = [*overrides(tiny_model, tmp_path, "killed"), "evaluation.temperatures=[0.0]"]
     process = start(arguments)
     wait_for_steps(run, 1, process)
-    role_processes(run / "logs" / "policy-rank-1.log")[0].kill()
+    if num_ranks_lost:
+        role_processes(run / "logs" / "policy-rank-1.log")[0].kill()
     # The same process brings the ranks back from the checkpoint, and goes on.
-    while len(json.loads((run / "state.json").read_text())["sessions"]) < 2:
+    while len(json.loads((run / "state.json").read_text())["sessions"]) < 1 + num_ranks_lost:
         assert process.poll() is None, process.communicate()[0][-6000:]
         time.sleep(0.2)
     kill_after_three_steps(process, run)
@@ -204,7 +208,7 @@ def test_a_run_that_lost_a_rank_and_then_its_driver_repeats_the_same_prompts_coi
     output = finish(start(arguments))
     assert "resumed from" in output
     faults = json.loads((run / "report.json").read_text())["faults"]
-    assert (faults["group_restarts"], faults["engine_restarts"], faults["hangs"]) == (1, 0, 0)
+    assert (faults["group_restarts"], faults["engine_restarts"], faults["hangs"]) == (num_ranks_lost, 0, 0)
     # What a finished run says to the same command: tests/unit/cluster/test_terminal.py.
     assert json.loads((run / "state.json").read_text())["finished"]
     assert [row["step"] for row in steps_of(run)] == [0, 1, 2, 3, 4]

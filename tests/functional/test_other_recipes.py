@@ -81,7 +81,7 @@ def whole_run_of(recipe: str, more: list[str], whole_runs: dict[str, Path], tiny
     return whole_runs[key]
 
 
-@pytest.mark.parametrize("recipe", ["ppo", "reinforce_pp"])
+@pytest.mark.parametrize("recipe", ["ppo", pytest.param("reinforce_pp", marks=pytest.mark.long)])
 def test_a_run_ends_with_a_report_and_the_algorithm_s_own_metrics(whole):
     recipe, run = whole
     report = json.loads((run / "report.json").read_text())
