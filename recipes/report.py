@@ -1,4 +1,4 @@
-"""Rebuild the report of a training run or an evaluation from its directory, or set several runs side by side.
+"""Rebuild the report of any recipe's run from its directory, or set several runs side by side.
 
 A run is its directory, under way or done; with --table and --side-by-side also a folder with its report.json alone.
 
@@ -10,6 +10,7 @@ python recipes/report.py --side-by-side compared runs/seed1 docs/results/*/   # 
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -45,10 +46,15 @@ def main(arguments: list[str] | None = None) -> int:
     from zs_nemo.evaluation.evaluation_report import write_evaluation_report
     from zs_nemo.evaluation.side_by_side import write_side_by_side
     from zs_nemo.observability.files import read_json, write_between_marks
-    from zs_nemo.observability.report import write_report
+    from zs_nemo.observability.preparation_page import write_preparation_page
+    from zs_nemo.observability.report import OTHER_REPORTS, write_report
     from zs_nemo.observability.results_table import results_table
     from zs_nemo.observability.run_tables import evaluations, read_runs
 
+    writers: dict[str, Callable[[Path], object]] = {
+        EVALUATE: write_evaluation_report,
+        **dict.fromkeys(OTHER_REPORTS, write_preparation_page),
+    }
     try:
         if options.table:
             runs = read_runs(options.run_dirs)
@@ -69,8 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(write_side_by_side(options.side_by_side, options.run_dirs))
         else:
             for run_dir in options.run_dirs:
-                is_evaluation = read_json(run_dir / "state.json", {}).get("recipe") == EVALUATE
-                (write_evaluation_report if is_evaluation else write_report)(run_dir)
+                recipe = read_json(run_dir / "state.json", {}).get("recipe")
+                writers.get(recipe, write_report)(run_dir)
                 print(run_dir / "report.html")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

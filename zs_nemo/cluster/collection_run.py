@@ -8,7 +8,7 @@ Layout of its run directory, besides what every run has::
     examples_train.jsonl, examples_held_out.jsonl   the searches to learn from, each with ``useful``; with
                                    ``collect.unit=document`` each has one of a search's documents; .parquet with
                                    ``collect.examples_format=parquet``
-    report.json                    what was asked, judged and kept
+    report.json, report.html       what was asked, judged and kept
 """
 
 import asyncio
@@ -25,6 +25,7 @@ from zs_nemo.config.collect import CollectRecipeConfig, JudgedUnit, JudgeName
 from zs_nemo.observability.cost import JUDGE
 from zs_nemo.observability.files import read_json_lines, write_json, write_json_lines
 from zs_nemo.observability.phase import Phase
+from zs_nemo.observability.preparation_page import write_preparation_page
 from zs_nemo.observability.progress import Progress
 from zs_nemo.observability.report import RunFiles, account_of
 from zs_nemo.observability.run_dir import RunDir
@@ -169,7 +170,7 @@ class CollectionRun(EngineRun):
     def finish(self) -> Path:
         """Write the report with what the run took, mark it as done, and return the report's path."""
         self._save_progress()
-        path = self._run_dir.path / "report.json"
-        write_json(path, self._report | account_of(RunFiles.read(self._run_dir.path), self._asked_models))
+        path = self._run_dir.path
+        write_json(path / "report.json", self._report | account_of(RunFiles.read(path), self._asked_models))
         self._run_dir.finish()
-        return path
+        return write_preparation_page(path)

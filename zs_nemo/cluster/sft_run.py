@@ -1,7 +1,7 @@
 """A run that fine-tunes a simulator on judged searches: megatron-core ranks, no engines.
 
-Its run directory has ``simulator/``, the fine-tuned model as a Hugging Face folder, and a ``report.json`` with the loss
-on held-out examples before, on the way and after.
+Its run directory has ``simulator/``, the fine-tuned model as a Hugging Face folder, and ``report.json`` and
+``report.html`` with the loss on held-out examples before, on the way and after.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +25,7 @@ from zs_nemo.observability.files import read_json, read_json_lines, write_json
 from zs_nemo.observability.guards import PREFIX, Guards, Verdict, found_in, gravest
 from zs_nemo.observability.memory import MemoryWatch
 from zs_nemo.observability.phase import Phase
+from zs_nemo.observability.preparation_page import write_preparation_page
 from zs_nemo.observability.progress import Progress
 from zs_nemo.observability.report import RunFiles, account_of
 from zs_nemo.observability.run_dir import RunDir
@@ -219,7 +220,7 @@ class SftRun:
         }
         write_json(self._run_dir.path / "report.json", report)
         self._run_dir.finish()
-        return self._run_dir.path / "report.json"
+        return write_preparation_page(self._run_dir.path)
 
 
 def pack_examples(examples: Sequence[TuningExample]) -> TrainBatch:

@@ -1,7 +1,7 @@
 """``report.html``: one self-contained page. Everything that a model or a corpus wrote is escaped."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def render_page(files: RunFiles, report: Report) -> str:
         intervals=_intervals(settings),
         kinds=_breakdowns(report, "by_kind"),
         hops=_breakdowns(report, "by_hops"),
-        stages=_stages(report),
+        stages=stage_chart(report),
         engine_names=ENGINE_NAMES,
         trajectories=_trajectories(files.path),
         config_yaml=files.config_yaml,
@@ -96,76 +96,77 @@ def _headline(report: Report) -> list[dict[str, Any]]:
     return figures
 
 
-def _series(
-    rows: Sequence[Mapping[str, Any]], name: str, label: str, color: int = 1, *, dashed: bool = False
-) -> Series:
+def series(rows: Sequence[Mapping[str, Any]], name: str, label: str, color: int = 1, *, dashed: bool = False) -> Series:
+    """Return one metric of a run's steps as a line."""
     # A number that JSON cannot hold was written as null: a gap in the line, not a 0.
     points = [(row["step"], float("nan") if row[name] is None else row[name]) for row in rows if name in row]
     return Series(label=label, points=points, color=color, dashed=dashed)
 
 
-def _curves(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    def curve(title: str, note: str, unit: str, *series: Series, form: Format = number) -> dict[str, Any]:
-        legend = [(line.label, line.color, line.dashed) for line in series] if len(series) > 1 else []
-        return {"title": title, "note": note, "legend": legend, "chart": line_chart(series, unit=unit, form=form)}
+def curve(title: str, note: str, unit: str, *lines: Series, form: Format = number) -> dict[str, Any]:
+    """Return a chart over steps with what the page says of it; several lines have a legend."""
+    legend = [(line.label, line.color, line.dashed) for line in lines] if len(lines) > 1 else []
+    return {"title": title, "note": note, "legend": legend, "chart": line_chart(lines, unit=unit, form=form)}
 
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         curve(
             "Reward",
             "Mean over the step's episodes: token F1 of the answer against the gold answers.",
             "F1",
-            _series(rows, "reward/mean", "mean reward"),
+            series(rows, "reward/mean", "mean reward"),
         ),
         curve(
             "Noise",
             "What the curriculum asks for, and what its coins gave.",
             "noisy searches",
-            _series(rows, "curriculum/noise", "probability", 2, dashed=True),
-            _series(rows, "search/noisy_share", "share of the step's searches"),
+            series(rows, "curriculum/noise", "probability", 2, dashed=True),
+            series(rows, "search/noisy_share", "share of the step's searches"),
             form=percent,
         ),
         curve(
             "Searches",
             "Searches whose documents the policy was shown.",
             "per episode",
-            _series(rows, "rollout/searches_per_episode", "searches"),
+            series(rows, "rollout/searches_per_episode", "searches"),
         ),
         curve(
             "Length",
             "What the policy wrote, and what it was given to read.",
             "tokens per episode",
-            _series(rows, "rollout/response_tokens", "policy"),
-            _series(rows, "rollout/document_tokens", "documents", 2),
+            series(rows, "rollout/response_tokens", "policy"),
+            series(rows, "rollout/document_tokens", "documents", 2),
         ),
         curve(
             "KL",
             "Distance from the policy after the warm start, on policy tokens.",
             "nats per token",
-            _series(rows, "train/kl", "KL"),
+            series(rows, "train/kl", "KL"),
         ),
         curve(
             "Entropy",
             "How undecided the policy is about its next token.",
             "nats per token",
-            _series(rows, "train/entropy", "entropy"),
+            series(rows, "train/entropy", "entropy"),
         ),
         curve(
             "Groups without a lesson",
             "All members of the group got the same reward.",
             "share of groups",
-            _series(rows, "reward/zero_variance_share", "share"),
+            series(rows, "reward/zero_variance_share", "share"),
             form=percent,
         ),
-        *([_critic_curve(rows, curve)] if any("critic/explained_variance" in row for row in rows) else []),
+        *([_critic_curve(rows)] if any("critic/explained_variance" in row for row in rows) else []),
     ]
 
 
-def _critic_curve(rows: Sequence[Mapping[str, Any]], curve: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+def _critic_curve(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return curve(
         "Critic",
         "Share of the returns' variance that its values explain, before it has seen them.",
         "explained variance",
-        _series(rows, "critic/explained_variance", "explained variance"),
+        series(rows, "critic/explained_variance", "explained variance"),
     )
 
 
@@ -219,7 +220,8 @@ def _breakdowns(report: Report, field: str) -> list[dict[str, Any]]:
     return tables
 
 
-def _stages(report: Report) -> Markup | None:
+def stage_chart(report: Report) -> Markup | None:
+    """Draw the wall time by stage; None if nothing was recorded."""
     stages = dict(sorted(report["stage_s"].items(), key=lambda item: -item[1]))
     wall = report["wall_s"]
     other = wall - sum(stages.values())

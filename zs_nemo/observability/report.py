@@ -18,7 +18,7 @@ SIMULATED_ENGINES = frozenset({"simulator"})
 """Every other engine counts as real: one that nobody has thought of must not pass as simulated."""
 
 OTHER_REPORTS = {"collect": "recipes/collect_interactions.py", "sft_simulator": "recipes/sft_simulator.py"}
-"""Recipes that train no policy and have a report of their own form, which the files of a run do not give again."""
+"""Recipes that make a simulator: they write their ``report.json`` themselves, and ``preparation_page.py`` the page."""
 
 ABSENT = "\N{EN DASH}"
 """What tables show where nothing was measured."""
@@ -97,8 +97,8 @@ def write_report(run_dir: Path | str) -> dict[str, Any]:
     files = RunFiles.read(run_dir)
     if command := OTHER_REPORTS.get(files.state.get("recipe", "")):
         raise ValueError(
-            f"{files.path} is a run of {command}, whose report.json this would replace by one of training; read it as "
-            "that command has written it at its end"
+            f"{files.path} is a run of {command}, whose report.json this would replace by one of training; its page "
+            "alone can be made again"
         )
     report = build_report(files)
     write_json(files.path / "report.json", report)

@@ -8,10 +8,8 @@ import pytest
 
 from recipes.report import main
 from tests.unit.observability.runs import config, finished_run
-from zs_nemo.config.collect import CollectRecipeConfig
-from zs_nemo.config.recipe import PpoRecipeConfig, RecipeConfig
+from zs_nemo.config.recipe import PpoRecipeConfig
 from zs_nemo.config.search import SimulatedSearchConfig
-from zs_nemo.config.sft_simulator import SftSimulatorRecipeConfig
 from zs_nemo.observability.faults import FaultKind
 from zs_nemo.observability.report import search_summary, write_report
 from zs_nemo.observability.results_table import results_table
@@ -254,19 +252,3 @@ def test_the_table_averages_over_runs_that_differ_in_the_seed_and_not_in_a_named
     ]
     assert main([*runs, "--table", "--by", "curriculum.nme"]) == 1
     assert "--by curriculum.nme: none of the runs has this setting" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("kind", "command"),
-    [(CollectRecipeConfig, "collect_interactions"), (SftSimulatorRecipeConfig, "sft_simulator")],
-)
-def test_the_report_of_a_collection_or_a_fine_tuning_is_not_written_over(
-    kind: type[RecipeConfig], command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with RunDir(tmp_path / "recorded", kind()) as run:
-        run.finish()
-    report = tmp_path / "recorded" / "report.json"
-    report.write_text('{"judge": "evidence"}')
-    assert main([str(tmp_path / "recorded")]) == 1
-    assert f"recorded is a run of recipes/{command}.py" in capsys.readouterr().err
-    assert report.read_text() == '{"judge": "evidence"}' and not report.with_suffix(".html").exists()
