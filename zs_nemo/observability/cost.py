@@ -183,8 +183,7 @@ def _priced(counts: Counts, prices: CostConfig) -> dict[str, Any]:
     held = row["held_gpu_s"] + row["held_core_s"]
     row["busy_share"] = (row["busy_gpu_s"] + row["busy_core_s"]) / held if held else None
     if row["requests"] and not held:
-        is_counted = row["prompt_tokens"] + row["completion_tokens"] > 0
-        row["usd"] = row["busy_usd"] = _endpoint_usd(counts, prices) if is_counted else None
+        row["usd"] = row["busy_usd"] = _endpoint_usd(counts, prices)
         return row
     for kind, name in (("held", "usd"), ("busy", "busy_usd")):
         gpu_s, core_s = row[f"{kind}_gpu_s"], row[f"{kind}_core_s"]
@@ -195,7 +194,11 @@ def _priced(counts: Counts, prices: CostConfig) -> dict[str, Any]:
 
 
 def _endpoint_usd(counts: Counts, prices: CostConfig) -> float | None:
+    """Return the price of what an endpoint has read and written; None too where it was asked and counted nothing."""
     tokens = counts.get("prompt_tokens", 0) + counts.get("completion_tokens", 0)
+    asked = counts.get("requests", counts.get("calls", 0) - counts.get("shared", 0) - counts.get("cached", 0))
+    if asked > 0 and not tokens:
+        return None
     price = prices.usd_per_million_prompt_tokens + prices.usd_per_million_completion_tokens
     return _known(tokens_usd(counts, prices), tokens, price)
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.observability.runs import config, finished_run
 from zs_nemo.config.cost import CostConfig
-from zs_nemo.observability.cost import PUBLISHED, SimulatorPlan, account
+from zs_nemo.observability.cost import PUBLISHED, SimulatorPlan, account, simulator_account
 from zs_nemo.observability.report import RunFiles, build_report
 from zs_nemo.observability.run_dir import RunDir
 from zs_nemo.observability.timer import StageTimer
@@ -146,6 +146,15 @@ def test_a_simulator_at_an_endpoint_is_paid_by_the_token() -> None:
     assert cost["simulated"]["usd_per_1000"] == pytest.approx(1.75)
     held = of(prices=prices)
     assert held["endpoint_usd"] == 0.0, "an engine that the run holds is paid by the hour alone"
+
+
+def test_a_simulator_whose_endpoint_counts_no_tokens_has_no_price_that_is_known() -> None:
+    prices = replace(PRICES, usd_per_million_prompt_tokens=0.5, usd_per_million_completion_tokens=2.0)
+    cost = of({"simulator": {"calls": 10}}, [{"training": TRAINING}], prices)
+    assert cost["endpoint_usd"] is None and cost["run_usd"] is None and cost["simulated"]["usd"] is None
+    assert simulator_account({"calls": 10}, {}, prices)["usd"] is None
+    answered_before = of({"simulator": {"calls": 10, "cached": 10}}, [{"training": TRAINING}], prices)
+    assert answered_before["endpoint_usd"] == 0.0
 
 
 def test_a_model_that_holds_nothing_is_paid_by_the_token_as_far_as_its_servers_count_them() -> None:
