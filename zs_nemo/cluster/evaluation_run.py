@@ -33,6 +33,7 @@ from zs_nemo.evaluation.evaluator import CLOSED_BOOK, stable_index
 from zs_nemo.evaluation.frozen_run import FrozenRun
 from zs_nemo.evaluation.manifest import (
     EvaluationManifest,
+    engine_settings,
     file_sha256,
     manifest_file,
     model_sha256,
@@ -40,7 +41,6 @@ from zs_nemo.evaluation.manifest import (
     set_contents,
 )
 from zs_nemo.evaluation.scores import EvaluationName
-from zs_nemo.observability.config_file import settings_that_count
 from zs_nemo.observability.cost import POLICY
 from zs_nemo.observability.memory import MemoryWatch
 from zs_nemo.observability.phase import Phase
@@ -53,9 +53,6 @@ from zs_nemo.types.generation import Tokenizer
 from zs_nemo.types.question import Question
 from zs_nemo.types.trajectory import Status
 from zs_nemo.weights.pretrained import resolve_model
-
-_IN_FIELDS_OF_THEIR_OWN = ("num_documents", "model", "corpus")
-"""Settings of an engine that a manifest has by other names."""
 
 
 class EvaluationRun(EngineRun):
@@ -204,11 +201,7 @@ class EvaluationRun(EngineRun):
         }
         engine = {
             "engine_model": "",
-            "engine_settings": {
-                name: value
-                for name, value in settings_that_count("search", search).items()
-                if name not in _IN_FIELDS_OF_THEIR_OWN
-            },
+            "engine_settings": engine_settings(search),
             "num_documents": search.num_documents,
         }
         if isinstance(search, SimulatedSearchConfig):

@@ -1,7 +1,7 @@
 """``manifest.json`` of an evaluation run: the settings to repeat it with, and what every evaluation was made of."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from zs_nemo.config.evaluate import EvaluateRecipeConfig
 from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
 from zs_nemo.config.search import Bm25SearchConfig, NoSearchConfig, SearchConfig, SimulatedSearchConfig
-from zs_nemo.evaluation.manifest import EvaluationManifest
+from zs_nemo.evaluation.manifest import EvaluationManifest, engine_settings
 from zs_nemo.observability.config_file import redact
 from zs_nemo.observability.files import read_json, write_json
 
@@ -106,10 +106,17 @@ class FrozenRun:
             )
         told: dict[str, None] = {}
         for name, manifest in evaluations.items():
-            frozen = self.evaluations[name]
+            frozen = self._with_later_settings(self.evaluations[name])
             manifest.check_repeats(frozen)
             told |= dict.fromkeys(line for line in frozen.differences(manifest) if line.startswith("versions"))
         return list(told)
+
+    def _with_later_settings(self, manifest: EvaluationManifest) -> EvaluationManifest:
+        """Add what there was no setting for yet, as it is by default: the evaluation behaved like that."""
+        if not manifest.engine_settings:
+            return manifest
+        later = engine_settings(_KINDS[self.search_kind]())
+        return replace(manifest, engine_settings=later | manifest.engine_settings)
 
 
 def with_manifest(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:

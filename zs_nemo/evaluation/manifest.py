@@ -7,6 +7,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from zs_nemo.config.search import SearchConfig
+from zs_nemo.observability.config_file import settings_that_count
 from zs_nemo.observability.files import read_json, write_json
 from zs_nemo.observability.run_dir import package_versions
 from zs_nemo.qa import prompts
@@ -16,6 +18,8 @@ from zs_nemo.types.question import Question
 FORMAT = 1
 """Raise it when a field changes its meaning: manifests of different formats are not compared."""
 _ABSENT = "(absent)"
+_IN_FIELDS_OF_THEIR_OWN = ("num_documents", "model", "corpus")
+"""Settings of an engine that a manifest has by other names."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
@@ -167,6 +171,12 @@ class Conditions:
             prompt_sha256=prompt_sha256(),
             versions=package_versions(),
         )
+
+
+def engine_settings(search: SearchConfig) -> dict[str, Any]:
+    """Return what a manifest has as ``engine_settings``."""
+    settings = settings_that_count("search", search)
+    return {name: value for name, value in settings.items() if name not in _IN_FIELDS_OF_THEIR_OWN}
 
 
 def manifest_file(rows_file: Path) -> Path:

@@ -12,7 +12,7 @@ from zs_nemo.config.evaluate import EvaluateRecipeConfig, Method
 from zs_nemo.config.registry import to_dataclass
 from zs_nemo.config.search import SimulatedSearchConfig
 from zs_nemo.evaluation.frozen_run import FrozenRun, with_manifest
-from zs_nemo.evaluation.manifest import EvaluationManifest, SetContent, model_sha256
+from zs_nemo.evaluation.manifest import EvaluationManifest, SetContent, engine_settings, model_sha256
 
 CONFIGS = str(Path(__file__).parents[3] / "configs")
 NAME = "agent_simulator_greedy"
@@ -107,17 +107,30 @@ def test_another_file_is_no_manifest(tmp_path: Path, content: str | None) -> Non
 def test_what_would_make_it_another_evaluation_is_refused_by_name(kept: Path) -> None:
     frozen = FrozenRun.read(kept)
     assert frozen.evaluations == {NAME: MANIFEST}
-    moved = replace(MANIFEST, policy="elsewhere/folder", versions={"vllm": "2"})
+    now = replace(MANIFEST, engine_settings=engine_settings(SimulatedSearchConfig(temperature=0.4)))
+    moved = replace(now, policy="elsewhere/folder", versions={"vllm": "2"})
     assert frozen.check_repeated_by({NAME: moved}) == ["versions.vllm: 1 -> 2"]
+    hotter = engine_settings(SimulatedSearchConfig(temperature=0.9))
     for changed, told in (
-        (replace(MANIFEST, policy_sha256="p2"), "policy_sha256: p1 -> p2"),
-        (replace(MANIFEST, policy="other", policy_sha256=""), "policy: folder -> other"),
-        (replace(MANIFEST, engine_settings={"temperature": 0.9}), r"engine_settings\.temperature: 0\.4 -> 0\.9"),
+        (replace(now, policy_sha256="p2"), "policy_sha256: p1 -> p2"),
+        (replace(now, policy="other", policy_sha256=""), "policy: folder -> other"),
+        (replace(now, engine_settings=hotter), r"manifest: engine_settings\.temperature: 0\.4 -> 0\.9; set"),
     ):
         with pytest.raises(ValueError, match=told):
             frozen.check_repeated_by({NAME: changed})
     with pytest.raises(ValueError, match="no evaluation direct_closed_book_greedy, it has agent_simulator_greedy"):
         frozen.check_repeated_by({"direct_closed_book_greedy": MANIFEST})
+
+
+def test_a_setting_that_came_later_hinders_no_repetition_at_its_default_and_is_named_otherwise(kept: Path) -> None:
+    frozen = FrozenRun.read(kept)
+    # The kept manifest knows the temperature alone, as if every other setting had come after it.
+    assert MANIFEST.engine_settings == {"temperature": 0.4}
+    as_before = replace(MANIFEST, engine_settings=engine_settings(SimulatedSearchConfig(temperature=0.4)))
+    assert frozen.check_repeated_by({NAME: as_before}) == []
+    other = replace(MANIFEST, engine_settings=engine_settings(SimulatedSearchConfig(temperature=0.4, max_tokens=33)))
+    with pytest.raises(ValueError, match=r"manifest: engine_settings\.max_tokens: \d+ -> 33; set"):
+        frozen.check_repeated_by({NAME: other})
 
 
 def test_a_model_is_known_by_what_decides_its_text_alone(tmp_path: Path) -> None:
