@@ -426,7 +426,11 @@ def full_disk(run: Path, draw: random.Random) -> Iterator[Scene]:
             exit_code=1,
             told=("error: disk full",),
             repair=filler.unlink,
-            prefix=["nsenter", f"--target={holder.pid}", "--user", "--mount", "--preserve-credentials"],
+            prefix=[
+                *("nsenter", f"--target={holder.pid}", "--user", "--mount", "--preserve-credentials"),
+                # Entering a mount namespace leaves the working directory behind.
+                *("env", f"--chdir={ROOT}"),
+            ],
         )
     finally:
         holder.kill()

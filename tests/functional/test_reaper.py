@@ -44,7 +44,7 @@ class Sleeper:
         return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"]).pid
 
 if __name__ == "__main__":
-    session = RaySession("", num_processes=2, num_gpus=0, logs=pathlib.Path(sys.argv[1]))
+    session = RaySession("", num_processes=2, num_gpus=0, logs=pathlib.Path(sys.argv[1]), startup_timeout_s=120.0)
     import ray
     actors = [ray.remote(Sleeper).remote() for _ in range(2)]
     ray.get([actor.spawn.remote() for actor in actors])

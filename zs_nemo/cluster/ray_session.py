@@ -7,9 +7,13 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from zs_nemo.cluster.reaper import MARKER, Reaper
 
@@ -19,6 +23,8 @@ _LONGEST_REASON = 300
 _OBJECT_STORE_BYTES = 512 * 2**20
 # Ray puts sockets under its folder, with about 60 characters of its own; a socket's path may have 107.
 _LONGEST_TEMPORARY_ROOT = 30
+_DAEMON = "raylet"
+_PAUSE_S = 0.2
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -39,8 +45,14 @@ class RaySession:
     num_machines: int = 1
     """Machines of the cluster."""
 
-    def __init__(self, address: str, num_processes: int, num_gpus: int, logs: Path) -> None:
-        """Start Ray on this machine with room for ``num_processes`` actors, or join the cluster at ``address``."""
+    def __init__(
+        self, address: str, num_processes: int, num_gpus: int, logs: Path, *, startup_timeout_s: float
+    ) -> None:
+        """Start Ray on this machine with room for ``num_processes`` actors, or join the cluster at ``address``.
+
+        Raises ``TimeoutError`` if its daemon has not started after ``startup_timeout_s``, and ``ChildProcessError`` as
+        soon as that has ended.
+        """
         self.token = uuid.uuid4().hex
         root = _temporary_root()
         self._ray_folder = root / f"zsn-{self.token[:8]}"
@@ -51,12 +63,12 @@ class RaySession:
         try:
             self.shm_folder.mkdir(mode=0o700)
             with sigusr1_held_back():
-                self._start(address, num_processes, num_gpus)
+                self._start(address, num_processes, num_gpus, startup_timeout_s)
         except BaseException:
             self.close(failed=True)
             raise
 
-    def _start(self, address: str, num_processes: int, num_gpus: int) -> None:
+    def _start(self, address: str, num_processes: int, num_gpus: int, startup_timeout_s: float) -> None:
         os.environ[MARKER] = self.token
         os.environ.update(_ENVIRONMENT)
         os.environ[_CLUSTER_VARIABLE] = "1" if address else "0"
@@ -71,14 +83,15 @@ class RaySession:
             ray.init(address=address, **quiet)
             self.num_machines = sum(bool(node["Alive"]) for node in ray.nodes())
         else:
-            ray.init(
-                num_cpus=num_processes,
-                num_gpus=num_gpus,
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                _temp_dir=str(self._ray_folder),
-                **quiet,
-            )
+            with patience_with_daemon(startup_timeout_s):
+                ray.init(
+                    num_cpus=num_processes,
+                    num_gpus=num_gpus,
+                    include_dashboard=False,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    _temp_dir=str(self._ray_folder),
+                    **quiet,
+                )
         # Ray puts a handler of its own in place, which ends the process at once, with a stack trace.
         if on_sigterm is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
@@ -104,6 +117,47 @@ class RaySession:
         except OSError as error:
             # What the run has failed of is what a person must read: a full disk fails here once more.
             _LOGGER.warning("Ray's own logs could not be kept in %s: %s", kept, str(error)[:_LONGEST_REASON])
+
+
+@contextlib.contextmanager
+def patience_with_daemon(timeout_s: float) -> Iterator[None]:
+    """While open, ``ray.init`` waits for the daemon that it starts for as long as that lives, ``timeout_s`` at most.
+
+    By itself it gives up after 30 s, which a busy machine may need, and waits as long for a daemon that has ended.
+    """
+    from ray._private import services
+
+    registered, deadline = services.get_node, time.monotonic() + timeout_s
+
+    def wait_until_registered(*arguments: Any) -> Any:
+        while True:
+            try:
+                return registered(*arguments)
+            except RuntimeError as error:
+                if not _has_daemon():
+                    raise ChildProcessError(
+                        "Ray's daemon ended while it started; what it wrote is in logs/ray of the run directory"
+                    ) from error
+                if time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"Ray's daemon did not start within cluster.startup_timeout_s={timeout_s:g}; end what else "
+                        "keeps the machine busy, or raise it"
+                    ) from error
+                time.sleep(_PAUSE_S)
+
+    services.get_node = wait_until_registered
+    try:
+        yield
+    finally:
+        services.get_node = registered
+
+
+def _has_daemon() -> bool:
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name() == _DAEMON and child.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 @contextlib.contextmanager

@@ -43,7 +43,9 @@ def simulator_engines(cfg: RecipeConfig, logs: Path) -> Iterator[EnginePool]:
     places_itself = use_gpu and not cfg.cluster.ray_address
     shares = _gpu_shares(setups, num_gpus) if places_itself else [None] * len(setups)
     logs.mkdir(parents=True, exist_ok=True)
-    session = RaySession(cfg.cluster.ray_address, len(setups), num_gpus, logs)
+    session = RaySession(
+        cfg.cluster.ray_address, len(setups), num_gpus, logs, startup_timeout_s=cfg.cluster.startup_timeout_s
+    )
     try:
         local = {} if cfg.cluster.ray_address else {"VLLM_HOST_IP": "127.0.0.1"}
         parts = {setup.name: (setup, share) for setup, share in zip(setups, shares, strict=True)}

@@ -107,7 +107,13 @@ class System:
         logs = run_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         num_gpus = local_gpus()[0] if layout.use_gpu else 0
-        session = RaySession(cfg.cluster.ray_address, layout.num_processes, num_gpus, logs)
+        session = RaySession(
+            cfg.cluster.ray_address,
+            layout.num_processes,
+            num_gpus,
+            logs,
+            startup_timeout_s=cfg.cluster.startup_timeout_s,
+        )
         system = cls(cfg, layout, session, run_dir, faults or FaultLog())
         try:
             system._start_roles(on_placed)

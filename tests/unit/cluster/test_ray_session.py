@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from zs_nemo.cluster import ray_session as module
-from zs_nemo.cluster.ray_session import RaySession, sigusr1_held_back
+from zs_nemo.cluster.ray_session import RaySession, patience_with_daemon, sigusr1_held_back
 from zs_nemo.cluster.reaper import MARKER
 
 SLEEPER = "import time; print('ready', flush=True); time.sleep(60)"
@@ -42,7 +42,7 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RaySession:
     monkeypatch.setattr(module, "_temporary_root", lambda: tmp_path)
     monkeypatch.setattr(RaySession, "_start", start)
     monkeypatch.setattr(FakeReaper, "finished", 0)
-    session = RaySession("", 1, 0, tmp_path / "logs")
+    session = RaySession("", 1, 0, tmp_path / "logs", startup_timeout_s=1.0)
     session.shm_folder.rmdir()
     return session
 
@@ -70,6 +70,66 @@ def test_everything_is_ended_also_where_ray_cannot_be(session: RaySession, monke
     with pytest.raises(RuntimeError, match="Ray's own"):
         session.close()
     assert FakeReaper.finished == 1
+
+
+@pytest.fixture
+def services(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What of Ray asks whether its daemon has registered: the third time it has."""
+    asked: list[tuple[str, ...]] = []
+
+    def get_node(*arguments: str) -> dict[str, str]:
+        asked.append(arguments)
+        if len(asked) < 3:
+            raise RuntimeError("no such node")
+        return {"node_id": arguments[1]}
+
+    services = SimpleNamespace(get_node=get_node, asked=asked)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "ray._private", SimpleNamespace(services=services))
+    return services
+
+
+def daemon(name: str, folder: Path) -> "subprocess.Popen[bytes]":
+    """Start a process of that name."""
+    program = folder / name
+    program.symlink_to("/bin/sleep")
+    return subprocess.Popen([program, "30"])
+
+
+def test_ray_s_daemon_is_waited_for_as_long_as_it_lives(services: SimpleNamespace, tmp_path: Path) -> None:
+    own, raylet = services.get_node, daemon("raylet", tmp_path)
+    try:
+        with patience_with_daemon(20.0):
+            assert services.get_node("address", "n1") == {"node_id": "n1"}
+        assert services.asked == [("address", "n1")] * 3 and services.get_node is own
+    finally:
+        raylet.kill()
+        raylet.wait()
+
+
+def test_a_daemon_that_takes_too_long_is_an_error_that_names_the_setting(
+    services: SimpleNamespace, tmp_path: Path
+) -> None:
+    raylet = daemon("raylet", tmp_path)
+    try:
+        with pytest.raises(TimeoutError, match=r"within cluster\.startup_timeout_s=0;"), patience_with_daemon(0.0):
+            services.get_node("address", "n1")
+    finally:
+        raylet.kill()
+        raylet.wait()
+
+
+def test_a_daemon_that_has_ended_is_not_waited_for(services: SimpleNamespace, tmp_path: Path) -> None:
+    other, ended = daemon("another", tmp_path), daemon("raylet", tmp_path)
+    ended.kill()
+    try:
+        with pytest.raises(ChildProcessError, match="logs/ray"), patience_with_daemon(20.0):
+            services.get_node("address", "n1")
+        assert len(services.asked) == 1, "nobody has asked again"
+    finally:
+        ended.wait()
+        other.kill()
+        other.wait()
 
 
 def test_processes_that_are_started_live_through_sigusr1_and_the_driver_hears_it_afterwards() -> None:
