@@ -26,6 +26,7 @@ SAVE_EVERY = 2
 TIMEOUT_S = 900.0
 """For a start and for each command of a trial: some twenty times what they take, and less than a hang would."""
 GONE_AFTER_S = 20.0
+_TOLD_CHARACTERS = 600
 HANG_TIMEOUT_S = 40.0
 _MOUNTED = Path("/tmp/zs_nemo_small_disk")
 _MOUNT = f"mkdir -p {_MOUNTED} && mount -t tmpfs -o size=2g tmpfs {_MOUNTED} && echo mounted && exec sleep infinity"
@@ -228,7 +229,11 @@ def _play(
         scene.inject(command)
         if scene.exit_code != 0:
             _expect_end(trial, run, command, scene.exit_code)
-            trial.problems += [f"not told: {text}" for text in scene.told if text not in command.output]
+            trial.problems += [
+                f"not told: {text}, but: {command.output[-_TOLD_CHARACTERS:]}"
+                for text in scene.told
+                if text not in command.output
+            ]
             scene.repair()
             command, num_resumed, told_before = start_command(), 0, {}
         _wait_for_recovery(command, scene, before, told_before, num_resumed)

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from zs_nemo.cluster.reaper import MARKER, Reaper
+from zs_nemo.cluster.reaper import MARKER, Reaper, end_processes
 
 _LOGGER = logging.getLogger(__name__)
 # shutil names every file that it could not copy.
@@ -25,6 +25,7 @@ _OBJECT_STORE_BYTES = 512 * 2**20
 _LONGEST_TEMPORARY_ROOT = 30
 _DAEMON = "raylet"
 _PAUSE_S = 0.2
+_ATTEMPTS = 3
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -50,8 +51,8 @@ class RaySession:
     ) -> None:
         """Start Ray on this machine with room for ``num_processes`` actors, or join the cluster at ``address``.
 
-        Raises ``TimeoutError`` if its daemon has not started after ``startup_timeout_s``, and ``ChildProcessError`` as
-        soon as that has ended.
+        Raises ``TimeoutError`` if its daemon has not started after ``startup_timeout_s``, and ``ChildProcessError``
+        when that has ended several times over.
         """
         self.token = uuid.uuid4().hex
         root = _temporary_root()
@@ -83,18 +84,33 @@ class RaySession:
             ray.init(address=address, **quiet)
             self.num_machines = sum(bool(node["Alive"]) for node in ray.nodes())
         else:
-            with patience_with_daemon(startup_timeout_s):
-                ray.init(
-                    num_cpus=num_processes,
-                    num_gpus=num_gpus,
-                    include_dashboard=False,
-                    object_store_memory=_OBJECT_STORE_BYTES,
-                    _temp_dir=str(self._ray_folder),
-                    **quiet,
-                )
+            self._start_daemon(
+                startup_timeout_s,
+                num_cpus=num_processes,
+                num_gpus=num_gpus,
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _temp_dir=str(self._ray_folder),
+                **quiet,
+            )
         # Ray puts a handler of its own in place, which ends the process at once, with a stack trace.
         if on_sigterm is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
+
+    def _start_daemon(self, timeout_s: float, **settings: Any) -> None:
+        """Start Ray, anew where its daemon ends: it does so with the first of its helpers that is not up in time."""
+        import ray
+
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            try:
+                with patience_with_daemon(timeout_s):
+                    ray.init(**settings)
+                return
+            except ChildProcessError:
+                if not attempts_left:
+                    raise
+                # Nothing else of the run has been started yet.
+                end_processes(self.token)
 
     def close(self, *, failed: bool = False) -> None:
         """End Ray and every process of the run; after a failure Ray's own logs are kept beside the roles' logs."""

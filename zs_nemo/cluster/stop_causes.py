@@ -12,6 +12,8 @@ from zs_nemo.search.simulator import SimulatedSearchEngine
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _LOST = frozenset({errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.EROFS, errno.EREMOTEIO})
+_NO_ROOM_BYTES = 2**20
+"""Where less is left, whatever failed has failed of that: a process that a full disk killed leaves no error behind."""
 # What libraries make of them in their own words: the kernel's texts, as strerror gives them.
 _TEXTS = {
     "No space left on device": "disk_full",
@@ -47,6 +49,8 @@ def cause_of(error: BaseException, run_dir: Path) -> StopCause | None:
         kind = _storage(each)
         if kind is not None:
             return kind
+    if _is_full(run_dir):
+        return StopCause.disk_full
     for each in chain:
         if isinstance(each, RoleError) and each.died and each.role is not None and "simulator" in each.role.name:
             return StopCause.simulator_lost
@@ -67,6 +71,13 @@ def describe(cause: StopCause, error: BaseException, run_dir: Path) -> str:
         except OSError:
             room = f" ({run_dir})"
     return f"{cause.value}{room}: {error}\n{_REMEDIES[cause]}."
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < _NO_ROOM_BYTES
+    except OSError:
+        return False
 
 
 def _storage(error: BaseException) -> StopCause | None:

@@ -132,6 +132,28 @@ def test_a_daemon_that_has_ended_is_not_waited_for(services: SimpleNamespace, tm
         other.wait()
 
 
+@pytest.mark.parametrize("num_failures", [0, 2, 3])
+def test_a_daemon_that_ends_at_its_start_is_started_anew_three_times_in_all(
+    num_failures: int, session: RaySession, services: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def init(**settings: int) -> None:
+        events.append(f"started with {settings}")
+        if len(events) < 2 * num_failures:
+            raise ChildProcessError("Ray's daemon ended")
+
+    monkeypatch.setattr(sys.modules["ray"], "init", init, raising=False)
+    monkeypatch.setattr(module, "end_processes", lambda token: events.append(f"ended {token == session.token}"))
+    if num_failures < 3:
+        session._start_daemon(9.0, num_cpus=2)
+    else:
+        with pytest.raises(ChildProcessError):
+            session._start_daemon(9.0, num_cpus=2)
+    expected = ["started with {'num_cpus': 2}", "ended True"] * 3
+    assert events == expected[: 1 + 2 * min(num_failures, 2)]
+
+
 def test_processes_that_are_started_live_through_sigusr1_and_the_driver_hears_it_afterwards() -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))

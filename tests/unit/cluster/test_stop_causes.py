@@ -1,5 +1,7 @@
 import errno
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,6 +47,15 @@ def test_a_run_directory_that_is_gone_is_a_lost_file_system(tmp_path: Path) -> N
     error = FileNotFoundError(errno.ENOENT, "No such file or directory", "metrics.jsonl")
     assert cause_of(error, tmp_path) is None
     assert cause_of(error, tmp_path / "unmounted") is StopCause.file_system_lost
+
+
+def test_whatever_fails_on_a_full_disk_has_failed_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = role_error("simulator-engine-0", died=True)
+    for free, cause in ((2**20, StopCause.simulator_lost), (2**20 - 1, StopCause.disk_full)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert cause_of(killed, tmp_path) is cause
+    assert "(1 MiB are free in" in describe(StopCause.disk_full, killed, tmp_path)
+    assert cause_of(OSError(errno.EIO, "Input/output error"), tmp_path) is StopCause.file_system_lost
 
 
 def test_what_an_error_came_from_counts_too(tmp_path: Path) -> None:
