@@ -98,7 +98,7 @@ class RaySession:
             signal.signal(signal.SIGTERM, on_sigterm)
 
     def _start_daemon(self, timeout_s: float, **settings: Any) -> None:
-        """Start Ray, anew where its daemon ends: it does so with the first of its helpers that is not up in time."""
+        """Start Ray, anew where its daemon ends: it gives helpers of its own 15 s (Ray's issue 65983)."""
         import ray
 
         for attempts_left in reversed(range(_ATTEMPTS)):
