@@ -29,6 +29,9 @@ EXIT_STOPPED = 75
 """Stopped as SIGTERM or SIGUSR1 asked, with a checkpoint: ``EX_TEMPFAIL``, try again. launch/slurm requeues on it."""
 EXIT_INTERRUPTED = 130
 
+REPORT_FILES = ("report.html", "report.json")
+"""Collections and fine-tunings of earlier versions have the second alone."""
+
 Train = Callable[[Config, RunDir, Progress], Path]
 
 
@@ -63,7 +66,7 @@ def _run(cfg: Config, path: Path, train: Train[Config]) -> int:
     for returns in itertools.count():
         with RunDir(path, cfg) as run_dir:
             if run_dir.finished:
-                report = run_dir.path / "report.html"
+                report = next(filter(Path.exists, (run_dir.path / name for name in REPORT_FILES)), run_dir.path)
                 sys.stdout.write(
                     f"this run is already done: {report}\nfor another one give it a name: exp_manager.name=NAME\n"
                 )

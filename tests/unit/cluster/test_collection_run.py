@@ -111,7 +111,9 @@ def collected(path: Path, cfg: CollectRecipeConfig) -> dict:
     with RunDir(path, cfg) as run_dir, Progress("run") as progress, CollectionRun(cfg, run_dir, progress) as run:
         run.roll_out()
         run.judge()
-        return read_json(run.finish(), {})
+        page = run.finish()
+    assert page.name == "report.html" and "judged by" in page.read_text()
+    return read_json(path / "report.json", {})
 
 
 def test_rounds_that_are_there_are_not_asked_again(policy: ScriptedEngine, tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ def test_the_report_says_what_the_fine_tuning_took_and_cost_over_all_sessions(tm
             return run.finish() if ends else tmp_path
 
     session(ends=False)
-    report = read_json(session(ends=True), {})
+    page = session(ends=True)
+    assert page == tmp_path / "report.html" and "Examples" in page.read_text()
+    report = read_json(tmp_path / "report.json", {})
     assert report["cost"]["roles"]["training"]["busy_share"] == 0.5
     assert report["cost"]["run_usd"] == pytest.approx(2 * CostConfig().usd_per_core_hour)
     sessions = read_json(tmp_path / "state.json", {})["sessions"]
