@@ -54,7 +54,8 @@ def main(arguments: Sequence[str]) -> int:
             trial = run_trial(name, plan, model, folder, seed=asked.seed)
             trials.append(trial)
             with _LOG.open("a") as file:
-                file.write(json.dumps(asdict(trial)) + "\n")
+                # What a run has said names files of whoever ran it.
+                file.write(json.dumps(asdict(trial)).replace(f"{ROOT}/", "") + "\n")
             print(describe(trial), flush=True)
     counts = summary(trials)
     write_between_marks(ROOT / "docs" / "cluster.md", _MARK, table(counts))

@@ -27,6 +27,7 @@ TIMEOUT_S = 900.0
 """For a start and for each command of a trial: some twenty times what they take, and less than a hang would."""
 GONE_AFTER_S = 20.0
 _TOLD_CHARACTERS = 600
+"""Of a run's last words, where they are not the ones that were expected."""
 HANG_TIMEOUT_S = 40.0
 _MOUNTED = Path("/tmp/zs_nemo_small_disk")
 _MOUNT = f"mkdir -p {_MOUNTED} && mount -t tmpfs -o size=2g tmpfs {_MOUNTED} && echo mounted && exec sleep infinity"

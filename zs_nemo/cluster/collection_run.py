@@ -172,5 +172,6 @@ class CollectionRun(EngineRun):
         self._save_progress()
         path = self._run_dir.path
         write_json(path / "report.json", self._report | account_of(RunFiles.read(path), self._asked_models))
+        page = write_preparation_page(path)
         self._run_dir.finish()
-        return write_preparation_page(path)
+        return page

@@ -219,8 +219,9 @@ class SftRun:
             "held_out_by_step": self._losses,
         }
         write_json(self._run_dir.path / "report.json", report)
+        page = write_preparation_page(self._run_dir.path)
         self._run_dir.finish()
-        return write_preparation_page(self._run_dir.path)
+        return page
 
 
 def pack_examples(examples: Sequence[TuningExample]) -> TrainBatch:
