@@ -59,7 +59,8 @@ def _setting(report: Mapping[str, Any], name: str) -> str:
     value: Any = report.get("settings")
     for key in name.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
-    return ABSENT if value is None else str(value)
+    # An empty cell would have nothing that the line of the mean could set in bold.
+    return ABSENT if value is None else str(value) or '""'
 
 
 def _run_line(report: Mapping[str, Any]) -> list[str]:

@@ -233,18 +233,21 @@ def test_the_table_holds_every_run_and_the_mean_of_an_engine(run: Path, tmp_path
 def test_the_table_averages_over_runs_that_differ_in_the_seed_and_not_in_a_named_setting(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, curriculum in (("again", "published"), ("constant", "constant")):
+    for name, curriculum in (("again", "published"), ("constant", "constant"), ("empty", ""), ("also_empty", "")):
         (tmp_path / name).mkdir()
         report = json.loads((run / "report.json").read_text())
         report["settings"]["curriculum"]["name"] = curriculum
         (tmp_path / name / "report.json").write_text(json.dumps(report))
-    runs = [str(run), str(tmp_path / "again"), str(tmp_path / "constant")]
+    runs = [str(run), *(str(tmp_path / name) for name in ("again", "constant", "empty", "also_empty"))]
     assert main([*runs, "--table", "--by", "curriculum.name"]) == 0
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
     assert len({len(row) for row in cells}) == 1
     assert [row[2:4] for row in cells] == [
         ["`curriculum.name`", "seed"],
         ["---", "---"],
+        ['""', "1"],
+        ['""', "1"],
+        ['**""**', "**mean of 2**"],
         ["constant", "1"],
         ["published", "1"],
         ["published", "1"],
