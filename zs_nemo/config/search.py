@@ -31,6 +31,17 @@ class DocumentsPerCompletion(Enum):
     all = "together in one completion, numbered: for models that follow instructions, as published"
 
 
+class OffTarget(Enum):
+    """What a useful document of the simulator is for a query that does not ask for what its question needs.
+
+    Only for the facts world's questions can that be told.
+    """
+
+    auto = "withhold with our own short form, answer with any other template"
+    withhold = "as a real engine's: about the query, and the simulator is shown no answer"
+    answer = "the answer, whatever is asked: a policy that trains on it learns that its queries do not matter"
+
+
 class SeedGroup(Enum):
     """Which searches with equal question, query and noise are the same draw, and so have the same documents."""
 
@@ -99,6 +110,8 @@ class SimulatedSearchConfig(SearchConfig):
     """A file with the wording of the prompt; empty for ours, ``tuned`` for that of a small fine-tuned model,
     ``open`` for a small prompted one and questions from beyond the facts world.
     ``search/prompt_template.py`` says what it needs."""
+    off_target: OffTarget = OffTarget.auto
+    """Useful documents for queries that do not ask for what the facts world's question needs, such as a bare name."""
     stop: list[str] = field(default_factory=list)
     """Strings that end a completion; empty for a line break with one document a completion and ``api=completions``,
     otherwise for none."""

@@ -94,7 +94,12 @@ def build_prompts(settings: SimulatedSearchConfig, demonstrations: Demonstration
                 "search.documents_per_completion=one needs the facts world's examples with our own wording; set "
                 "search.documents_per_completion=all, or name a template (search.template)"
             )
-        return ShortPrompts(demonstrations, max_answers=settings.max_answers, api=settings.api)
+        return ShortPrompts(
+            demonstrations,
+            max_answers=settings.max_answers,
+            api=settings.api,
+            off_target=settings.off_target,
+        )
     return TemplatePrompts(
         load_template(settings.template, documents),
         documents,
@@ -102,6 +107,7 @@ def build_prompts(settings: SimulatedSearchConfig, demonstrations: Demonstration
         max_answers=settings.max_answers,
         api=settings.api,
         demonstrations=demonstrations,
+        off_target=settings.off_target,
     )
 
 

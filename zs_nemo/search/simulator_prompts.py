@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from zs_nemo.config.endpoints import ApiKind
-from zs_nemo.config.search import DocumentsPerCompletion
+from zs_nemo.config.search import DocumentsPerCompletion, OffTarget
 from zs_nemo.qa.rewards import normalise
 from zs_nemo.search.demonstrations import Demonstration, Demonstrations, Step
 from zs_nemo.search.markup import neutralize
@@ -44,8 +44,16 @@ class ShortPrompts:
 
     documents = DocumentsPerCompletion.one
 
-    def __init__(self, demonstrations: Demonstrations, *, max_answers: int = 0, api: ApiKind = ApiKind.completions):
+    def __init__(
+        self,
+        demonstrations: Demonstrations,
+        *,
+        max_answers: int = 0,
+        api: ApiKind = ApiKind.completions,
+        off_target: OffTarget = OffTarget.auto,
+    ) -> None:
         self._demonstrations = demonstrations
+        self._answers_always = off_target is OffTarget.answer
         self._max_answers = max_answers
         self._template = load_template("", self.documents)
         self._api = api
@@ -63,8 +71,14 @@ class ShortPrompts:
             slots = _noisy_slots(self._demonstrations, query, query)
         else:
             answers = answers_text(request.answers, self._max_answers)
-            searched = request.key.turn > 0
-            slots = _useful_slots(self._demonstrations, request.question, answers, query, searched_before=searched)
+            slots = _useful_slots(
+                self._demonstrations,
+                request.question,
+                answers,
+                query,
+                searched_before=request.key.turn > 0,
+                answers_always=self._answers_always,
+            )
         return self._template.render(self._api, slots)
 
 
@@ -80,8 +94,18 @@ class TemplatePrompts:
         max_answers: int = 0,
         api: ApiKind = ApiKind.completions,
         demonstrations: Demonstrations | None = None,
+        off_target: OffTarget = OffTarget.auto,
     ) -> None:
-        """Without ``demonstrations`` there are no examples, and the topic of noisy documents is the query itself."""
+        """Without ``demonstrations`` there are no examples, and the topic of noisy documents is the query itself.
+
+        Raises ``ValueError`` where answers are to be withheld that cannot be told to be off target without them.
+        """
+        if off_target is OffTarget.withhold and demonstrations is None:
+            raise ValueError(
+                "search.off_target=withhold can tell only for the facts world's questions what a query asks for; leave "
+                "it at auto for others"
+            )
+        self._withholds = off_target is OffTarget.withhold
         self.documents = documents
         self._template = template
         self._num_words, self._max_answers = num_words, max_answers
@@ -89,8 +113,13 @@ class TemplatePrompts:
         self._demonstrations = demonstrations
 
     def prompt(self, request: SearchRequest, number: int, *, noisy: bool, num_documents: int = 1) -> Prompt:
-        """Return the prompt for ``num_documents`` documents."""
+        """Return the prompt for ``num_documents`` documents.
+
+        Where the answer is withheld it is the noisy one: that is what was learned from what a real engine returned for
+        queries that it did not answer.
+        """
         query = safe_query(request.query)
+        noisy = noisy or self._is_off_target(request, query)
         examples: list[dict[str, str]] = []
         topic = query
         if self._demonstrations is not None:
@@ -110,6 +139,13 @@ class TemplatePrompts:
             "topic": topic,
         }
         return self._template.render(self._api, slots)
+
+    def _is_off_target(self, request: SearchRequest, query: str) -> bool:
+        if not self._withholds or not request.question:
+            return False
+        assert self._demonstrations is not None
+        group = self._demonstrations.group_for(request.question)
+        return group.step_of(request.question, query, searched_before=request.key.turn > 0) is None
 
 
 def useful_prompt(
@@ -173,11 +209,17 @@ def one_line(text: str) -> str:
 
 
 def _useful_slots(
-    demonstrations: Demonstrations, question: str, answers: str, query: str, *, searched_before: bool
+    demonstrations: Demonstrations,
+    question: str,
+    answers: str,
+    query: str,
+    *,
+    searched_before: bool,
+    answers_always: bool = False,
 ) -> dict[str, object]:
     group = demonstrations.group_for(question)
     step = group.step_of(question, query, searched_before=searched_before)
-    if step is None:
+    if step is None and not answers_always:
         return _noisy_slots(demonstrations, query, query)
     first_of_two = group.has_two_steps and step is Step.first
     return {

@@ -1,10 +1,10 @@
 """Judged searches as token sequences for a simulator to learn from: its own prompt, then the documents to write."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from zs_nemo.config.search import DocumentsPerCompletion, SimulatedSearchConfig
+from zs_nemo.config.search import DocumentsPerCompletion, OffTarget, SimulatedSearchConfig
 from zs_nemo.search.build import build_prompts
 from zs_nemo.search.demonstrations import Demonstrations
 from zs_nemo.search.simulator_prompts import SimulatorPrompts, one_line
@@ -37,6 +37,8 @@ class ExampleWriter:
         demonstrations: Demonstrations | None,
     ) -> None:
         """``end_of_text`` ends a completion of several documents; a single one ends with its line."""
+        # The verdict says what is useful; a useful document behind a noisy prompt would teach to leak answers.
+        search = replace(search, off_target=OffTarget.answer)
         self._prompts: SimulatorPrompts = build_prompts(search, demonstrations)
         self._tokenizer = tokenizer
         self._end_of_text = end_of_text

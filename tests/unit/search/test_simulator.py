@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from zs_nemo.config.search import OffTarget, SimulatedSearchConfig
+from zs_nemo.search.build import build_prompts
 from zs_nemo.search.demonstrations import Demonstration, DemonstrationGroup, Demonstrations, Relation
 from zs_nemo.search.simulator import SimulatedSearchEngine, mend, without_cut_end
 from zs_nemo.search.simulator_prompts import noisy_prompt, useful_prompt
@@ -236,6 +238,30 @@ def test_a_query_that_does_not_ask_about_the_question_is_not_told_the_answer(que
     asyncio.run(simulator(engine).search(request(query=query)))
     assert "N'Djamena" not in engine.calls[0][0]
     assert engine.calls[0][0].endswith(f"Text about {query}:")
+
+
+def asked(off_target: OffTarget, query: str, template: str = "") -> str:
+    settings = SimulatedSearchConfig(template=template, off_target=off_target)
+    prompt = build_prompts(settings, DEMONSTRATIONS).prompt(request(query=query), 0, noisy=False)
+    assert isinstance(prompt, str)
+    return prompt
+
+
+@pytest.mark.parametrize("query", ["Chad", "currency of Chad"])
+def test_whether_such_a_query_is_told_the_answer_is_a_setting(query: str) -> None:
+    assert "Text that mentions N'Djamena:" in asked(OffTarget.answer, query)
+    assert asked(OffTarget.withhold, query) == asked(OffTarget.auto, query)
+    for told in (OffTarget.auto, OffTarget.answer):
+        assert "Answer: N'Djamena" in asked(told, query, "tuned")
+    assert asked(OffTarget.withhold, query, "tuned").strip() == f"Query: {query}\nUseless result:"
+    on_target = {asked(setting, "capital of Chad", "tuned") for setting in OffTarget}
+    assert len(on_target) == 1 and "Answer: N'Djamena" in on_target.pop()
+
+
+def test_answers_cannot_be_withheld_from_questions_of_which_nothing_is_known() -> None:
+    settings = SimulatedSearchConfig(template="tuned", off_target=OffTarget.withhold)
+    with pytest.raises(ValueError, match="search.off_target=withhold can tell only for the facts world"):
+        build_prompts(settings, None)
 
 
 def test_the_second_of_two_steps_counts_only_after_a_search() -> None:

@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 
 from tests.fakes import CharTokenizer
-from zs_nemo.config.search import DocumentsPerCompletion, SimulatedSearchConfig
+from tests.unit.search.test_simulator import DEMONSTRATIONS
+from zs_nemo.config.search import DocumentsPerCompletion, OffTarget, SimulatedSearchConfig
 from zs_nemo.search.build import build_prompts
 from zs_nemo.search.document_parser import parse_documents
 from zs_nemo.search.example_files import examples_file
@@ -64,6 +65,18 @@ def test_a_useless_example_hides_the_answer():
     _, found = written(SimulatedSearchConfig(template="tuned", max_sequence_tokens=4000), useful=False)
     assert all("Lima" not in prompt and prompt.endswith("Useless result:") for prompt, _, _ in found)
     assert not any(example.useful for *_, example in found)
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [("", "Query: Peru\nText that mentions Lima:"), ("tuned", "Answer: Lima\nQuery: Peru\nUseful result:")],
+)
+def test_what_the_judge_found_useful_is_learned_as_useful_whatever_was_asked(template, end):
+    search = SimulatedSearchConfig(template=template, off_target=OffTarget.withhold, max_sequence_tokens=4000)
+    writer = ExampleWriter(search, CharTokenizer(), END, DEMONSTRATIONS)
+    row = replace(FOUND, query="Peru").to_row() | {"useful": True}
+    prompts = [CharTokenizer().decode(list(example.prompt_ids)) for example in writer.write([row], seed=1)]
+    assert prompts and all(prompt.endswith(end) for prompt in prompts)
 
 
 def test_large_models_learn_all_documents_in_a_form_that_is_read_back():
