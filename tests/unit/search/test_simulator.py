@@ -260,7 +260,7 @@ def test_whether_such_a_query_is_told_the_answer_is_a_setting(query: str) -> Non
 
 def test_answers_cannot_be_withheld_from_questions_of_which_nothing_is_known() -> None:
     settings = SimulatedSearchConfig(template="tuned", off_target=OffTarget.withhold)
-    with pytest.raises(ValueError, match="search.off_target=withhold can tell only for the facts world"):
+    with pytest.raises(ValueError, match=r"search\.off_target=withhold can tell only for the facts world"):
         build_prompts(settings, None)
 
 
