@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
-from zs_nemo.cluster.roles import RoleError
+from zs_nemo.cluster.roles import RanksLost, RoleError
 from zs_nemo.rollout.collector import SearchBudgetExceeded
 from zs_nemo.search.simulator import SimulatedSearchEngine
 
@@ -60,6 +60,15 @@ def cause_of(error: BaseException, run_dir: Path) -> StopCause | None:
     if isinstance(error, OSError) and not run_dir.is_dir():
         return StopCause.file_system_lost
     return None
+
+
+def is_death_of_policy_engine(error: BaseException) -> bool:
+    """Whether a generation engine of the policy died, or what it came from did, and no training rank."""
+    deaths = [each for each in _chain(error) if isinstance(each, RoleError) and each.died and each.role is not None]
+    return bool(deaths) and all(
+        not isinstance(each, RanksLost) and each.role is not None and each.role.name.startswith("policy-engine")
+        for each in deaths
+    )
 
 
 def describe(cause: StopCause, error: BaseException, run_dir: Path) -> str:

@@ -16,7 +16,7 @@ from zs_nemo.cluster.checkpoints import CRITIC, CURRICULUM, EPISODES, POLICY, Ch
 from zs_nemo.cluster.engine_run import EngineRun
 from zs_nemo.cluster.rank_groups import CriticGroup
 from zs_nemo.cluster.setups import num_updates
-from zs_nemo.cluster.stop_causes import StopCause, cause_of
+from zs_nemo.cluster.stop_causes import StopCause, cause_of, is_death_of_policy_engine
 from zs_nemo.cluster.stop_request import PROCESS_STOP, StoppedBySignal
 from zs_nemo.config.algorithm import KlPlace
 from zs_nemo.config.policy import SchedConfig
@@ -85,9 +85,9 @@ class TrainingRun(EngineRun):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if error is not None and self._has_lost_searches(error):
+            if error is not None and self._has_lost_engines(error):
                 # The ranks are well, and as the last step has left them.
-                self._save_after_lost_searches()
+                self._save_after_lost_engines()
             elif isinstance(error, KeyboardInterrupt):
                 # What is as good as written is not thrown away. A failed run's ranks may never answer.
                 with suppress(Exception):
@@ -340,15 +340,21 @@ class TrainingRun(EngineRun):
         self._commit_checkpoint()
         self._save_progress()
 
-    def _has_lost_searches(self, error: BaseException) -> bool:
-        """Whether a run failed for want of its search engine or of the simulator's own engines."""
+    def _has_lost_engines(self, error: BaseException) -> bool:
+        """Whether a run failed for want of its search engine, of the simulator's own engines or of the policy's."""
         if isinstance(error, SearchBudgetExceeded):
             return True
-        # A signal to all processes of a job ends engines first, and the ranks next.
-        return not PROCESS_STOP.requested and cause_of(error, self._run_dir.path) is StopCause.simulator_lost
+        if PROCESS_STOP.requested:
+            # A signal to all processes of a job ends engines first, and the ranks next.
+            return False
+        # In a refit the ranks may be waiting for the dead engine; after it, engines work before the ranks train.
+        is_refitted = self._served_version == self._next_step
+        return cause_of(error, self._run_dir.path) is StopCause.simulator_lost or (
+            is_refitted and is_death_of_policy_engine(error)
+        )
 
-    def _save_after_lost_searches(self) -> None:
-        """Save what was trained before the searches of this step failed; what prevents it is told, and hides nothing.
+    def _save_after_lost_engines(self) -> None:
+        """Save what was trained before the episodes of this step failed; what prevents it is told, and hides nothing.
 
         With episodes of later steps under way, only what is being written becomes a checkpoint: a new one would hold
         the episodes whose searches have failed, and a resumed run would fail by them again.

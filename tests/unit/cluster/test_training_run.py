@@ -24,6 +24,7 @@ from zs_nemo.rollout.ledger import SearchLedger
 
 REWARDS = (0.9, 0.7, 0.3, 0.6, 0.1, 0.8, 0.95, 0.2)
 HEALTHY, COLLAPSED = 1.0, 0.01
+FAIL_IN_REFIT: dict[int, Exception] = {}
 SEARCHES_FAILED = SearchBudgetExceeded("no endpoint is alive", engine="simulator")
 
 
@@ -46,10 +47,14 @@ def settings(*, async_save: bool = False) -> GrpoRecipeConfig:
 
 @pytest.fixture(autouse=True)
 def system_that_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refit(version: int) -> None:
+        if failure := FAIL_IN_REFIT.pop(version, None):
+            raise failure
+
     def start(run: TrainingRun) -> None:
         policy = MagicMock()
         policy.checkpoint_damage.return_value = []
-        run.system = SimpleNamespace(policy=policy, critic=None, accounts=lambda **spent: {})
+        run.system = SimpleNamespace(policy=policy, critic=None, accounts=lambda **spent: {}, refit=refit)
         run._tokenizer, run._ledger = CharTokenizer(), SearchLedger()
         run._memory, run._engines = SimpleNamespace(peak_gib=1.0), SimpleNamespace(metrics=dict)
 
@@ -72,6 +77,7 @@ def train(
         for step in run.steps():
             if step == stop_before:
                 break
+            run.refit(version=step)
             if step == searches_fail_at:
                 raise failure
             noise = run.curriculum.noise_at(step)
@@ -97,15 +103,25 @@ def test_a_resumed_run_meets_the_noise_of_an_uninterrupted_one(
     assert resumed == whole[begins_at:]
 
 
-@pytest.mark.parametrize("failure", [SEARCHES_FAILED, death_of("simulator-engine-0")], ids=["searches", "engine"])
+@pytest.mark.parametrize(
+    "failure", [SEARCHES_FAILED, death_of("simulator-engine-0"), death_of("policy-engine-1")], ids=str
+)
 @pytest.mark.parametrize("async_save", [False, True], ids=["in the way", "in the background"])
-def test_a_run_that_has_lost_its_simulator_is_saved_where_it_stands(
+def test_a_run_that_has_lost_its_engines_is_saved_where_it_stands(
     tmp_path: Path, async_save: bool, failure: Exception
 ) -> None:
     whole = train(tmp_path / "whole")
     with pytest.raises(type(failure)):
         train(tmp_path / "broken", searches_fail_at=5, failure=failure, async_save=async_save)
     assert train(tmp_path / "broken", async_save=async_save) == whole[5:], "no step that was trained is trained again"
+
+
+def test_ranks_that_wait_for_a_dead_engine_in_a_refit_are_not_asked_to_save(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole")
+    FAIL_IN_REFIT[5] = death_of("policy-engine-0")
+    with pytest.raises(RoleError):
+        train(tmp_path / "broken")
+    assert train(tmp_path / "broken") == whole[4:]
 
 
 def test_of_a_run_that_has_lost_a_rank_nothing_is_asked_any_more(tmp_path: Path) -> None:
