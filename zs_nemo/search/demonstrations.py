@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from zs_nemo.qa.facts import FactsWorld
 from zs_nemo.qa.queries import bridge_of, hop_queries, subject_of
@@ -129,6 +129,24 @@ class Demonstrations:
         start = seed % len(self.topics)
         turned = self.topics[start:] + self.topics[:start]
         return next((topic for topic in turned if not avoided & set(tokens(topic))), turned[0])
+
+    def topic_of(self, text: str) -> str:
+        """Return the topic that ``text`` names first, the longest of those that begin there; empty for none."""
+        words = tokens(text)
+        for place in range(len(words)):
+            for length in range(min(self._longest_topic, len(words) - place), 0, -1):
+                topic = self._topics_by_words.get(tuple(words[place : place + length]))
+                if topic is not None:
+                    return topic
+        return ""
+
+    @cached_property
+    def _topics_by_words(self) -> dict[tuple[str, ...], str]:
+        return {tuple(tokens(topic)): topic for topic in self.topics}
+
+    @cached_property
+    def _longest_topic(self) -> int:
+        return max(map(len, self._topics_by_words), default=0)
 
 
 def build_demonstrations(world: FactsWorld) -> Demonstrations:

@@ -9,7 +9,7 @@ A template is one text for useful and for noisy documents, with these slots:
   documents of a search, so that neither stands in the text.
 - ``examples`` (optional): each with ``question``, ``query``, ``answer``, ``topic`` and ``document``, built from
   training questions.
-- ``topic`` (optional): what a noisy document can be about.
+- ``topic`` (optional): what a noisy document can be about; in the examples of a fine-tuning, what theirs is about.
 
 For a chat, the comments ``{# system #}``, ``{# user #}`` and ``{# assistant #}``, each on a line of its own, begin a
 message; a template without them is one message of the user. A final line break does not count.

@@ -34,8 +34,13 @@ class SimulatorPrompts(Protocol):
 
     documents: DocumentsPerCompletion
 
-    def prompt(self, request: SearchRequest, number: int, *, noisy: bool, num_documents: int = 1) -> Prompt:
-        """Return the prompt for ``num_documents`` documents of ``request``, of which the first is its ``number``-th."""
+    def prompt(
+        self, request: SearchRequest, number: int, *, noisy: bool, num_documents: int = 1, topic: str = ""
+    ) -> Prompt:
+        """Return the prompt for ``num_documents`` documents of ``request``, of which the first is its ``number``-th.
+
+        ``topic`` is what noisy documents are about, where that is known already; otherwise it is drawn.
+        """
         ...
 
 
@@ -58,14 +63,16 @@ class ShortPrompts:
         self._template = load_template("", self.documents)
         self._api = api
 
-    def prompt(self, request: SearchRequest, number: int, *, noisy: bool, num_documents: int = 1) -> Prompt:
+    def prompt(
+        self, request: SearchRequest, number: int, *, noisy: bool, num_documents: int = 1, topic: str = ""
+    ) -> Prompt:
         """Return the prompt for one document.
 
         Without a question or an answer there is nothing that it could help with: it is about the query.
         """
         query = safe_query(request.query)
         if noisy:
-            topic = topic_away_from(request, query, number, self._demonstrations)
+            topic = topic or topic_away_from(request, query, number, self._demonstrations)
             slots = _noisy_slots(self._demonstrations, query, topic)
         elif not request.question or not request.answers:
             slots = _noisy_slots(self._demonstrations, query, query)
@@ -112,19 +119,21 @@ class TemplatePrompts:
         self._api = api
         self._demonstrations = demonstrations
 
-    def prompt(self, request: SearchRequest, number: int, *, noisy: bool, num_documents: int = 1) -> Prompt:
+    def prompt(
+        self, request: SearchRequest, number: int, *, noisy: bool, num_documents: int = 1, topic: str = ""
+    ) -> Prompt:
         """Return the prompt for ``num_documents`` documents.
 
-        Where the answer is withheld it is the noisy one: that is what was learned from what a real engine returned for
-        queries that it did not answer.
+        Where the answer is withheld it is the noisy one, about the query: that is what was learned from what a real
+        engine returned for queries that it did not answer.
         """
         query = safe_query(request.query)
-        noisy = noisy or self._is_off_target(request, query)
         examples: list[dict[str, str]] = []
-        topic = query
+        if not noisy and self._is_off_target(request, query):
+            noisy, topic = True, query
         if self._demonstrations is not None:
             if noisy:
-                topic = topic_away_from(request, query, number, self._demonstrations)
+                topic = topic or topic_away_from(request, query, number, self._demonstrations)
                 examples = [_example(example, about) for about, example in self._demonstrations.noisy]
             else:
                 examples = [_example(example) for example in self._demonstrations.group_for(request.question).last]
@@ -136,7 +145,7 @@ class TemplatePrompts:
             "num_documents": num_documents,
             "num_words": self._num_words,
             "examples": examples,
-            "topic": topic,
+            "topic": one_line(topic) or query,
         }
         return self._template.render(self._api, slots)
 

@@ -7,7 +7,7 @@ from typing import Any
 from zs_nemo.config.search import DocumentsPerCompletion, OffTarget, SimulatedSearchConfig
 from zs_nemo.search.build import build_prompts
 from zs_nemo.search.demonstrations import Demonstrations
-from zs_nemo.search.simulator_prompts import SimulatorPrompts, one_line
+from zs_nemo.search.simulator_prompts import SimulatorPrompts, one_line, safe_query
 from zs_nemo.search.text_generators import encode_prompt
 from zs_nemo.types.completion import Prompt
 from zs_nemo.types.generation import Tokenizer
@@ -40,6 +40,7 @@ class ExampleWriter:
         # The verdict says what is useful; a useful document behind a noisy prompt would teach to leak answers.
         search = replace(search, off_target=OffTarget.answer)
         self._prompts: SimulatorPrompts = build_prompts(search, demonstrations)
+        self._demonstrations = demonstrations
         self._tokenizer = tokenizer
         self._end_of_text = end_of_text
         self._max_tokens = search.max_sequence_tokens
@@ -78,13 +79,21 @@ class ExampleWriter:
         parts = [(document,) for document in interaction.documents] if single else [interaction.documents]
         found = []
         for place, documents in enumerate(parts):
-            prompt = self._prompts.prompt(request, place, noisy=not useful, num_documents=len(documents))
+            topic = "" if useful else self._topic_of(documents, request)
+            prompt = self._prompts.prompt(request, place, noisy=not useful, num_documents=len(documents), topic=topic)
             example = self._example(prompt, documents, useful, single=single)
             if len(example.prompt_ids) + len(example.completion_ids) > self._max_tokens:
                 self.num_too_long += 1
             else:
                 found.append(example)
         return found
+
+    def _topic_of(self, documents: Sequence[Document], request: SearchRequest) -> str:
+        """Return what useless documents are about, so that the topic in their prompt is one that is kept to."""
+        if self._demonstrations is None:
+            return ""
+        topics = (self._demonstrations.topic_of(document.text) for document in documents)
+        return next(filter(None, topics), safe_query(request.query))
 
     def _example(self, prompt: Prompt, documents: Sequence[Document], useful: bool, *, single: bool) -> TuningExample:
         texts = [one_line(document.text) for document in documents]

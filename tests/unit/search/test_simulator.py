@@ -253,7 +253,7 @@ def test_whether_such_a_query_is_told_the_answer_is_a_setting(query: str) -> Non
     assert asked(OffTarget.withhold, query) == asked(OffTarget.auto, query)
     for told in (OffTarget.auto, OffTarget.answer):
         assert "Answer: N'Djamena" in asked(told, query, "tuned")
-    assert asked(OffTarget.withhold, query, "tuned").strip() == f"Query: {query}\nUseless result:"
+    assert asked(OffTarget.withhold, query, "tuned").strip() == f"Query: {query}\nUseless result about {query}:"
     on_target = {asked(setting, "capital of Chad", "tuned") for setting in OffTarget}
     assert len(on_target) == 1 and "Answer: N'Djamena" in on_target.pop()
 

@@ -63,8 +63,23 @@ def test_small_models_learn_one_document_a_line_after_the_prompt_that_they_are_a
 
 def test_a_useless_example_hides_the_answer():
     _, found = written(SimulatedSearchConfig(template="tuned", max_sequence_tokens=4000), useful=False)
-    assert all("Lima" not in prompt and prompt.endswith("Useless result:") for prompt, _, _ in found)
+    end = "Query: capital of Peru\nUseless result about capital of Peru:"
+    assert all("Lima" not in prompt and prompt.endswith(end) for prompt, _, _ in found)
     assert not any(example.useful for *_, example in found)
+
+
+@pytest.mark.parametrize("template", ["", "tuned"])
+def test_a_useless_document_is_learned_as_one_about_what_it_is_about(template):
+    texts = {"Zinc is an element, found in N'Djamena.": "zinc", "N'Djamena City has zinc.": "N'Djamena City"}
+    documents = (*(Document(text=text) for text in texts), Document(text="Nothing that is known."))
+    search = SimulatedSearchConfig(template=template, max_sequence_tokens=4000)
+    writer = ExampleWriter(search, CharTokenizer(), END, DEMONSTRATIONS)
+    found = writer.write([replace(FOUND, documents=documents).to_row() | {"useful": False}], seed=1)
+    prompts = [CharTokenizer().decode(list(example.prompt_ids)) for example in found]
+    assert [prompt.rsplit(" about ", 1)[1] for prompt in prompts] == [
+        *(f"{topic}:" for topic in texts.values()),
+        "capital of Peru:",
+    ]
 
 
 @pytest.mark.parametrize(
