@@ -3,14 +3,16 @@
 A run is its directory, under way or done; with --table and --side-by-side also a folder with its report.json alone.
 
 python recipes/report.py runs/quickstart
-python recipes/report.py --table runs/seed1 runs/seed2 runs/seed3     # a Markdown table; also of recipes/evaluate.py's
+python recipes/report.py --table runs/seed1 runs/seed2 runs/seed3     # a Markdown table
+python recipes/report.py --table runs/judged runs/other               # also of recipes/evaluate.py's, ...
+python recipes/report.py --table runs/quality                         # ... and of recipes/evaluate_simulator.py's
 python recipes/report.py --table runs/*/ --by curriculum.name         # with a column for what the runs differ in
 python recipes/report.py --side-by-side compared runs/seed1 docs/results/*/   # a page; CSV, LaTeX and SVG for a paper
 """
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
@@ -48,8 +50,6 @@ def main(arguments: list[str] | None = None) -> int:
     from zs_nemo.observability.files import read_json, write_between_marks
     from zs_nemo.observability.preparation_page import write_preparation_page
     from zs_nemo.observability.report import OTHER_REPORTS, write_report
-    from zs_nemo.observability.results_table import results_table
-    from zs_nemo.observability.run_tables import evaluations, read_runs
 
     writers: dict[str, Callable[[Path], object]] = {
         EVALUATE: write_evaluation_report,
@@ -57,16 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     try:
         if options.table:
-            runs = read_runs(options.run_dirs)
-            of_evaluations = {run.report["recipe"] == EVALUATE for run in runs}
-            if len(of_evaluations) > 1:
-                raise ValueError("--table shows training runs or evaluations, not both; name one kind alone")
-            if of_evaluations == {True}:
-                if options.by:
-                    raise ValueError("--by is for training runs; evaluations are not averaged")
-                table = evaluations(runs).markdown()
-            else:
-                table = results_table(options.run_dirs, by=options.by)
+            table = markdown_table(options.run_dirs, by=options.by)
             if options.into:
                 write_between_marks(Path(options.into[0]), options.into[1], table)
             else:
@@ -82,6 +73,28 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def markdown_table(run_dirs: Sequence[Path], *, by: Sequence[str]) -> str:
+    """Return the table of training runs, of evaluations or of measured simulators.
+
+    Raises ``ValueError`` for runs of several kinds, and for those that are not averaged with ``by``.
+    """
+    from zs_nemo.evaluation.evaluation_report import RECIPE as EVALUATE
+    from zs_nemo.evaluation.simulator_page import quality_table, read_quality_report
+    from zs_nemo.observability.results_table import results_table
+    from zs_nemo.observability.run_tables import evaluations, read_runs
+
+    simulators = [report for report in map(read_quality_report, run_dirs) if report is not None]
+    runs = read_runs(run_dirs) if not simulators else []
+    of_evaluations = [run.report["recipe"] == EVALUATE for run in runs]
+    if not simulators and not any(of_evaluations):
+        return results_table(run_dirs, by=by)
+    if len(simulators) not in (0, len(run_dirs)) or not all(of_evaluations):
+        raise ValueError("--table shows training runs, evaluations or measured simulators; name one kind alone")
+    if by:
+        raise ValueError("--by is for training runs; evaluations and measured simulators are not averaged")
+    return (quality_table(simulators) if simulators else evaluations(runs)).markdown()
 
 
 if __name__ == "__main__":

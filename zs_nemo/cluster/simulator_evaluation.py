@@ -14,8 +14,9 @@ from zs_nemo.config.cost import CostConfig
 from zs_nemo.config.evaluate_simulator import EvaluateSimulatorConfig
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.search import SimulatedSearchConfig, settings_stand_at
-from zs_nemo.evaluation.simulator_page import render_page
+from zs_nemo.evaluation.simulator_page import RECIPE, render_page
 from zs_nemo.evaluation.simulator_quality import SimulatedAnswer, quality
+from zs_nemo.observability.config_file import to_container
 from zs_nemo.observability.cost import simulator_account
 from zs_nemo.observability.files import read_json_lines, write_json, write_json_lines, write_text
 from zs_nemo.observability.progress import Progress
@@ -45,7 +46,7 @@ def evaluate_simulators(cfg: EvaluateSimulatorConfig, progress: Progress) -> Pat
     output = Path(cfg.output)
     found = read_queries(cfg)
     answers: dict[str, list[SimulatedAnswer]] = {}
-    costs: dict[str, dict[str, Any] | None] = {}
+    others: dict[str, dict[str, Any]] = {}
     for name in ("search", "baseline"):
         settings = getattr(cfg, name)
         if settings is None:
@@ -54,13 +55,14 @@ def evaluate_simulators(cfg: EvaluateSimulatorConfig, progress: Progress) -> Pat
         with settings_stand_at(name), _built(cfg, settings, name) as (simulator, roles_after):
             began = time.perf_counter()
             answers[name] = asyncio.run(_ask(cfg, settings, simulator, found, progress))
-            costs[name] = _cost(answers[name], roles_after(time.perf_counter() - began), cfg.cost)
+            cost = _cost(answers[name], roles_after(time.perf_counter() - began), cfg.cost)
+            others[name] = {"cost": cost, "settings": to_container(settings)}
         write_json_lines(output / f"{name}.jsonl", [asdict(answer) for answer in answers[name]])
     report = {
-        "recipe": "evaluate_simulator",
+        "recipe": RECIPE,
         "seed": cfg.seed,
         "queries": len(found),
-        "simulators": {name: quality(records) | {"cost": costs[name]} for name, records in answers.items()},
+        "simulators": {name: quality(records) | others[name] for name, records in answers.items()},
         "prices": asdict(cfg.cost),
         "versions": package_versions(),
     }

@@ -1,14 +1,18 @@
-"""The measures of simulators as a page, side by side, with some of what they wrote."""
+"""The measures of simulators side by side: as a page, with some of what they wrote, and as a table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
 from zs_nemo.evaluation.simulator_quality import SimulatedAnswer
+from zs_nemo.observability.files import read_json
 from zs_nemo.observability.report import ABSENT
+from zs_nemo.observability.tables import Column, Table
 
+RECIPE = "evaluate_simulator"
 _MEASURES = (
     ("useful documents that hold the answer", ("support_share",)),
     ("the same of the real engine, for the same queries", ("real_support_share",)),
@@ -33,11 +37,47 @@ _NUM_SHOWN = 24
 
 def render_page(report: Mapping[str, Any], answers: Mapping[str, Sequence[SimulatedAnswer]]) -> str:
     """Return the page of ``report["simulators"]``, by name as ``answers`` are. Text of models never becomes markup."""
-    rows = [(label, [_value(found, path) for found in report["simulators"].values()]) for label, path in _MEASURES]
+    rows = _rows(report["simulators"].values())
+    heads = [label_of(name, found) for name, found in report["simulators"].items()]
     shown = {name: found[:_NUM_SHOWN] for name, found in answers.items()}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = files("zs_nemo.evaluation").joinpath("simulator_quality.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source).render(report=report, rows=rows, shown=shown)
+    return environment.from_string(source).render(report=report, heads=heads, rows=rows, shown=shown)
+
+
+def read_quality_report(path: Path) -> dict[str, Any] | None:
+    """Return what ``recipes/evaluate_simulator.py`` has written into this folder; None if it has not, or not readably.
+
+    ``path`` may also name the ``report.json`` itself.
+    """
+    try:
+        report = read_json(path if path.name == "report.json" else path / "report.json", None)
+    except ValueError:
+        return None
+    return report if isinstance(report, dict) and report.get("recipe") == RECIPE else None
+
+
+def quality_table(reports: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the measures of all simulators of these reports, a measure a line."""
+    measured = [item for report in reports for item in report["simulators"].items()]
+    columns = [Column(key="measure", label="measure")]
+    columns += [Column(key=f"{place}", label=label_of(name, found)) for place, (name, found) in enumerate(measured)]
+    rows = [[label, *values] for label, values in _rows([found for _, found in measured])]
+    return Table(name="simulators", caption="Quality of simulators", columns=columns, rows=rows)
+
+
+def label_of(name: str, found: Mapping[str, Any]) -> str:
+    """Return who was measured: the model and the wording that it was asked in; the bare name if neither is kept."""
+    settings = found.get("settings")
+    if settings is None:
+        return name
+    wording = settings["template"] or "our own wording"
+    return f"{settings['served_model'] or settings['model']}, {wording}"
+
+
+def _rows(found: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    measured = list(found)
+    return [(label, [_value(each, path) for each in measured]) for label, path in _MEASURES]
 
 
 def _value(found: Any, path: Sequence[str]) -> str:

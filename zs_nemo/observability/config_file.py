@@ -98,10 +98,14 @@ _FREE_ON_RESUME = (
 )
 
 
+def to_container(cfg: Any) -> Any:
+    """Return the settings of a dataclass as nested dictionaries, credentials redacted."""
+    return redact(OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True))
+
+
 def to_yaml(cfg: Any) -> str:
     """Return the settings of a dataclass as YAML, credentials redacted."""
-    container = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
-    return OmegaConf.to_yaml(OmegaConf.create(redact(container)))
+    return OmegaConf.to_yaml(OmegaConf.create(to_container(cfg)))
 
 
 def redact(value: Any, key: str = "") -> Any:

@@ -86,6 +86,7 @@ def test_every_query_is_asked_for_both_kinds_and_measured(
     assert report["queries"] == found["num_useful"] == found["num_noisy"] == 4
     assert (found["support_share"], found["leak_share"], found["real_support_share"]) == (1.0, 0.25, 1.0)
     assert found["separation_auc"] == pytest.approx(0.875)
+    assert found["settings"]["served_model"] == "simulator"
     tokens = found["prompt_tokens_per_search"] + 2 * found["completion_tokens_per_search"]
     assert tokens > 0
     cost = found["cost"]
