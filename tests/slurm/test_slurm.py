@@ -97,13 +97,15 @@ def test_an_evaluation_over_two_nodes_that_is_told_of_its_limit_is_requeued_and_
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("node", NODES)
 def test_a_job_survives_the_loss_of_a_node_and_its_slurmd(
-    cluster: SlurmCluster, jobs: Jobs, run_through: Path, node: str
+    cluster: SlurmCluster, jobs: Jobs, run_through: Path, tmp_path: Path, node: str
 ) -> None:
-    name = f"without_{node}"
-    number = jobs.submit(name)
+    # Where nothing of the run is on the node, it would otherwise be done before SLURM sees that one is missing.
+    gate, name = tmp_path / "gate", f"without_{node}"
+    number = jobs.submit(name, **{GATE: str(gate)})
     jobs.wait_for_steps(name, 2)
     cluster.cut_power(node)
     wait_for(lambda: int(cluster.job(number)["Restarts"]) >= 1, START_S, "the job is requeued")
+    gate.touch()
     cluster.start_node(node)
     jobs.must_complete(number, name)
     assert "resumed from" in jobs.output(number, name)
