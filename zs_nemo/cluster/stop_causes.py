@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
-from zs_nemo.cluster.roles import RanksLost, RoleError
+from zs_nemo.cluster.roles import RoleError
 from zs_nemo.rollout.collector import SearchBudgetExceeded
 from zs_nemo.search.simulator import SimulatedSearchEngine
 
@@ -64,11 +64,8 @@ def cause_of(error: BaseException, run_dir: Path) -> StopCause | None:
 
 def is_death_of_policy_engine(error: BaseException) -> bool:
     """Whether a generation engine of the policy died, or what it came from did, and no training rank."""
-    deaths = [each for each in _chain(error) if isinstance(each, RoleError) and each.died and each.role is not None]
-    return bool(deaths) and all(
-        not isinstance(each, RanksLost) and each.role is not None and each.role.name.startswith("policy-engine")
-        for each in deaths
-    )
+    dead = [each.role for each in _chain(error) if isinstance(each, RoleError) and each.died]
+    return bool(dead) and all(role is not None and role.name.startswith("policy-engine") for role in dead)
 
 
 def describe(cause: StopCause, error: BaseException, run_dir: Path) -> str:

@@ -8,6 +8,7 @@ two calls are the last three lines.
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from zs_nemo.config.endpoints import ApiKind
@@ -131,6 +132,7 @@ class TemplatePrompts:
         examples: list[dict[str, str]] = []
         if not noisy and self._is_off_target(request, query):
             noisy, topic = True, query
+            request = replace(request, question="", answers=())
         if self._demonstrations is not None:
             if noisy:
                 topic = topic or topic_away_from(request, query, number, self._demonstrations)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -256,6 +257,13 @@ def test_whether_such_a_query_is_told_the_answer_is_a_setting(query: str) -> Non
     assert asked(OffTarget.withhold, query, "tuned").strip() == f"Query: {query}\nUseless result about {query}:"
     on_target = {asked(setting, "capital of Chad", "tuned") for setting in OffTarget}
     assert len(on_target) == 1 and "Answer: N'Djamena" in on_target.pop()
+
+
+def test_a_template_that_names_answers_in_any_case_is_not_given_what_is_withheld(tmp_path: Path) -> None:
+    template = tmp_path / "mine.j2"
+    template.write_text("{{ question }}/{{ answers }}/{{ query }}/{{ noisy }}")
+    assert asked(OffTarget.withhold, "Chad", str(template)) == "//Chad/True"
+    assert "N'Djamena" in asked(OffTarget.withhold, "capital of Chad", str(template))
 
 
 def test_answers_cannot_be_withheld_from_questions_of_which_nothing_is_known() -> None:
