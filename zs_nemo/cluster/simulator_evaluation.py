@@ -191,6 +191,7 @@ def _record(interaction: Interaction, real: tuple[str, ...], result: SearchResul
         latency_s=result.latency_s,
         prompt_tokens=result.prompt_tokens,
         completion_tokens=result.completion_tokens,
+        leaks=result.defects.get("leak", 0),
     )
 
 

@@ -106,6 +106,9 @@ class SimulatedSearchConfig(SearchConfig):
     """Longest document shown, in the policy's tokens, where a completion holds several; 0 for ``max_tokens``."""
     max_answers: int = 0
     """Gold answers that the prompt names, in their order; 0 for all that fit."""
+    max_redraws: int = 2
+    """How often a completion is drawn again, with another seed, that has no document or, asked for noise, one that
+    holds a gold answer. A leak that is left then is shown; both are counted (``search/defect_empty``, ``_leak``)."""
     template: str = ""
     """A file with the wording of the prompt; empty for ours, ``tuned`` for that of a small fine-tuned model,
     ``open`` for a small prompted one and questions from beyond the facts world.
@@ -141,7 +144,7 @@ class SimulatedSearchConfig(SearchConfig):
         for name in ("max_tokens", "num_words"):
             if getattr(self, name) < 1:
                 raise ValueError(f"search.{name}={getattr(self, name)} must be at least 1")
-        for name in ("max_document_tokens", "max_answers", "cache_size"):
+        for name in ("max_document_tokens", "max_answers", "max_redraws", "cache_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"search.{name}={getattr(self, name)} must be 0 or positive")
         check_dtype("search.dtype", self.dtype)

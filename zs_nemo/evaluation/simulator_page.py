@@ -18,6 +18,7 @@ _MEASURES = (
     ("the same of the real engine, for the same queries", ("real_support_share",)),
     ("searches for useful documents of which one holds it", ("supported_searches",)),
     ("noisy documents that leak it", ("leak_share",)),
+    ("the same a noisy search, those drawn again counted too", ("leaks_per_noisy_search",)),
     ("separation of the two, AUC", ("separation_auc",)),
     ("searches without a document", ("empty_share",)),
     ("words a document", ("likeness", "words")),

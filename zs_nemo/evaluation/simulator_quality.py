@@ -39,6 +39,8 @@ class SimulatedAnswer:
     latency_s: float = 0.0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    leaks: int = 0
+    """Noisy documents with a gold answer, those that were drawn again (``search.max_redraws``) among them."""
 
     @property
     def text(self) -> str:
@@ -55,7 +57,8 @@ def quality(records: Sequence[SimulatedAnswer]) -> dict[str, Any]:
     """Return all measures as a JSON object; those without data are NaN.
 
     Support and leaks are shares of documents, where a search without any counts as one that holds nothing.
-    ``supported_searches`` is the share of searches for useful documents of which at least one holds the answer.
+    ``supported_searches`` is the share of searches for useful documents of which at least one holds the answer,
+    ``leaks_per_noisy_search`` the number of leaking documents before and after any was drawn again.
     """
     useful = [record for record in records if not record.noisy]
     noisy = [record for record in records if record.noisy]
@@ -65,6 +68,7 @@ def quality(records: Sequence[SimulatedAnswer]) -> dict[str, Any]:
         "support_share": _share([holds for record in useful for holds in record.supporting]),
         "supported_searches": _share([any(record.supporting) for record in useful]),
         "leak_share": _share([holds for record in noisy for holds in record.supporting]),
+        "leaks_per_noisy_search": _mean([record.leaks for record in noisy]),
         "separation_auc": separation_auc(records),
         "real_support_share": _share(
             [contains_answer(text, record.answers) for record in useful for text in record.real_documents]

@@ -130,4 +130,4 @@ def _text_simulator(
     budget = None
     if settings.endpoints or not is_single or settings.max_document_tokens:
         budget = DocumentBudget(max_tokens=settings.max_document_tokens or settings.max_tokens, tokenizer=tokenizer)
-    return TextSimulator(text, prompts, sampling, budget=budget)
+    return TextSimulator(text, prompts, sampling, budget=budget, max_redraws=settings.max_redraws)

@@ -10,6 +10,7 @@ Defects, as they are counted in ``SearchResult.defects``:
 - ``prompt_echo``: the model repeated its prompt or went on with the fields of one; that is removed.
 - ``reasoning``: the completion began with a block of thoughts; they are removed.
 - ``broken_unicode``: characters that stand for none (lone surrogates, U+FFFD, control characters) were removed.
+- ``leak``: so many noisy documents held a gold answer, those that were drawn again among them.
 """
 
 import re

@@ -7,6 +7,7 @@ documents of a search in one completion, as published.
 """
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 from zs_nemo.config.search import DocumentsPerCompletion
 from zs_nemo.search.demonstrations import Demonstrations
 from zs_nemo.search.document_parser import DocumentBudget, mend, parse_documents, without_cut_end
+from zs_nemo.search.judges import contains_answer
 from zs_nemo.search.simulator_prompts import MAX_QUERY_CHARACTERS, STOP, ShortPrompts, SimulatorPrompts
 from zs_nemo.search.text_generators import EngineTextGenerator
 from zs_nemo.types.completion import Prompt, TextCompletion, TextGenerator
@@ -24,8 +26,6 @@ from zs_nemo.types.generation import GenerationEngine, SamplingParams, Tokenizer
 from zs_nemo.types.search import Document, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
 
 __all__ = ["MAX_QUERY_CHARACTERS", "SimulatedSearchEngine", "TextSimulator", "mend", "without_cut_end"]
-
-_ATTEMPTS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,9 @@ class TextSimulator:
     """Answers searches by prompting a language model. Implements ``types.search.SearchEngine``.
 
     What is wrong with raw output is mended and counted in ``SearchResult.defects``; ``document_parser`` names the
-    kinds. A completion without a document is asked for again once with another keyed seed; documents that are missing
-    then are left out, and if none is left the call fails with ``SearchFailure`` (empty).
+    kinds. A completion without a document is drawn again with another keyed seed, and so is a noisy one of which a
+    document holds a gold answer, about another topic then; the one with fewest of those is shown. Documents that are
+    missing in the end are left out, and if none is left the call fails with ``SearchFailure`` (empty).
     """
 
     name = "simulator"
@@ -63,12 +64,14 @@ class TextSimulator:
         sampling: SamplingParams,
         *,
         budget: DocumentBudget | None = None,
+        max_redraws: int = 2,
     ) -> None:
         """Without ``budget`` nothing but the sampling's ``max_tokens`` bounds a document."""
         self._text = text
         self._prompts = prompts
         self._sampling = sampling
         self._budget = budget
+        self._max_redraws = max_redraws
 
     async def search(self, request: SearchRequest) -> SearchResult:
         """Write ``request.num_documents`` documents at once, each completion with its own keyed seed."""
@@ -101,8 +104,10 @@ class TextSimulator:
         part = next(part for part in self._parts(request) if number in part.places)
         return self._prompt(request, part)
 
-    def _prompt(self, request: SearchRequest, part: _Part) -> Prompt:
-        return self._prompts.prompt(request, part.places[0], noisy=part.noisy, num_documents=len(part.places))
+    def _prompt(self, request: SearchRequest, part: _Part, draw: int = 0) -> Prompt:
+        return self._prompts.prompt(
+            request, part.places[0], noisy=part.noisy, num_documents=len(part.places), draw=draw
+        )
 
     def _parts(self, request: SearchRequest) -> list[_Part]:
         flags = request.noisy_documents or (request.noisy,) * request.num_documents
@@ -113,20 +118,24 @@ class TextSimulator:
         return [_Part(places=places, noisy=kind) for kind, places in by_kind.items() if places]
 
     async def _draft(self, request: SearchRequest, part: _Part) -> _Draft:
-        prompt = self._prompt(request, part)
         defects: Counter[str] = Counter()
         prompt_tokens = completion_tokens = 0
-        texts: tuple[str, ...] = ()
-        for attempt in range(_ATTEMPTS):
-            seed = request.key.seed(f"simulator/{part.places[0]}/{request.attempt}/{attempt}")
+        best: tuple[str, ...] = ()
+        fewest_leaks = math.inf
+        for draw in range(1 + self._max_redraws):
+            prompt = self._prompt(request, part, draw)
+            seed = request.key.seed(f"simulator/{part.places[0]}/{request.attempt}/{draw}")
             completion = await self._text.complete(prompt, self._sampling, seed)
             prompt_tokens += completion.prompt_tokens
             completion_tokens += completion.completion_tokens
             texts, found = self._documents(completion, prompt, len(part.places))
-            defects += found
-            if texts:
+            leaks = sum(contains_answer(text, request.answers) for text in texts) if part.noisy else 0
+            defects += found + Counter(leak=leaks)
+            if texts and leaks < fewest_leaks:
+                best, fewest_leaks = texts, leaks
+            if fewest_leaks == 0:
                 break
-        return _Draft(texts=texts, defects=defects, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+        return _Draft(texts=best, defects=defects, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
 
     def _documents(
         self, completion: TextCompletion, prompt: Prompt, num_documents: int

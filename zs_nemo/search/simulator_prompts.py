@@ -36,11 +36,19 @@ class SimulatorPrompts(Protocol):
     documents: DocumentsPerCompletion
 
     def prompt(
-        self, request: SearchRequest, number: int, *, noisy: bool, num_documents: int = 1, topic: str = ""
+        self,
+        request: SearchRequest,
+        number: int,
+        *,
+        noisy: bool,
+        num_documents: int = 1,
+        topic: str = "",
+        draw: int = 0,
     ) -> Prompt:
         """Return the prompt for ``num_documents`` documents of ``request``, of which the first is its ``number``-th.
 
-        ``topic`` is what noisy documents are about, where that is known already; otherwise it is drawn.
+        ``topic`` is what noisy documents are about, where that is known already; otherwise it is drawn, another one
+        for each ``draw``.
         """
         ...
 
@@ -65,7 +73,14 @@ class ShortPrompts:
         self._api = api
 
     def prompt(
-        self, request: SearchRequest, number: int, *, noisy: bool, num_documents: int = 1, topic: str = ""
+        self,
+        request: SearchRequest,
+        number: int,
+        *,
+        noisy: bool,
+        num_documents: int = 1,
+        topic: str = "",
+        draw: int = 0,
     ) -> Prompt:
         """Return the prompt for one document.
 
@@ -73,7 +88,7 @@ class ShortPrompts:
         """
         query = safe_query(request.query)
         if noisy:
-            topic = topic or topic_away_from(request, query, number, self._demonstrations)
+            topic = topic or topic_away_from(request, query, number, draw, self._demonstrations)
             slots = _noisy_slots(self._demonstrations, query, topic)
         elif not request.question or not request.answers:
             slots = _noisy_slots(self._demonstrations, query, query)
@@ -121,7 +136,14 @@ class TemplatePrompts:
         self._demonstrations = demonstrations
 
     def prompt(
-        self, request: SearchRequest, number: int, *, noisy: bool, num_documents: int = 1, topic: str = ""
+        self,
+        request: SearchRequest,
+        number: int,
+        *,
+        noisy: bool,
+        num_documents: int = 1,
+        topic: str = "",
+        draw: int = 0,
     ) -> Prompt:
         """Return the prompt for ``num_documents`` documents.
 
@@ -135,7 +157,7 @@ class TemplatePrompts:
             request = replace(request, question="", answers=())
         if self._demonstrations is not None:
             if noisy:
-                topic = topic or topic_away_from(request, query, number, self._demonstrations)
+                topic = topic or topic_away_from(request, query, number, draw, self._demonstrations)
                 examples = [_example(example, about) for about, example in self._demonstrations.noisy]
             else:
                 examples = [_example(example) for example in self._demonstrations.group_for(request.question).last]
@@ -203,9 +225,9 @@ def answers_text(answers: Sequence[str], max_answers: int = 0) -> str:
     return " or ".join(named)
 
 
-def topic_away_from(request: SearchRequest, query: str, number: int, demonstrations: Demonstrations) -> str:
+def topic_away_from(request: SearchRequest, query: str, number: int, draw: int, demonstrations: Demonstrations) -> str:
     """Return what a noisy document is about: drawn by the request's key, away from what it asks for."""
-    seed = request.key.seed(f"simulator/topic/{number}")
+    seed = request.key.seed(f"simulator/topic/{number}/{draw}")
     return demonstrations.topic_away_from((query, request.question, *request.answers), seed)
 
 

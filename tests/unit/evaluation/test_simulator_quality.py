@@ -26,12 +26,13 @@ NOISY = replace(USEFUL, noisy=True, documents=("India has many rivers.",))
 
 def test_shares_count_what_supports_and_what_leaks():
     missed = replace(USEFUL, documents=("Its capital is large.",))
-    leaking = replace(NOISY, documents=("Rivers.", "Many trains leave New Delhi."))
+    leaking = replace(NOISY, documents=("Rivers.", "Many trains leave New Delhi."), leaks=3)
     silent = replace(NOISY, documents=())
     found = quality([USEFUL, USEFUL, missed, NOISY, leaking, silent])
     assert (found["num_useful"], found["num_noisy"]) == (3, 3)
     assert found["support_share"] == pytest.approx(2 / 3)
     assert found["leak_share"] == pytest.approx(1 / 4), "of four documents, the one that was not written included"
+    assert found["leaks_per_noisy_search"] == pytest.approx(3 / 3), "two of them were drawn again"
     assert found["real_support_share"] == 1.0
     assert found["empty_share"] == pytest.approx(1 / 6)
 

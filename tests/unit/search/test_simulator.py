@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from zs_nemo.config.search import OffTarget, SimulatedSearchConfig
+from zs_nemo.config.search import ApiKind, DocumentsPerCompletion, OffTarget, SimulatedSearchConfig
 from zs_nemo.search.build import build_prompts
 from zs_nemo.search.demonstrations import Demonstration, DemonstrationGroup, Demonstrations, Relation
-from zs_nemo.search.simulator import SimulatedSearchEngine, mend, without_cut_end
+from zs_nemo.search.simulator import SimulatedSearchEngine, TextSimulator, mend, without_cut_end
 from zs_nemo.search.simulator_prompts import noisy_prompt, useful_prompt
+from zs_nemo.search.text_generators import EngineTextGenerator
 from zs_nemo.types.generation import Completion, SamplingParams, StopReason
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.search import SearchFailure, SearchFailureKind, SearchRequest
@@ -132,14 +133,51 @@ def test_documents_that_stay_empty_are_a_typed_failure() -> None:
     with pytest.raises(SearchFailure) as failure:
         asyncio.run(simulator(engine).search(request(num_documents=2)))
     assert failure.value.kind is SearchFailureKind.empty
-    assert len(engine.calls) == 4
+    assert len(engine.calls) == 6
 
 
 def test_one_empty_document_among_several_is_left_out() -> None:
     engine = ScriptedEngine(lambda call: " Chad.\n" if call == 1 else "...\n")
     result = asyncio.run(simulator(engine).search(request(num_documents=2)))
     assert [document.text for document in result.documents] == ["Chad."]
-    assert result.defects == {"empty": 2}
+    assert result.defects == {"empty": 3}
+
+
+def test_a_noisy_document_with_a_gold_answer_is_drawn_again_about_another_topic_and_counted() -> None:
+    engine = ScriptedEngine(lambda call: " Its capital is Ndjamena.\n" if call < 3 else " Zinc is a metal.\n")
+    result = asyncio.run(simulator(engine).search(request(noisy=True)))
+    assert [document.text for document in result.documents] == ["Zinc is a metal."]
+    assert result.defects == {"leak": 2}
+    assert len({seed for *_, seed in engine.calls}) == len(engine.calls) == 3
+    assert result.completion_tokens == 2 * len(" Its capital is Ndjamena.\n") + len(" Zinc is a metal.\n")
+
+
+def test_each_draw_of_a_noisy_document_has_a_topic_of_its_own() -> None:
+    prompts = build_prompts(SimulatedSearchConfig(template="tuned"), DEMONSTRATIONS)
+    drawn = {str(prompts.prompt(request(), 0, noisy=True, draw=draw)) for draw in range(20)}
+    # Of the four topics two have a word of the question or of an answer.
+    assert len(drawn) == 2
+
+
+def test_a_leak_that_is_left_after_the_last_draw_is_shown_and_a_useful_document_may_hold_the_answer() -> None:
+    engine = ScriptedEngine(lambda call: " It is Ndjamena.\n" if call < 3 else "\n")
+    result = asyncio.run(simulator(engine).search(request(noisy=True)))
+    assert [document.text for document in result.documents] == ["It is Ndjamena."]
+    assert result.defects == {"leak": 2, "empty": 1}
+    engine = ScriptedEngine(lambda call: " It is Ndjamena.\n")
+    assert asyncio.run(simulator(engine).search(request())).defects == {}
+    assert len(engine.calls) == 1
+
+
+def test_of_several_noisy_documents_the_completion_with_fewest_leaks_is_shown() -> None:
+    leaking = ["1. Ndjamena.\n2. N'Djamena.\n", "1. Zinc.\n2. It is Ndjamena.\n", "1. Ndjamena.\n2. Ndjamena.\n"]
+    engine = ScriptedEngine(lambda call: leaking[call - 1], StopReason.end_of_text)
+    settings = SimulatedSearchConfig(documents_per_completion=DocumentsPerCompletion.all, api=ApiKind.completions)
+    text = EngineTextGenerator(engine, CharacterTokenizer())
+    asked = TextSimulator(text, build_prompts(settings, DEMONSTRATIONS), SamplingParams(max_tokens=48))
+    result = asyncio.run(asked.search(request(noisy=True, num_documents=2)))
+    assert [document.text for document in result.documents] == ["Zinc.", "It is Ndjamena."]
+    assert result.defects == {"leak": 5}
 
 
 @pytest.mark.parametrize(
