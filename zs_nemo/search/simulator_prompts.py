@@ -47,8 +47,9 @@ class SimulatorPrompts(Protocol):
     ) -> Prompt:
         """Return the prompt for ``num_documents`` documents of ``request``, of which the first is its ``number``-th.
 
-        ``topic`` is what noisy documents are about, where that is known already; otherwise it is drawn, another one
-        for each ``draw``.
+        ``topic`` is what noisy documents are about, where that is known already; otherwise it is drawn, anew for each
+        ``draw``. After the first the topic stands for the query as well: a model that has leaked an answer did so
+        because it thought of the query.
         """
         ...
 
@@ -89,7 +90,7 @@ class ShortPrompts:
         query = safe_query(request.query)
         if noisy:
             topic = topic or topic_away_from(request, query, number, draw, self._demonstrations)
-            slots = _noisy_slots(self._demonstrations, query, topic)
+            slots = _noisy_slots(self._demonstrations, topic if draw else query, topic)
         elif not request.question or not request.answers:
             slots = _noisy_slots(self._demonstrations, query, query)
         else:
@@ -158,6 +159,7 @@ class TemplatePrompts:
         if self._demonstrations is not None:
             if noisy:
                 topic = topic or topic_away_from(request, query, number, draw, self._demonstrations)
+                query = topic if draw else query
                 examples = [_example(example, about) for about, example in self._demonstrations.noisy]
             else:
                 examples = [_example(example) for example in self._demonstrations.group_for(request.question).last]

@@ -149,6 +149,7 @@ def test_a_noisy_document_with_a_gold_answer_is_drawn_again_about_another_topic_
     assert [document.text for document in result.documents] == ["Zinc is a metal."]
     assert result.defects == {"leak": 2}
     assert len({seed for *_, seed in engine.calls}) == len(engine.calls) == 3
+    assert [request().query in prompt for prompt, *_ in engine.calls] == [True, False, False]
     assert result.completion_tokens == 2 * len(" Its capital is Ndjamena.\n") + len(" Zinc is a metal.\n")
 
 
@@ -156,7 +157,8 @@ def test_each_draw_of_a_noisy_document_has_a_topic_of_its_own() -> None:
     prompts = build_prompts(SimulatedSearchConfig(template="tuned"), DEMONSTRATIONS)
     drawn = {str(prompts.prompt(request(), 0, noisy=True, draw=draw)) for draw in range(20)}
     # Of the four topics two have a word of the question or of an answer.
-    assert len(drawn) == 2
+    assert len([text for text in drawn if request().query not in text]) == 2
+    assert request().query in str(prompts.prompt(request(), 0, noisy=True))
 
 
 def test_a_leak_that_is_left_after_the_last_draw_is_shown_and_a_useful_document_may_hold_the_answer() -> None:
