@@ -231,7 +231,13 @@ def test_the_page_of_the_7b_rung_is_up_to_date(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
-    ("mark", "pattern"), [("runs", "[gpr]*_seed*"), ("algorithms", "algorithms_*"), ("question_sets", "sets_*")]
+    ("mark", "pattern"),
+    [
+        ("runs", "[gpr]*_seed*"),
+        ("algorithms", "algorithms_*"),
+        ("simulator_quality", "simulator_quality"),
+        ("question_sets", "sets_*"),
+    ],
 )
 def test_the_tables_of_results_are_those_of_the_kept_reports(tmp_path: Path, mark: str, pattern: str) -> None:
     from recipes.report import main
