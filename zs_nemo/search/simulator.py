@@ -51,8 +51,8 @@ class TextSimulator:
 
     What is wrong with raw output is mended and counted in ``SearchResult.defects``; ``document_parser`` names the
     kinds. A completion without a document is drawn again with another keyed seed, and so is a noisy one of which a
-    document holds a gold answer, about another topic alone then; the one with fewest of those is shown. Documents that are
-    missing in the end are left out, and if none is left the call fails with ``SearchFailure`` (empty).
+    document holds a gold answer, about another topic alone then; the one with fewest of those is shown. Documents that
+    are missing in the end are left out, and if none is left the call fails with ``SearchFailure`` (empty).
     """
 
     name = "simulator"
