@@ -1,8 +1,10 @@
 """Measuring a simulator, with a server in place of its model."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -40,14 +42,16 @@ def write(folder: Path, rows: list[dict]) -> None:
 
 
 def model(refuses: dict[str, int] | None = None) -> web.Application:
-    """A model that writes the answer where it is asked to help, and leaks it into noisy documents of land 1.
+    """A model that writes the answer where it is asked to help, and leaks it into noisy documents about land 1.
 
     Questions about the lands in ``refuses`` get that status.
     """
 
     async def complete(request: web.Request) -> web.Response:
         prompt = (await request.json())["messages"][-1]["content"]
-        number = prompt.split("capital of land ")[1].split()[0].rstrip("?")
+        asked = re.search(r"capital of land (\d+)", prompt)
+        # What is drawn again no longer names the land.
+        number = asked[1] if asked else ""
         if status := (refuses or {}).get(number):
             return web.json_response({"error": "the prompt is too long"}, status=status)
         helps = "went wrong" not in prompt or number == "1"
@@ -72,6 +76,10 @@ def settings(folder: Path, url: str) -> EvaluateSimulatorConfig:
     return EvaluateSimulatorConfig(interactions=str(folder), search=search, output=str(folder / "quality"))
 
 
+def measured(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "quality" / "report.json", {})["simulators"]["search"]
+
+
 def test_every_query_is_asked_for_both_kinds_and_measured(
     tmp_path: Path, facts_world: FactsWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,12 +88,19 @@ def test_every_query_is_asked_for_both_kinds_and_measured(
     write(tmp_path, [*map(row, range(4)), row(0), row(9, text="Nothing of that.")])
     prices = CostConfig(usd_per_million_prompt_tokens=1.0, usd_per_million_completion_tokens=2.0)
     with serving(model) as url, Progress("quality") as progress:
-        page = simulator_evaluation.evaluate_simulators(replace(settings(tmp_path, url), cost=prices), progress)
+        cfg = replace(settings(tmp_path, url), cost=prices)
+        simulator_evaluation.evaluate_simulators(cfg, progress)
+        drawn_again = measured(tmp_path)
+        cfg.search.max_redraws = 0
+        page = simulator_evaluation.evaluate_simulators(cfg, progress)
     report = read_json(tmp_path / "quality" / "report.json", {})
     found = report["simulators"]["search"]
     assert report["queries"] == found["num_useful"] == found["num_noisy"] == 4
     assert (found["support_share"], found["leak_share"], found["real_support_share"]) == (1.0, 0.25, 1.0)
     assert found["separation_auc"] == pytest.approx(0.875)
+    assert (drawn_again["leak_share"], drawn_again["separation_auc"]) == (0.0, 1.0)
+    assert found["leaks_per_noisy_search"] == drawn_again["leaks_per_noisy_search"] == 0.25
+    assert drawn_again["completion_tokens_per_search"] > found["completion_tokens_per_search"]
     assert found["settings"]["served_model"] == "simulator"
     tokens = found["prompt_tokens_per_search"] + 2 * found["completion_tokens_per_search"]
     assert tokens > 0
@@ -123,7 +138,7 @@ def test_a_request_that_is_rejected_counts_as_no_document_unless_all_are(
         cfg.baseline = SimulatedSearchConfig(template="nowhere")
         with pytest.raises(ValueError, match=r"^baseline\.template="):
             simulator_evaluation.evaluate_simulators(cfg, progress)
-    found = read_json(tmp_path / "quality" / "report.json", {})["simulators"]["search"]
+    found = measured(tmp_path)
     assert (found["empty_share"], found["support_share"]) == (0.25, 0.75)
     assert "2 of 8 requests were rejected" in capsys.readouterr().out
     told = r"reject every request .*the prompt is too long"
