@@ -200,7 +200,9 @@ def test_a_run_that_was_killed_repeats_the_same_prompts_coins_and_seeds_and_leav
 ):
     run = tmp_path / "killed"
     monkeypatch.setenv("ZS_NEMO_TEST_RUN", str(run))
-    arguments = [*overrides(tiny_model, tmp_path, "killed"), "evaluation.temperatures=[0.0]"]
+    # It begins where the warm start of the whole run ended.
+    model = [f"policy.model={whole_run[0] / 'reference'}", "warm_start.steps=0"]
+    arguments = [*overrides(tiny_model, tmp_path, "killed"), *model, "evaluation.temperatures=[0.0]"]
     process = start(arguments)
     wait_for_steps(run, 1, process)
     if num_ranks_lost:
