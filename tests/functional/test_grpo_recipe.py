@@ -118,9 +118,10 @@ def wait_for_steps(run: Path, count: int, process: subprocess.Popen, timeout_s: 
         time.sleep(0.2)
 
 
-def a_moment() -> None:
-    """Wait for a random part of a step, so that a fault meets another stage of it each time."""
-    time.sleep(random.SystemRandom().uniform(0, 3))
+def wait_for_a_moment(run: Path) -> None:
+    """Wait for a random part of a step, as long as the last one was: a fault meets another stage of it each time."""
+    step_s = sum(value for name, value in steps_of(run)[-1].items() if name.startswith("time/"))
+    time.sleep(random.SystemRandom().uniform(0, step_s))
 
 
 def kill_after_three_steps(process: subprocess.Popen, run: Path, timeout_s: float = 300) -> None:
@@ -206,14 +207,14 @@ def test_a_run_that_was_killed_repeats_the_same_prompts_coins_and_seeds_and_leav
     process = start(arguments)
     wait_for_steps(run, 1, process)
     if num_ranks_lost:
-        a_moment()
+        wait_for_a_moment(run)
         role_processes(run / "logs" / "policy-rank-1.log")[0].kill()
     # The same process brings the ranks back from the checkpoint, and goes on.
     while len(json.loads((run / "state.json").read_text())["sessions"]) < 1 + num_ranks_lost:
         assert process.poll() is None, process.communicate()[0][-6000:]
         time.sleep(0.2)
     wait_for_steps(run, 3, process)
-    a_moment()
+    wait_for_a_moment(run)
     kill_after_three_steps(process, run)
 
     output = finish(start(arguments))

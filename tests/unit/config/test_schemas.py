@@ -190,6 +190,7 @@ def simulated(*overrides: str) -> SimulatedSearchConfig:
         ("served_model=''", r"search\.served_model is empty, but search\.endpoints are given"),
         ("cache_size=10", r"search\.cache_size=10 keeps answers that search\.seed_group=request never asks"),
         ("max_answers=-1", r"search\.max_answers=-1 must be 0 or positive"),
+        ("max_redraws=-1", r"search\.max_redraws=-1 must be 0 or positive"),
         ("num_words=0", r"search\.num_words=0 must be at least 1"),
         ("recording.mode=replay", r"search\.recording\.mode=replay needs a file"),
         ("pool.max_concurrency=0", r"search\.pool\.max_concurrency=0 must be at least 1"),
