@@ -22,6 +22,7 @@ from zs_nemo.cluster.engine_run import EngineRun
 from zs_nemo.cluster.placement_drawing import placement_shown
 from zs_nemo.cluster.search_engines import corpus_of, engine_name
 from zs_nemo.cluster.simulator_system import simulator_roles
+from zs_nemo.config.endpoints import ApiKind
 from zs_nemo.config.evaluate import EvaluateRecipeConfig, Method
 from zs_nemo.config.search import Bm25SearchConfig, NoSearchConfig, SimulatedSearchConfig
 from zs_nemo.evaluation.answer_log import AnswerLog
@@ -33,12 +34,14 @@ from zs_nemo.evaluation.evaluator import CLOSED_BOOK, stable_index
 from zs_nemo.evaluation.frozen_run import FrozenRun
 from zs_nemo.evaluation.manifest import (
     EvaluationManifest,
+    chat_template_sha256,
     engine_settings,
     file_sha256,
     manifest_file,
     model_sha256,
     prompt_sha256,
     set_contents,
+    texts_sha256,
 )
 from zs_nemo.evaluation.scores import EvaluationName
 from zs_nemo.observability.cost import POLICY
@@ -49,6 +52,7 @@ from zs_nemo.qa.facts import FactsWorld, load_facts_world
 from zs_nemo.qa.question_source import load_test_questions
 from zs_nemo.rollout.build import episode_limits
 from zs_nemo.rollout.collector import Decoding, check_prompts_fit
+from zs_nemo.search.prompt_template import load_template
 from zs_nemo.types.generation import Tokenizer
 from zs_nemo.types.question import Question
 from zs_nemo.types.trajectory import Status
@@ -163,8 +167,8 @@ class EvaluationRun(EngineRun):
         self._progress.evaluated(str(name), summary)
         if failed := summary["unscored"]["num_questions"]:
             self._progress.say(
-                f"evaluation {name}: {failed} of {len(records)} questions have no score, because their search failed; "
-                f"answers/{name} has them"
+                f"evaluation {name}: {failed} of {len(records)} questions have no score, because their search failed "
+                f"or their time ran out; answers/{name} has them"
             )
 
     def _name(self, method: Method) -> EvaluationName:
@@ -193,6 +197,7 @@ class EvaluationRun(EngineRun):
             "policy_sha256": model_sha256(policy_folder) if policy_folder else "",
             "precision": "" if by_endpoint else _precision(cfg),
             "api": cfg.api.name,
+            "chat_template_sha256": _chat_template(policy_folder, cfg.api),
             "temperature": cfg.evaluate.temperature,
             "top_p": cfg.evaluate.top_p,
             "seed": cfg.seed,
@@ -206,8 +211,12 @@ class EvaluationRun(EngineRun):
         }
         if isinstance(search, SimulatedSearchConfig):
             engine["engine_model"] = search.model if search.needs_engines else search.served_model
+            wording = [load_template(search.template, search.documents_per_completion).source]
             if search.needs_engines:
-                engine["engine_model_sha256"] = model_sha256(resolve_model(search.model, setting="search.model"))
+                folder = resolve_model(search.model, setting="search.model")
+                engine["engine_model_sha256"] = model_sha256(folder)
+                wording.append(_chat_template(folder, search.api))
+            engine["engine_template_sha256"] = texts_sha256(*wording)
         elif isinstance(search, Bm25SearchConfig):
             engine["corpus_sha256"] = file_sha256(corpus_of(search, world))
         return {method: self._manifest(method, common, engine) for method in cfg.evaluate.methods}
@@ -258,6 +267,10 @@ class EvaluationRun(EngineRun):
                 prompt=PROMPTS[method] + OPENED[method],
                 document_tokens=limits.max_document_tokens if method is Method.retrieve_then_read else 0,
             )
+
+
+def _chat_template(folder: Path | None, api: ApiKind) -> str:
+    return chat_template_sha256(folder) if folder is not None and api is ApiKind.chat else ""
 
 
 def _precision(cfg: EvaluateRecipeConfig) -> str:

@@ -40,6 +40,16 @@ class AnswerRecord:
         """Whether the question can be scored: not if its search failed or time ran out, whatever the policy does."""
         return not Status[self.row.status].is_lost
 
+    @property
+    def is_late(self) -> bool:
+        """Whether its time ran out, ``rollout.trajectory_deadline_s``; what a search did is not to blame then."""
+        return Status[self.row.status] is Status.deadline
+
+    @property
+    def loss(self) -> str:
+        """Why the question cannot be scored: ``deadline``, or its search's failure as ``kind: reason``."""
+        return Status.deadline.name if self.is_late else self.failure
+
     @classmethod
     def of(cls, trajectory: Trajectory, tokenizer: Tokenizer) -> "AnswerRecord":
         """Grade an episode and build its record."""

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 
 from zs_nemo.evaluation.answer_log import AnswerLog, AnswerRecord
 from zs_nemo.evaluation.answerer import Answerer
-from zs_nemo.rollout.collector import Decoding, SearchBudgetExceeded
+from zs_nemo.rollout.collector import DeadlineBudgetExceeded, Decoding, SearchBudgetExceeded
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.question import Question
 
 
 class FailureBudget:
-    """Questions of an evaluation that may stay without an answer because their search failed.
+    """Questions of an evaluation that may stay without a score, because their search failed or their time ran out.
 
     One for which a simulator wrote nothing is among them: it has no score either, and the others do not stand for it.
     """
@@ -20,18 +20,38 @@ class FailureBudget:
     def __init__(self, num_questions: int, max_share: float) -> None:
         self._num_questions = num_questions
         self._max_share = max_share
-        self._num_failed = 0
+        self._num_late = 0
+        self._failures: list[str] = []
 
     def note(self, record: AnswerRecord) -> None:
-        """Count a record; raise ``SearchBudgetExceeded`` as soon as the evaluation cannot end within the budget."""
-        self._num_failed += not record.has_answer
-        if self._num_failed > math.floor(self._max_share * self._num_questions):
-            raise SearchBudgetExceeded(
-                f"the searches of {self._num_failed} out of {self._num_questions} questions have failed, more than "
-                f"evaluate.max_failed_share={self._max_share:g} allows; look at the engine, or raise it or "
-                f"rollout.search_deadline_s. The questions have no score and are asked again. The last failure: "
-                f"{record.failure}"
+        """Count a record; raise as soon as the evaluation cannot end within the budget.
+
+        ``DeadlineBudgetExceeded`` where time alone ran out, ``SearchBudgetExceeded`` where searches failed.
+        """
+        if record.has_answer:
+            return
+        if record.is_late:
+            self._num_late += 1
+        else:
+            self._failures.append(record.failure)
+        num_lost = self._num_late + len(self._failures)
+        if num_lost <= math.floor(self._max_share * self._num_questions):
+            return
+        told = (
+            f"{num_lost} out of {self._num_questions} questions have no score, more than "
+            f"evaluate.max_failed_share={self._max_share:g} allows, and are asked again by the same command"
+        )
+        if self._num_late:
+            told += (
+                f"; {self._num_late} did not end within rollout.trajectory_deadline_s: raise it, or lower "
+                "rollout.max_concurrency"
             )
+        if not self._failures:
+            raise DeadlineBudgetExceeded(told)
+        raise SearchBudgetExceeded(
+            f"{told}; the searches of {len(self._failures)} have failed: look at the engine, or raise "
+            f"rollout.search_deadline_s. The last failure: {self._failures[-1]}"
+        )
 
 
 async def answer_all(

@@ -25,16 +25,17 @@ def summarise_answers(
 ) -> dict[str, Any]:
     """Return the entry of one evaluation in ``report.json``.
 
-    Questions whose search failed have no score: they are counted and named in ``unscored``. Searches that an engine
-    answered without a document are in ``empty_searches``; the policy was told so. ``left_out`` is the number
-    of questions that were not asked, because their gold answers are patterns that the engine could not be told.
+    Questions whose search failed or whose time ran out have no score: they are counted and named in ``unscored``.
+    Searches that an engine answered without a document are in ``empty_searches``; the policy was told so. ``left_out``
+    is the number of questions that were not asked, because their gold answers are patterns that the engine could not
+    be told.
     """
     scored = [record for record in records if record.has_answer]
     failed = [record for record in records if not record.has_answer]
     if not scored:
         raise RuntimeError(
-            f"evaluation {name}: the searches of all {len(failed)} questions have failed, and there is nothing to "
-            f"score; look at the engine. The last failure: {failed[-1].failure}"
+            f"evaluation {name}: of {len(failed)} questions not one has a score, because their searches failed or "
+            f"rollout.trajectory_deadline_s passed; look at the engines. The last: {failed[-1].loss}"
         )
     summary: dict[str, Any] = {"method": manifest.method}
     summary |= summarise([record.row for record in scored], name, bootstrap_samples=bootstrap_samples)
@@ -48,7 +49,7 @@ def summarise_answers(
             "num_questions": len(failed),
             "share": len(failed) / len(records),
             "question_ids": [record.row.question_id for record in failed[:_NAMED]],
-            "failures": dict(Counter(record.failure.partition(":")[0] for record in failed)),
+            "failures": dict(Counter(record.loss.partition(":")[0] for record in failed)),
         },
         "failed_search_calls": sum(record.failed_calls for record in records),
         "empty_searches": {

@@ -20,6 +20,7 @@ FORMAT = 1
 _ABSENT = "(absent)"
 _IN_FIELDS_OF_THEIR_OWN = ("num_documents", "model", "corpus")
 """Settings of an engine that a manifest has by other names."""
+_LATER_HASHES = ("chat_template_sha256", "engine_template_sha256")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
@@ -74,6 +75,10 @@ class EvaluationManifest:
     """Of the folder of ``engine_model``; empty where it is no folder on this machine."""
     engine_settings: dict[str, Any] = field(default_factory=dict)
     """What the engine's answers depend on besides, by the names of ``search``."""
+    chat_template_sha256: str = ""
+    """Of the policy's chat template where it has its prompts by one; empty in manifests from before, too."""
+    engine_template_sha256: str = ""
+    """Of the wording that a simulator is asked with; empty for another engine, and in manifests from before."""
 
     def write(self, path: Path) -> None:
         """Write the manifest as JSON, whole or not at all."""
@@ -125,12 +130,15 @@ class EvaluationManifest:
     def check_repeats(self, frozen: "EvaluationManifest") -> None:
         """Raise ``ValueError``, naming what differs, unless this evaluation repeats ``frozen``; versions may differ.
 
-        Where a model lies makes no difference once its content is known to be the same.
+        Where a model or a template lies makes no difference once its content is known to be the same.
         """
         ignore = ["versions"]
-        for name in ("policy", "engine_model"):
-            if getattr(frozen, f"{name}_sha256") == getattr(self, f"{name}_sha256") != "":
-                ignore.append(f"{name}:")
+        by_content = {"policy": "policy", "engine_model": "engine_model", "engine_template": "engine_settings.template"}
+        for content, place in by_content.items():
+            if getattr(frozen, f"{content}_sha256") == getattr(self, f"{content}_sha256") != "":
+                ignore.append(f"{place}:")
+        # Manifests from before do not say it, and what they say otherwise has to do.
+        ignore += [f"{name}:" for name in _LATER_HASHES if not getattr(frozen, name)]
         if changed := frozen.differences(self, ignore=ignore):
             raise ValueError(
                 f"this evaluation would not repeat the one of the manifest: {'; '.join(changed)}; set these back, or "
@@ -217,7 +225,7 @@ def file_sha256(path: Path) -> str:
 def model_sha256(folder: Path) -> str:
     """Return the SHA-256 of what decides what a model writes: weights, configuration, tokenizer.
 
-    Not of what says only which library wrote the folder.
+    Not of what says only which library wrote the folder, nor of ``chat_template_sha256``.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
@@ -233,6 +241,15 @@ def model_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def chat_template_sha256(folder: Path) -> str:
+    """Return the SHA-256 of the chat template among a tokenizer's settings; empty without one.
+
+    A template that is a file of its own belongs to ``model_sha256``.
+    """
+    template = read_json(folder / "tokenizer_config.json", {}).get("chat_template")
+    return texts_sha256(json.dumps(template, sort_keys=True)) if template else ""
+
+
 def prompt_sha256(*more: str) -> str:
     """Return the SHA-256 of the prompt template, with and without searches, and of the frame around documents.
 
@@ -245,6 +262,11 @@ def prompt_sha256(*more: str) -> str:
         prompts.NOTHING_FOUND,
         *more,
     )
+    return texts_sha256(*texts)
+
+
+def texts_sha256(*texts: str) -> str:
+    """Return the SHA-256 of texts, such as those of a template, in their order."""
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 

@@ -68,14 +68,15 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    # Not splitlines: it also cuts at characters such as U+2028, which JSON strings may hold.
-    *whole, last = path.read_text(encoding="utf-8").split("\n")
+    # As bytes: a crash can cut within a character. And not splitlines: it also cuts at characters such as U+2028,
+    # which JSON strings may hold.
+    *whole, last = path.read_bytes().split(b"\n")
     for number, line in enumerate(whole, start=1):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}:{number} is not a JSON object ({error}); delete the line or the file") from error
-    with suppress(json.JSONDecodeError):
+    with suppress(json.JSONDecodeError, UnicodeDecodeError):
         row = json.loads(last)
         # Many an editor ends a file without a newline. Torn off, an object is never whole.
         rows += [row] if isinstance(row, dict) else []

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from zs_nemo.config.reward import RewardConfig
 from zs_nemo.observability.charts import (
     Format,
     Interval,
@@ -21,7 +22,15 @@ from zs_nemo.observability.charts import (
     stacked_chart,
 )
 from zs_nemo.observability.files import read_json_lines
-from zs_nemo.observability.report import ABSENT, RunFiles, find_evaluation, real_engine, recipe_name
+from zs_nemo.observability.report import (
+    ABSENT,
+    RunFiles,
+    decoding_label,
+    decodings,
+    find_evaluation,
+    real_engine,
+    recipe_name,
+)
 from zs_nemo.observability.timer import duration
 from zs_nemo.types.trajectory import Status
 
@@ -48,7 +57,7 @@ def render_page(files: RunFiles, report: Report) -> str:
         report=report,
         recipe_name=recipe_name(report["recipe"]),
         headline=_headline(report),
-        curves=_curves(files.steps),
+        curves=_curves(files.steps, _reward_terms(report)),
         endings=_endings(files.steps),
         ending_labels=[(name, _STATUS_COLORS.get(name, 6), Status[name].value) for name in _ending_names(files.steps)],
         settings=settings,
@@ -86,7 +95,8 @@ def _headline(report: Report) -> list[dict[str, Any]]:
     """Return the large figures: per decoding, the real engine's F1 before and after."""
     engine = real_engine(report)
     figures = []
-    for decoding, label in (("temperature_1", "sampled at temperature 1"), ("greedy", "greedy")):
+    for decoding in reversed(decodings([report])):
+        label = decoding.replace("temperature_", "sampled at temperature ")
         before, after = (
             find_evaluation(report, when, engine, decoding) if engine else None for when in ("before", "after")
         )
@@ -109,12 +119,19 @@ def curve(title: str, note: str, unit: str, *lines: Series, form: Format = numbe
     return {"title": title, "note": note, "legend": legend, "chart": line_chart(lines, unit=unit, form=form)}
 
 
-def _curves(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _reward_terms(report: Report) -> str:
+    """Return what the reward is a sum of, as ``exact_match + 0.5 f1``; ``f1`` for the default."""
+    weights = RewardConfig(**report["settings"].get("reward", {})).weights()
+    return " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items() if weight)
+
+
+def _curves(rows: Sequence[Mapping[str, Any]], reward: str) -> list[dict[str, Any]]:
+    terms = "token F1 of the answer against the gold answers" if reward == "f1" else reward
     return [
         curve(
             "Reward",
-            "Mean over the step's episodes: token F1 of the answer against the gold answers.",
-            "F1",
+            f"Mean over the step's episodes: {terms}.",
+            "F1" if reward == "f1" else "reward",
             series(rows, "reward/mean", "mean reward"),
         ),
         curve(
@@ -191,7 +208,7 @@ def _settings(report: Report) -> list[Setting]:
     keys = {(entry["engine"], entry["decoding"]) for entry in report["evaluation"].values()}
     return [
         (
-            f"{ENGINE_NAMES.get(engine, engine)}, {_decoding(decoding)}",
+            f"{ENGINE_NAMES.get(engine, engine)}, {decoding_label(decoding)}",
             find_evaluation(report, "before", engine, decoding),
             find_evaluation(report, "after", engine, decoding),
         )
@@ -210,13 +227,13 @@ def _breakdowns(report: Report, field: str) -> list[dict[str, Any]]:
     """Return the tables over the parts of ``by_kind`` or ``by_hops``, per decoding on the real engine."""
     engine = real_engine(report)
     tables = []
-    for decoding in ("temperature_1", "greedy"):
+    for decoding in reversed(decodings([report])):
         pair = [find_evaluation(report, when, engine, decoding) if engine else None for when in ("before", "after")]
         parts: list[Mapping[str, Any]] = [entry.get(field, {}) if entry else {} for entry in pair]
         names = sorted({name for part in parts for name in part})
         if names:
             lines = [(_words(name), *(part.get(name) for part in parts)) for name in names]
-            tables.append({"title": _decoding(decoding), "lines": [*lines, ("all", *pair)]})
+            tables.append({"title": decoding_label(decoding), "lines": [*lines, ("all", *pair)]})
     return tables
 
 
@@ -264,10 +281,6 @@ def _usd(amount: float | None) -> str:
     if amount is None:
         return ABSENT
     return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.2g}"
-
-
-def _decoding(decoding: str) -> str:
-    return decoding.replace("temperature_", "T = ")
 
 
 def _words(name: str) -> str:

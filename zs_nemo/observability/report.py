@@ -17,6 +17,7 @@ from zs_nemo.observability.phase import Phase
 SIMULATED_ENGINES = frozenset({"simulator"})
 """Every other engine counts as real: one that nobody has thought of must not pass as simulated."""
 
+_SAMPLED = "temperature_"
 OTHER_REPORTS = {"collect": "recipes/collect_interactions.py", "sft_simulator": "recipes/sft_simulator.py"}
 """Recipes that make a simulator: they write their ``report.json`` themselves, and ``preparation_page.py`` the page."""
 
@@ -224,6 +225,25 @@ def find_evaluation(report: Mapping[str, Any], when: str, engine: str, decoding:
         if (entry["when"], entry["engine"], entry["decoding"]) == (when, engine, decoding):
             return dict(entry)
     return None
+
+
+def decodings(reports: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return how the policy was sampled in any of the evaluations before and after training, on the real engine.
+
+    Greedy first, then by temperature.
+    """
+    found = {
+        entry["decoding"]
+        for report in reports
+        for entry in report["evaluation"].values()
+        if entry["when"] in ("before", "after") and entry["engine"] == real_engine(report)
+    }
+    return sorted(found, key=lambda decoding: float(decoding.removeprefix(_SAMPLED)) if decoding != "greedy" else 0.0)
+
+
+def decoding_label(decoding: str) -> str:
+    """Return ``greedy``, or ``T = 1`` for ``temperature_1``."""
+    return decoding.replace(_SAMPLED, "T = ")
 
 
 def recipe_name(recipe: str | None) -> str:

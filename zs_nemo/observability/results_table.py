@@ -5,15 +5,19 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from zs_nemo.observability.report import ABSENT, find_evaluation, read_report, real_engine, recipe_name
+from zs_nemo.observability.report import (
+    ABSENT,
+    decoding_label,
+    decodings,
+    find_evaluation,
+    read_report,
+    real_engine,
+    recipe_name,
+)
 from zs_nemo.observability.timer import duration
 
-_SCORES = (
-    ("F1, greedy", "greedy", "f1"),
-    ("F1, T = 1", "temperature_1", "f1"),
-    ("EM, greedy", "greedy", "em"),
-    ("EM, T = 1", "temperature_1", "em"),
-)
+_Scores = Sequence[tuple[str, str]]
+"""(measure, decoding) of every column of scores."""
 
 
 def results_table(run_dirs: Sequence[Path | str], *, by: Sequence[str] = ()) -> str:
@@ -36,16 +40,22 @@ def results_table(run_dirs: Sequence[Path | str], *, by: Sequence[str] = ()) -> 
         return (*setting_of(report), *(_setting(report, name) for name in by))
 
     reports.sort(key=lambda report: (*setting_of_run(report), report["seed"]))
+    scores = [(measure, decoding) for measure in ("f1", "em") for decoding in decodings(reports)]
     head = ["algorithm", "search in training", *(f"`{name}`" for name in by), "seed"]
-    head += [*(label for label, _, _ in _SCORES), "wall time", "peak memory", "real searches in RL"]
+    head += [
+        *(f"{measure.upper()}, {decoding_label(decoding)}" for measure, decoding in scores),
+        "wall time",
+        "peak memory",
+        "real searches in RL",
+    ]
     if has_critics := any(report.get("critic") for report in reports):
         head.append("explained variance")
     lines = [head, ["---"] * len(head)]
     for setting in dict.fromkeys(map(setting_of_run, reports)):
         having = [report for report in reports if setting_of_run(report) == setting]
-        lines += [[*setting, *_run_line(report)] + [_explained(report)] * has_critics for report in having]
+        lines += [[*setting, *_run_line(report, scores)] + [_explained(report)] * has_critics for report in having]
         if len(having) > 1:
-            lines.append(_mean_line(setting, having) + [""] * has_critics)
+            lines.append(_mean_line(setting, having, scores) + [""] * has_critics)
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
@@ -63,15 +73,15 @@ def _setting(report: Mapping[str, Any], name: str) -> str:
     return ABSENT if value is None else str(value) or '""'
 
 
-def _run_line(report: Mapping[str, Any]) -> list[str]:
-    scores = [
+def _run_line(report: Mapping[str, Any], scores: _Scores) -> list[str]:
+    cells = [
         " → ".join(_score(_entry(report, when, decoding), measure) for when in ("before", "after"))
-        for _, decoding, measure in _SCORES
+        for measure, decoding in scores
     ]
     real = report["search"]["real_engine_searches_in_rl"]
     return [
         str(report["seed"]),
-        *scores,
+        *cells,
         duration(report["wall_s"]),
         ABSENT if report["peak_memory_gib"] is None else f"{report['peak_memory_gib']:.1f} GiB",
         ABSENT if real is None else f"{real:,}",
@@ -83,16 +93,16 @@ def _explained(report: Mapping[str, Any]) -> str:
     return f"{critic['explained_variance']:.2f}" if critic else ABSENT
 
 
-def _mean_line(setting: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> list[str]:
-    scores = []
-    for _, decoding, measure in _SCORES:
+def _mean_line(setting: Sequence[str], reports: Sequence[Mapping[str, Any]], scores: _Scores) -> list[str]:
+    cells = []
+    for measure, decoding in scores:
         entries = [[_entry(report, when, decoding) for report in reports] for when in ("before", "after")]
         means = [
             f"{mean(entry[measure] for entry in having if entry):.3f}" if all(having) else ABSENT for having in entries
         ]
-        scores.append(f"**{' → '.join(means)}**")
+        cells.append(f"**{' → '.join(means)}**")
     wall = duration(mean(report["wall_s"] for report in reports))
-    return [*(f"**{name}**" for name in setting), f"**mean of {len(reports)}**", *scores, wall, "", ""]
+    return [*(f"**{name}**" for name in setting), f"**mean of {len(reports)}**", *cells, wall, "", ""]
 
 
 def _entry(report: Mapping[str, Any], when: str, decoding: str) -> dict[str, Any] | None:

@@ -63,6 +63,7 @@ _OF_THE_START = frozenset(
         "placement.txt",
         "tensorboard",
         "loggers",
+        "wandb",
         "logs",
         "simulation",
     }

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from omegaconf import OmegaConf
 
 from zs_nemo.observability.files import read_json
 from zs_nemo.observability.phase import Phase
+from zs_nemo.observability.run_part import PartReader, RunPart
 from zs_nemo.observability.timeline import open_stages
 
 _STEPS_AVERAGED = 5
@@ -40,9 +41,9 @@ class RunView:
     holder: str
     """Process and machine of the newest session, as ``123 on node7``; empty if unknown."""
     steps: list[dict[str, Any]]
-    warm_start_steps: list[dict[str, Any]]
-    max_steps: int
-    max_warm_start_steps: int
+    supervised_steps: list[dict[str, Any]]
+    """Of a warm start, or of a fine-tuning."""
+    part: RunPart
     evaluations: list[tuple[str, dict[str, Any]]]
     """The newest last."""
     stage: tuple[str, float] | None
@@ -59,9 +60,9 @@ class RunView:
         """What the steps to come will take, at the speed of the last few; None where that is not known."""
         lengths = [sum(v for k, v in row.items() if k.startswith("time/") and v) for row in self.steps]
         recent = [length for length in lengths[-_STEPS_AVERAGED:] if length > 0]
-        if not recent or len(self.steps) >= self.max_steps:
+        if not recent or self.part.total is None or self.part.done >= self.part.total:
             return None
-        return sum(recent) / len(recent) * (self.max_steps - len(self.steps))
+        return sum(recent) / len(recent) * (self.part.total - self.part.done)
 
 
 class RunFollower:
@@ -76,7 +77,9 @@ class RunFollower:
             )
         self._path = path
         self._clock = clock
-        self._config: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+        self._part = PartReader(
+            path, cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path / "config.yaml")))
+        )
         self._metrics = JsonLinesTail(path / "metrics.jsonl")
 
     def view(self) -> RunView:
@@ -84,6 +87,8 @@ class RunFollower:
         state = read_json(self._path / "state.json", {})
         sessions = state.get("sessions", [])
         rows = self._metrics.read()
+        steps = [row for row in rows if row["phase"] == Phase.rl.value]
+        supervised = [row for row in rows if row["phase"] == Phase.warm_start.value]
         life, holder = life_of(self._path, finished=bool(state.get("finished")))
         peaks = [session["peak_memory_gib"] for session in sessions if session.get("peak_memory_gib") is not None]
         return RunView(
@@ -91,10 +96,9 @@ class RunFollower:
             recipe=state.get("recipe"),
             life=life,
             holder=holder,
-            steps=[row for row in rows if row["phase"] == Phase.rl.value],
-            warm_start_steps=[row for row in rows if row["phase"] == Phase.warm_start.value],
-            max_steps=int(self._config["trainer"]["max_steps"]),
-            max_warm_start_steps=int(self._config["warm_start"]["steps"]),
+            steps=steps,
+            supervised_steps=supervised,
+            part=self._part.read(state.get("recipe"), len(steps), len(supervised)),
             evaluations=self._evaluations(),
             stage=self._stage() if life is Life.running else None,
             elapsed_s=self._elapsed_s(sessions, life),

@@ -8,7 +8,7 @@ from typing import Any
 
 from zs_nemo.observability.charts import Interval
 from zs_nemo.observability.config_file import flat
-from zs_nemo.observability.report import find_evaluation, read_report, real_engine
+from zs_nemo.observability.report import decoding_label, decodings, find_evaluation, read_report, real_engine
 from zs_nemo.observability.results_table import setting_of
 from zs_nemo.observability.tables import Cell, Column, Table, count, score
 from zs_nemo.observability.timer import duration
@@ -21,7 +21,6 @@ _OF_QUESTIONS = (
     ("read_tokens_per_question", "tokens read", count),
     ("latency_s", "seconds a question", "{:.2f}".format),
 )
-_DECODINGS = (("greedy", "greedy"), ("temperature_1", "T = 1"))
 # They tell a run's place and name, not what it computes.
 _NO_DIFFERENCE = ("exp_manager.name", "exp_manager.exp_dir", "cluster.ray_address")
 
@@ -68,9 +67,9 @@ def results(runs: Sequence[NamedRun]) -> Table:
         Column(key="seed", label="seed", form="{:.0f}".format),
     ]
     wanted = []
-    for decoding, decoding_label in _DECODINGS:
+    for decoding in decodings(run.report for run in runs):
         for measure, when in (("f1", "before"), ("f1", "after"), ("em", "after")):
-            label = f"{measure.upper()} {when}, {decoding_label}"
+            label = f"{measure.upper()} {when}, {decoding_label(decoding)}"
             columns.append(Column(key=f"{measure}_{when}_{decoding}", label=label, form=score))
             wanted.append((when, decoding, measure))
     rows: list[list[Cell]] = []

@@ -23,6 +23,10 @@ _CURVES = (
     ("KL", "train/kl", "{:.4f}"),
     ("entropy", "train/entropy", "{:.3f}"),
 )
+_SUPERVISED_CURVES = (
+    ("loss", "train/loss", "{:.3f}"),
+    ("held-out loss", "held_out/loss", "{:.3f}"),
+)
 _POINTS = 60
 _STAGES = 6
 _EVALUATIONS = 4
@@ -32,17 +36,21 @@ _COLORS = {Life.running: "green", Life.finished: "blue", Life.ended: "red", Life
 
 def watch_panel(view: RunView) -> Panel:
     """Return one frame."""
-    part, done, total = _part(view)
+    part = view.part
     head = Table.grid(expand=True)
     head.add_column()
     head.add_column(justify="right")
     stage = f" · {view.stage[0]} for {duration(view.stage[1])}" if view.stage else ""
-    head.add_row(Text(part + stage, style="bold"), Text(f"{done}/{total}  {_times(view)}", style="dim"))
-    # A bar does not end its line; the padding around it does.
-    bar = Padding(ProgressBar(total=max(total, 1), completed=done), 0)
-    lines: list[RenderableType] = [_life(view), head, bar]
+    done = f"{part.unit}: {part.done:,}" if part.total is None else f"{part.done}/{part.total}"
+    head.add_row(Text(part.name + stage, style="bold"), Text(f"{done}  {_times(view)}", style="dim"))
+    lines: list[RenderableType] = [_life(view), head]
+    if part.total is not None:
+        # A bar does not end its line; the padding around it does.
+        lines.append(Padding(ProgressBar(total=max(part.total, 1), completed=part.done), 0))
     if view.steps:
-        lines.append(_curves(view.steps))
+        lines.append(_curves(view.steps, _CURVES))
+    elif view.supervised_steps:
+        lines.append(_curves(view.supervised_steps, _SUPERVISED_CURVES))
     if view.stage_s:
         lines.append(_stages(view.stage_s))
     if facts := _facts(view):
@@ -50,12 +58,6 @@ def watch_panel(view: RunView) -> Panel:
     lines += [Text(evaluation_line(name, summary), style="cyan") for name, summary in view.evaluations[-_EVALUATIONS:]]
     title = f"{view.name} · {recipe_name(view.recipe)}" if view.recipe else view.name
     return Panel(Group(*lines), title=Text(title), title_align="left", border_style=_COLORS[view.life], padding=(0, 1))
-
-
-def _part(view: RunView) -> tuple[str, int, int]:
-    if not view.steps and len(view.warm_start_steps) < view.max_warm_start_steps:
-        return "warm start", len(view.warm_start_steps), view.max_warm_start_steps
-    return "training", len(view.steps), view.max_steps
 
 
 def _times(view: RunView) -> str:
@@ -75,11 +77,11 @@ def _life(view: RunView) -> Text:
     return Text(told[view.life], style=_COLORS[view.life])
 
 
-def _curves(steps: Sequence[Mapping[str, Any]]) -> Table:
+def _curves(steps: Sequence[Mapping[str, Any]], curves: Sequence[tuple[str, str, str]]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column()
     table.add_column(justify="right")
-    for label, name, form in _CURVES:
+    for label, name, form in curves:
         values = [row[name] for row in steps if row.get(name) is not None and math.isfinite(row[name])]
         if values:
             table.add_row(label, form.format(values[-1]), Text(sparkline(values[-_POINTS:]), style="green"))

@@ -62,6 +62,7 @@ class PromptTemplate:
             raise ValueError(
                 f"search.template: {name}, line {error.lineno}: {error.message}; it must be valid Jinja"
             ) from error
+        self.source = source
         self.slots = frozenset(slots)
         required = REQUIRED + (REQUIRED_FOR_ALL if documents is DocumentsPerCompletion.all else ())
         if missing := [slot for slot in required if slot not in slots]:

@@ -284,6 +284,21 @@ def test_a_sample_is_named_and_a_set_that_has_changed_is_refused(world: World, t
         run(tmp_path, again)
 
 
+def test_a_template_whose_text_has_changed_is_refused_wherever_it_lies(world: World, tmp_path: Path) -> None:
+    wording = tmp_path / "own.j2"
+    wording.write_text("{{ noisy }} {{ question }} {{ answers }} {{ query }}:")
+    cfg = world.settings(search=SimulatedSearchConfig(template=str(wording)), methods=[Method.agent])
+    path = run(tmp_path, cfg)
+    moved = wording.rename(tmp_path / "moved.j2")
+    again = world.settings("again", search=SimulatedSearchConfig(template=str(moved)), methods=[Method.agent])
+    again.manifest = str(path / "manifest.json")
+    run(tmp_path, again)
+    moved.write_text(moved.read_text() + " now")
+    again.exp_manager.name = "once_more"
+    with pytest.raises(ValueError, match=r"would not repeat .*engine_template_sha256: "):
+        run(tmp_path, again)
+
+
 def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_asked_or_kept(world: World, tmp_path: Path) -> None:
     cfg = world.settings(methods=[Method.retrieve_then_read])
     cfg.rollout.max_sequence_tokens = 500

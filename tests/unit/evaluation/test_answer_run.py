@@ -9,15 +9,17 @@ import pytest
 from tests.fakes import CharTokenizer, FixedSearch, ScriptedEngine
 from zs_nemo.config.endpoints import ApiKind
 from zs_nemo.config.evaluate import Method
-from zs_nemo.evaluation.answer_log import AnswerLog
+from zs_nemo.evaluation.answer_log import AnswerLog, AnswerRecord
 from zs_nemo.evaluation.answer_run import FailureBudget, answer_all
 from zs_nemo.evaluation.answerer import Answerer, PromptForm, question_key
 from zs_nemo.rollout.callbacks import EngineSearch
-from zs_nemo.rollout.collector import Decoding, SearchBudgetExceeded
+from zs_nemo.rollout.collector import DeadlineBudgetExceeded, Decoding, SearchBudgetExceeded
 from zs_nemo.rollout.episode import EpisodeLimits, SearchSetting
 from zs_nemo.types.generation import Completion, SamplingParams
+from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.question import Question
 from zs_nemo.types.search import SearchFailureKind
+from zs_nemo.types.trajectory import Status, Trajectory
 
 LIMITS = EpisodeLimits(
     max_turns=2, max_turn_tokens=60, max_document_tokens=120, max_sequence_tokens=2000, search_deadline_s=0.2
@@ -98,6 +100,23 @@ def test_above_the_budget_it_stops_at_once_and_keeps_what_it_has(tmp_path: Path)
         answer(tmp_path, search)
     assert len(search.requests) <= 4
     assert len(AnswerLog(tmp_path, QUESTIONS).read()) >= 3
+
+
+def test_questions_whose_time_ran_out_are_told_from_failed_searches() -> None:
+    key = SampleKey(run_seed=1, step=-1, prompt=0, member=0)
+    late = Trajectory(key=key, question=QUESTIONS[0], token_ids=[], roles=[], generation_logprobs=[])
+    late.status, late.last_search_failure = Status.deadline, "timeout: a first try"
+    record = AnswerRecord.of(late, CharTokenizer())
+    assert record.loss == "deadline"
+    with pytest.raises(DeadlineBudgetExceeded, match=r"1 did not end within rollout\.trajectory_deadline_s") as raised:
+        FailureBudget(10, 0.0).note(record)
+    assert "search" not in str(raised.value)
+    late.status = Status.search_failed
+    budget = FailureBudget(10, 0.1)
+    budget.note(record)
+    told = r"2 out of 10 .*; 1 did not end .*; the searches of 1 have failed.*first try"
+    with pytest.raises(SearchBudgetExceeded, match=told):
+        budget.note(AnswerRecord.of(late, CharTokenizer()))
 
 
 def test_a_policy_that_cannot_be_asked_ends_all_with_its_own_error(tmp_path: Path) -> None:

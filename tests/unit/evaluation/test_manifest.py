@@ -7,11 +7,13 @@ import pytest
 from zs_nemo.evaluation.manifest import (
     Conditions,
     EvaluationManifest,
+    chat_template_sha256,
     file_sha256,
     manifest_differences,
     manifest_file,
     prompt_sha256,
     set_contents,
+    texts_sha256,
 )
 from zs_nemo.qa import prompts
 from zs_nemo.rollout.episode import EpisodeLimits
@@ -104,6 +106,36 @@ def test_another_corpus_or_prompt_is_another_evaluation(
     names = [line.partition(":")[0] for line in before.differences(make(conditions))]
     assert names == ["corpus_sha256", "prompt_sha256"]
     assert len(prompt_sha256()) == 64
+
+
+def test_another_wording_of_the_simulator_or_chat_template_is_another_evaluation(conditions: Conditions) -> None:
+    frozen = make(
+        conditions,
+        "simulator",
+        engine_settings={"template": "a.j2"},
+        engine_template_sha256=texts_sha256("a wording"),
+        chat_template_sha256=texts_sha256("a chat"),
+    )
+    replace(frozen, engine_settings={"template": "moved/a.j2"}).check_repeats(frozen)
+    with pytest.raises(ValueError, match="engine_template_sha256: "):
+        replace(frozen, engine_template_sha256=texts_sha256("another")).check_repeats(frozen)
+    with pytest.raises(ValueError, match="chat_template_sha256: "):
+        replace(frozen, chat_template_sha256=texts_sha256("another")).check_repeats(frozen)
+    from_before = replace(frozen, engine_template_sha256="", chat_template_sha256="")
+    frozen.check_repeats(from_before)
+    with pytest.raises(ValueError, match=r"engine_settings\.template: a\.j2 -> moved"):
+        replace(frozen, engine_settings={"template": "moved/a.j2"}).check_repeats(from_before)
+
+
+def test_a_chat_template_among_the_tokenizers_settings_has_a_hash_of_its_own(tmp_path: Path) -> None:
+    settings = tmp_path / "tokenizer_config.json"
+    assert chat_template_sha256(tmp_path) == ""
+    settings.write_text(json.dumps({"model_max_length": 8}))
+    assert chat_template_sha256(tmp_path) == ""
+    settings.write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    first = chat_template_sha256(tmp_path)
+    settings.write_text(json.dumps({"chat_template": "{{ messages[0] }}"}))
+    assert len(first) == 64 and chat_template_sha256(tmp_path) != first
 
 
 def test_a_file_that_is_no_whole_manifest_is_refused(conditions: Conditions, tmp_path: Path) -> None:

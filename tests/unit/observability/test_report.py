@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from recipes.report import main
-from tests.unit.observability.runs import config, finished_run
+from tests.unit.observability.runs import config, finished_run, rows
 from zs_nemo.config.recipe import PpoRecipeConfig
+from zs_nemo.config.reward import RewardConfig
 from zs_nemo.config.search import SimulatedSearchConfig
+from zs_nemo.evaluation.scores import EvaluationName, summarise
 from zs_nemo.observability.faults import FaultKind
 from zs_nemo.observability.report import search_summary, write_report
 from zs_nemo.observability.results_table import results_table
@@ -228,6 +230,26 @@ def test_the_table_holds_every_run_and_the_mean_of_an_engine(run: Path, tmp_path
     assert cells[5][4] == "**0.375 → 0.750**"
     assert [row[-1] for row in cells[2:4]] == ["7", "0"]
     assert cells[2][-2] == "8.5 GiB"
+
+
+def test_a_run_with_another_temperature_and_reward_is_told_by_those(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = config()
+    cfg.reward = RewardConfig(f1=0.5, exact_match=1.0)
+    with RunDir(tmp_path / "run", cfg) as run:
+        run.log_step(0, {"reward/mean": 0.5})
+        for when, values in (("before", [0.0, 0.5]), ("after", [0.5, 1.0])):
+            name = EvaluationName(when=when, engine="bm25", temperature=0.7)
+            run.write_evaluation(str(name), summarise(rows(values), name, baseline=rows([0.0, 0.5])), [], step=0)
+        run.save_progress(StageTimer())
+        write_report(run.path)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "F1 on BM25, sampled at temperature 0.7" in page and "Not evaluated yet" not in page
+    assert "Mean over the step&#39;s episodes: 0.5 f1 + exact_match." in page and "token F1 of the answer" not in page
+    assert main([str(tmp_path / "run"), "--table"]) == 0
+    head, _, line = capsys.readouterr().out.splitlines()
+    assert head.split(" | ")[3:5] == ["F1, T = 0.7", "EM, T = 0.7"] and "0.250 [" in line and "→ 0.750 [" in line
 
 
 def test_the_table_averages_over_runs_that_differ_in_the_seed_and_not_in_a_named_setting(

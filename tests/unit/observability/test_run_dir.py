@@ -19,6 +19,7 @@ from zs_nemo.config.recipe import PpoRecipeConfig
 from zs_nemo.config.rollout import RefitTransport
 from zs_nemo.observability.config_file import redact
 from zs_nemo.observability.files import (
+    drop_torn_line,
     read_json_lines,
     write_between_marks,
     write_json_lines,
@@ -92,6 +93,18 @@ def test_a_line_torn_by_a_crash_is_dropped_and_not_continued(tmp_path: Path) -> 
     with RunDir(tmp_path, config()) as run:
         run.log_step(1, {"reward/mean": 0.2})
     assert logged(tmp_path) == [("rl", 0), ("rl", 1)]
+
+
+def test_a_line_torn_within_a_character_is_passed_over_and_a_broken_one_before_it_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    torn = '{"a": "東'.encode()[:-1]
+    path.write_bytes(b'{"a": 1}\n' + torn)
+    assert read_json_lines(path) == [{"a": 1}]
+    drop_torn_line(path)
+    assert path.read_bytes() == b'{"a": 1}\n'
+    path.write_bytes(torn + b'\n{"a": 1}\n')
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1 is not a JSON object"):
+        read_json_lines(path)
 
 
 def test_a_whole_last_line_counts_without_its_newline(tmp_path: Path) -> None:

@@ -18,8 +18,12 @@ from rich.console import Console
 
 from recipes.watch import main
 from tests.unit.observability.runs import config, finished_run
+from zs_nemo.config.collect import CollectRecipeConfig
+from zs_nemo.config.evaluate import EvaluateRecipeConfig
+from zs_nemo.config.experiment import ExpManagerConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig
-from zs_nemo.observability.files import append_json_line, write_json_lines
+from zs_nemo.config.sft_simulator import SftSimulatorRecipeConfig
+from zs_nemo.observability.files import append_json_line, write_json, write_json_lines
 from zs_nemo.observability.phase import Phase
 from zs_nemo.observability.run_dir import RunDir
 from zs_nemo.observability.run_follower import JsonLinesTail, Life, RunFollower, life_of
@@ -74,6 +78,42 @@ def test_before_the_first_step_the_warm_start_is_what_progresses(tmp_path: Path)
         assert "1/2" in frame(tmp_path)
         run.log_step(1, {"train/loss": 2.0}, Phase.warm_start)
         assert "training" in frame(tmp_path) and "0/6" in frame(tmp_path)
+
+
+def test_a_fine_tuning_has_its_own_steps_and_losses(tmp_path: Path) -> None:
+    cfg = SftSimulatorRecipeConfig(exp_manager=ExpManagerConfig(create_tensorboard_logger=False))
+    cfg.trainer.max_steps = 20
+    with RunDir(tmp_path, cfg) as run:
+        for number in range(12):
+            held_out = {"held_out/loss": 1.25} if number == 9 else {}
+            run.log_step(number, {"train/loss": 2.0 - 0.1 * number, **held_out}, Phase.warm_start)
+        run.save_progress(StageTimer())
+    shown = frame(tmp_path)
+    assert "fine-tuning" in shown and "12/20" in shown and "0.900  █" in shown and "held-out loss" in shown
+    assert "training 0/" not in shown
+
+
+def test_an_evaluation_counts_its_questions_and_a_collection_its_rounds(tmp_path: Path) -> None:
+    logging = ExpManagerConfig(create_tensorboard_logger=False)
+    evaluated = tmp_path / "evaluated"
+    with RunDir(evaluated, EvaluateRecipeConfig(exp_manager=logging)) as run:
+        run.save_progress(StageTimer())
+    assert "evaluation" in frame(evaluated) and "questions: 0" in frame(evaluated)
+    sets = {"nq/test": {"num_questions": 6, "sha256": ""}, "popqa/test": {"num_questions": 2, "sha256": ""}}
+    write_json(evaluated / "manifest.json", {"evaluations": {"agent": {"sets": sets}, "direct": {"sets": sets}}})
+    follower = RunFollower(evaluated)
+    (evaluated / "answers" / "agent").mkdir(parents=True)
+    for number in (1, 2, 3):
+        append_json_line(evaluated / "answers" / "agent" / "nq_test.jsonl", {"question_id": f"nq/test/{number}"})
+        assert (follower.view().part.done, follower.view().part.total) == (number, 16)
+    assert "3/16" in frame(evaluated)
+
+    collected = tmp_path / "collected"
+    with RunDir(collected, CollectRecipeConfig(exp_manager=logging)) as run:
+        run.save_progress(StageTimer())
+    (collected / "interactions").mkdir()
+    write_json_lines(collected / "interactions" / "step_0000.jsonl", [])
+    assert "collection" in frame(collected) and "rounds of questions: 1" in frame(collected)
 
 
 def test_time_by_stage_adds_up_over_sessions_with_its_share(tmp_path: Path) -> None:
