@@ -1,6 +1,5 @@
 """What a language model says of recorded searches: every search once, each verdict kept as it comes."""
 
-import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from zs_nemo.config.collect import LlmJudgeConfig
 from zs_nemo.observability.files import append_json_line, drop_torn_line, read_json_lines
+from zs_nemo.search.all_or_none import all_or_none
 from zs_nemo.search.endpoints import EndpointPool
 from zs_nemo.search.http_client import secret_from
 from zs_nemo.search.judges import ContainmentJudge, LlmJudge
@@ -78,11 +78,7 @@ class LlmJudgement:
         num_at_once = min(len(new), settings.pool.max_concurrency * len(settings.endpoints))
         todo = iter(new)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(num_at_once):
-                    tasks.create_task(self._work(judge, todo))
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from group
+            await all_or_none(self._work(judge, todo) for _ in range(num_at_once))
         finally:
             await pool.close()
 

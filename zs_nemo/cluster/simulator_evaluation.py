@@ -22,6 +22,7 @@ from zs_nemo.observability.files import read_json_lines, write_json, write_json_
 from zs_nemo.observability.progress import Progress
 from zs_nemo.observability.run_dir import package_versions
 from zs_nemo.qa.facts import load_facts_world
+from zs_nemo.search.all_or_none import all_or_none
 from zs_nemo.search.build import Simulator, build_simulator
 from zs_nemo.search.demonstrations import build_demonstrations
 from zs_nemo.search.judges import contains_answer
@@ -158,16 +159,10 @@ async def _ask(
         return _record(interaction, real, result, noisy=noisy)
 
     try:
-        async with asyncio.TaskGroup() as tasks:
-            jobs = [
-                tasks.create_task(one(number, each, noisy))
-                for number, each in enumerate(found)
-                for noisy in (False, True)
-            ]
-    except ExceptionGroup as group:
-        failure = group.exceptions[0]
-        if not isinstance(failure, SearchFailure):
-            raise failure from group
+        answers = await all_or_none(
+            one(number, each, noisy) for number, each in enumerate(found) for noisy in (False, True)
+        )
+    except SearchFailure as failure:
         raise RuntimeError(
             f"the simulator did not answer ({failure}); look at its servers and its template, or lower "
             f"max_concurrency={cfg.max_concurrency}"
@@ -175,9 +170,10 @@ async def _ask(
     finally:
         await simulator.aclose()
     if rejected:
-        _check_some_were_taken(rejected, len(jobs))
-        progress.say(f"{len(rejected)} of {len(jobs)} requests were rejected and count as no document: {rejected[-1]}")
-    return [job.result() for job in jobs]
+        _check_some_were_taken(rejected, len(answers))
+        told = f"{len(rejected)} of {len(answers)} requests were rejected and count as no document"
+        progress.say(f"{told}: {rejected[-1]}")
+    return answers
 
 
 def _record(interaction: Interaction, real: tuple[str, ...], result: SearchResult, *, noisy: bool) -> SimulatedAnswer:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from zs_nemo.evaluation.answer_log import AnswerLog, AnswerRecord
 from zs_nemo.evaluation.answerer import Answerer
 from zs_nemo.rollout.collector import DeadlineBudgetExceeded, Decoding, SearchBudgetExceeded
+from zs_nemo.search.all_or_none import all_or_none
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.question import Question
 
@@ -79,9 +80,4 @@ async def answer_all(
         on_done()
         budget.note(record)
 
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for question in questions:
-                tasks.create_task(one(question))
-    except ExceptionGroup as group:
-        raise group.exceptions[0] from group
+    await all_or_none(one(question) for question in questions)

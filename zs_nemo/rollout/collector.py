@@ -16,6 +16,7 @@ from zs_nemo.rollout.documents import smallest_information_block
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodePlan, EpisodeRunner, SearchSetting
 from zs_nemo.rollout.loop_thread import EpisodeLoop
 from zs_nemo.rollout.rewards import Reward
+from zs_nemo.search.all_or_none import all_or_none
 from zs_nemo.types.generation import Tokenizer
 from zs_nemo.types.keys import SampleKey, seed_of_attempt
 from zs_nemo.types.question import Question
@@ -243,9 +244,7 @@ class RolloutCollector:
                 on_done(trajectory)
             return trajectory
 
-        async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(run_one(plan)) for plan in plans]
-        return [task.result() for task in running]
+        return await all_or_none(run_one(plan) for plan in plans)
 
 
 def questions_of_step(

@@ -22,6 +22,7 @@ from aiohttp import web
 from zs_nemo.config.rollout import CoinScope
 from zs_nemo.config.server import ServerConfig
 from zs_nemo.search.admission import Admission, QueueFull, Ticket
+from zs_nemo.search.all_or_none import all_or_none
 from zs_nemo.search.server_answers import answer, failure_status, refusal
 from zs_nemo.search.server_metrics import CONTENT_TYPE, ServerMetrics
 from zs_nemo.search.server_noise import ServerNoise
@@ -160,13 +161,9 @@ class SearchServer:
     async def _search_all(self, requests: Sequence[SearchRequest], ticket: Ticket) -> list[SearchResult]:
         """Run all searches of a request at once; the first failure cancels the others and is raised."""
         try:
-            async with asyncio.TaskGroup() as tasks:
-                running = [tasks.create_task(self._search(request, ticket)) for request in requests]
-            return [task.result() for task in running]
-        except* SearchFailure as group:
-            failure = group.exceptions[0]
-        assert isinstance(failure, SearchFailure)
-        raise _refused(failure)
+            return await all_or_none(self._search(request, ticket) for request in requests)
+        except SearchFailure as failure:
+            raise _refused(failure) from None
 
     async def _search(self, request: SearchRequest, ticket: Ticket) -> SearchResult:
         async with ticket.turn():

@@ -6,16 +6,14 @@ variant sees neither question nor answer but a topic of its own to write about. 
 documents of a search in one completion, as published.
 """
 
-import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 from zs_nemo.config.search import DocumentsPerCompletion
+from zs_nemo.search.all_or_none import all_or_none
 from zs_nemo.search.demonstrations import Demonstrations
 from zs_nemo.search.document_parser import DocumentBudget, mend, parse_documents, without_cut_end
 from zs_nemo.search.judges import contains_answer
@@ -77,7 +75,7 @@ class TextSimulator:
         """Write ``request.num_documents`` documents at once, each completion with its own keyed seed."""
         start = time.perf_counter()
         parts = self._parts(request)
-        drafts = await _all_or_none([self._draft(request, part) for part in parts])
+        drafts = await all_or_none(self._draft(request, part) for part in parts)
         placed = {
             place: Document(text=text, noisy=part.noisy)
             for part, draft in zip(parts, drafts, strict=True)
@@ -164,13 +162,3 @@ class SimulatedSearchEngine(TextSimulator):
             ShortPrompts(demonstrations, max_answers=max_answers),
             SamplingParams(max_tokens=max_tokens, temperature=temperature, stop=STOP),
         )
-
-
-async def _all_or_none(jobs: Sequence[Coroutine[Any, Any, _Draft]]) -> list[_Draft]:
-    """Return all results; the first failure is raised and ends the others, whose answers nobody would read."""
-    tasks = [asyncio.ensure_future(job) for job in jobs]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()

@@ -23,6 +23,7 @@ from zs_nemo.rollout.collector import (
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodeRunner, SearchSetting
 from zs_nemo.rollout.rewards import f1
 from zs_nemo.rollout.search_call import MAX_EMPTY_ANSWERS
+from zs_nemo.types.generation import Completion, SamplingParams
 from zs_nemo.types.question import Question
 from zs_nemo.types.search import SearchFailureKind
 from zs_nemo.types.trajectory import Status
@@ -243,3 +244,17 @@ def test_prompts_of_a_further_round_have_draws_of_their_own():
 def test_streams_have_orders_of_their_own():
     first = questions_of_step(QUESTIONS, 0, 6, run_seed=1)
     assert first != questions_of_step(QUESTIONS, 0, 6, run_seed=1, stream="another")
+
+
+def test_what_ends_an_engine_ends_the_rollout_as_it_is() -> None:
+    """A run is restarted, saved or ended with the right exit code by the type of this error and what it came from."""
+    failure = RuntimeError("policy-engine-0 failed")
+    failure.__cause__ = OSError("its process died")
+
+    class Dead(ScriptedEngine):
+        async def generate(self, prompt_ids: list[int], sampling: SamplingParams, seed: int) -> Completion:
+            raise failure
+
+    with pytest.raises(RuntimeError) as raised:
+        build(Dead(script)).collect(QUESTIONS, setting(FixedSearch()), Decoding(temperature=1.0), step=0, group_size=2)
+    assert raised.value is failure and isinstance(failure.__cause__, OSError)
