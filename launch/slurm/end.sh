@@ -2,8 +2,13 @@
 # shellcheck shell=bash disable=SC2154
 set -euo pipefail
 
-code=1
-if [[ -f $ZS_NEMO_OUTCOME ]]; then code=$(<"$ZS_NEMO_OUTCOME"); else echo 'error: the recipe did not come to its end' >&2; fi
+code=
+if [[ -f $ZS_NEMO_OUTCOME ]]; then code=$(<"$ZS_NEMO_OUTCOME"); fi
+if [[ ! $code =~ ^[0-9]+$ ]]; then
+    # Empty where the disk was full.
+    echo "error: the recipe did not come to its end, or its exit code could not be written to $ZS_NEMO_OUTCOME" >&2
+    code=1
+fi
 rm -f -- "$ZS_NEMO_OUTCOME"{,.pid}
 
 # Ray's logs stay where the run failed. A node that gives no answer is lost.

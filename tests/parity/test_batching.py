@@ -19,7 +19,7 @@ NUM_UPDATES = 3
 LENGTHS = [23, 9, 31, 17, 12, 40, 8]
 BATCH = with_shared_prefixes(make_batch(LENGTHS, vocab_size=VOCAB, mask_share=0.6), {0: [1, 2], 3: [4]}, num_tokens=7)
 # An eps far above the gradients' rounding: else Adam makes whole steps of gradients that are nothing but rounding.
-OPTIM = OptimConfig(lr=1e-2, eps=1e-2)
+OPTIM = OptimConfig(lr=1e-2, eps=1e-2, weight_decay=0.5)
 FULL = {"activations_checkpoint_granularity": Recompute.full}
 CASES: dict[str, dict] = {
     "one micro-batch": {"train_mb_tokens": 512},
@@ -60,7 +60,12 @@ def padded_outputs(model, batch: TrainBatch) -> torch.Tensor:
 def train_padded(folder: Path) -> dict:
     """The same updates with padding."""
     model = hf_oracle.load(folder)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=OPTIM.lr, eps=OPTIM.eps, weight_decay=0.0)
+    # Norms and biases do not decay.
+    groups = [
+        {"params": [each for each in model.parameters() if each.ndim > 1], "weight_decay": OPTIM.weight_decay},
+        {"params": [each for each in model.parameters() if each.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=OPTIM.lr, eps=OPTIM.eps)
     loss, metrics = TinyLoss(), []
     for _ in range(NUM_UPDATES):
         optimizer.zero_grad()

@@ -219,6 +219,53 @@ def test_a_second_installation_waits_for_the_first_also_where_the_script_was_cal
     assert (ended.stdout, ended.stderr) == ("locked\nlocked\n", "")
 
 
+def installation(clone: Path, script: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run a script in a clone that has nothing but launch/, with launch/environment.sh sourced."""
+    if not clone.exists():
+        shutil.copytree(ROOT / "launch", clone / "launch")
+    return subprocess.run(
+        ["bash", "-euc", f". launch/environment.sh\n{script}"],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, **environment},
+    )
+
+
+def test_an_environment_for_gpus_is_kept_where_a_login_node_has_none(tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    made_for_gpus = 'mkdir -p "$venv" && echo "cuda 1 2" >"$venv/.installed-runtime"; '
+    kept = installation(clone, made_for_gpus + "find_accelerator; echo $kind", ZS_NEMO_ACCELERATOR="auto")
+    assert kept.stdout.splitlines()[-1] == "cuda" and "ZS_NEMO_ACCELERATOR=cpu" in kept.stdout
+    asked = installation(clone, "find_accelerator; echo $kind", ZS_NEMO_ACCELERATOR="cpu")
+    assert asked.stdout == "cpu\n"
+
+
+def test_a_stamp_that_a_full_disk_has_left_empty_is_written_anew(tmp_path: Path) -> None:
+    script = """
+    mkdir -p "$venv/bin" && : >"$venv/.installed-runtime"
+    printf '#!/bin/sh\nexit 0\n' >"$python" && chmod +x "$python"
+    install_runtime() { echo installed; }
+    find_accelerator
+    make_venv
+    ensure_part runtime launch/environment.sh
+    ensure_part runtime launch/environment.sh
+    cat "$venv/.installed-runtime"
+    """
+    ended = installation(tmp_path / "clone", script, ZS_NEMO_ACCELERATOR="cpu")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert re.fullmatch(r"installed\ncpu \d+ \d+\n", ended.stdout)
+
+
+def test_where_nothing_can_be_locked_the_installation_goes_on(tmp_path: Path) -> None:
+    unlocked = installation(tmp_path / "clone", "flock() { return 65; }; lock_installation; echo on")
+    assert (unlocked.returncode, unlocked.stderr) == (0, "")
+    assert unlocked.stdout.startswith("This file system takes no locks") and unlocked.stdout.endswith("on\n")
+    held = installation(tmp_path / "clone", "flock() { (($# == 1)) || return 1; }; lock_installation; echo on")
+    assert held.stdout.startswith("Waiting for the installation") and held.stdout.endswith("on\n")
+
+
 # In place of .venv's Python: it tells what it is to install, and does as one of the packages says.
 FAKE_PYTHON = """#!/bin/bash
 list=$(<"${@: -1}")

@@ -255,6 +255,21 @@ def test_a_ray_that_does_not_start_is_no_success(machine: Machine) -> None:
     assert ended.returncode == 1 and "the recipe did not come to its end" in ended.stderr
 
 
+def test_an_exit_code_that_a_full_disk_did_not_take_is_no_success(machine: Machine) -> None:
+    outcome = machine.root / "outcome"
+    outcome.touch()
+    variables = {"ZS_NEMO_OUTCOME": str(outcome), "root": str(machine.root)}
+    ended = subprocess.run(
+        ["bash", str(machine.root / "launch" / "slurm" / "end.sh")],
+        env={**machine.environment, **variables},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert ended.returncode == 1 and "its exit code could not be written to" in ended.stderr
+    assert [line.split()[-1] for line in machine.asked("srun")] == ["keep"]
+
+
 def test_a_container_gets_the_project_and_the_mounts_that_are_named(machine: Machine) -> None:
     machine.run("recipe.sbatch", "grpo", ZS_NEMO_CONTAINER="image.sqsh", ZS_NEMO_MOUNTS="/models:/models")
     assert (
@@ -333,6 +348,9 @@ def test_a_simulator_is_tuned_by_the_experiment_of_its_size_and_requeued_when_as
     [
         (["policy.model=some/policy", "data.test=[nq:test, popqa:test]"], 1, 8),
         (["policy=qwen2_5_7b", "search=prompted_14b", "evaluate.limit=500"], 2, 8),
+        (["policy=qwen2_5_7b", "search=simulated", "search.model=some/simulator"], 1, 4),
+        (["policy=qwen2_5_7b", "search=prompted_14b", "search.endpoints=[http://host1:8000/v1]"], 1, 8),
+        (["policy=qwen2_5_7b", "search=prompted_14b", "search.endpoints=[]"], 1, 4),
         (["endpoint.addresses=[http://host1:8000/v1]", "endpoint.served_model=x", "search=none"], 1, 8),
     ],
 )
@@ -343,6 +361,8 @@ def test_an_evaluation_gives_the_gpus_of_its_nodes_to_engines(
     (command,) = machine.asked("<recipes/evaluate.py>")
     chosen = f"<experiment=zerosearch_evaluation><cluster=a100_{nodes}x8><generation.num_engines={engines}>"
     assert chosen in command and command.endswith("".join(f"<{word}>" for word in typed))
+    # The other half of the GPUs is the simulator's.
+    assert (f"<search.num_engines={engines}>" in command) is (engines < 8 * nodes)
     assert machine.asked("scontrol requeue")
 
 

@@ -155,7 +155,8 @@ class TrainingRun(EngineRun):
                     # No guard watches the warm start: a model that breaks here has nothing to go back to.
                     raise RuntimeError(
                         f"warm-start update {step} was not made: its gradient norm is {update['grad_norm']:g}; lower "
-                        f"warm_start.lr={settings.lr:g}, or raise guards.max_grad_norm if it is the limit"
+                        f"warm_start.lr={settings.lr:g} under another exp_manager.name, or raise guards.max_grad_norm "
+                        "if it is the limit"
                     )
                 self._progress.advance(metrics)
             policy.set_reference()

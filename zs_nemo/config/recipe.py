@@ -57,15 +57,6 @@ class RecipeConfig:
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
 
     def __post_init__(self) -> None:
-        ranks = self.trainer.num_nodes * self.trainer.devices
-        model_ranks = self.policy.model_parallel_size
-        if ranks % model_ranks:
-            raise ValueError(
-                f"trainer.num_nodes * trainer.devices = {ranks} must be a multiple of "
-                "policy.tensor_model_parallel_size * policy.pipeline_model_parallel_size * "
-                f"policy.context_parallel_size = {model_ranks}; "
-                "change trainer.devices or the parallel sizes"
-            )
         if isinstance(self.search, NoSearchConfig) and not self.can_do_without_search:
             raise ValueError(
                 "search=none answers no search, and this recipe needs an engine; choose search=simulated, bm25, "
@@ -81,6 +72,7 @@ class RecipeConfig:
                 "or the level to off"
             )
         if self.has_ranks:
+            _check_ranks_hold_models(self.trainer, self.policy)
             _check_tensor_parallel_within_node(self.trainer, self.policy)
         if self.guards.max_ratio and self._trains_policy:
             _check_ratios_can_move(self.guards.max_ratio, self.rollout, self.policy.global_batch_size)
@@ -204,6 +196,16 @@ def _check_critic(critic: CriticConfig, policy: PolicyConfig) -> None:
         raise ValueError(
             "critic.optim.optimizer_cpu_offload=true needs policy.precision=bf16, which is the critic's too: with fp32 "
             "the master weights are the weights that compute; set one of the two otherwise"
+        )
+
+
+def _check_ranks_hold_models(trainer: TrainerConfig, policy: PolicyConfig) -> None:
+    ranks, model_ranks = trainer.num_nodes * trainer.devices, policy.model_parallel_size
+    if ranks % model_ranks:
+        raise ValueError(
+            f"trainer.num_nodes * trainer.devices = {ranks} must be a multiple of "
+            "policy.tensor_model_parallel_size * policy.pipeline_model_parallel_size * "
+            f"policy.context_parallel_size = {model_ranks}; change trainer.devices or the parallel sizes"
         )
 
 

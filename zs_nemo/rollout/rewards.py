@@ -58,16 +58,24 @@ def build_reward(weights: Mapping[str, float]) -> Reward:
     def reward(trajectory: Trajectory) -> float:
         total = 0.0
         for name, term, weight in chosen:
-            value = float(term(trajectory))
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"reward term {name!r} returned {value} for trajectory {trajectory.key}; "
-                    "it must return a finite number for every trajectory"
-                )
-            total += weight * value
+            value = term(trajectory)
+            total += weight * _checked(value, name, trajectory)
         return total
 
     return reward
+
+
+def _checked(value: object, name: str, trajectory: Trajectory) -> float:
+    try:
+        number = float(value)  # type: ignore[arg-type]  # what is no number is caught
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(
+            f"reward term {name!r} returned {value!r} for trajectory {trajectory.key}; it must return a finite number "
+            "for every trajectory"
+        )
+    return number
 
 
 def _resolve(name: str) -> Reward:

@@ -30,23 +30,28 @@ async def search_within_deadline(
     An engine that cannot be reached or answers nonsense is asked again until the deadline: pauses double from 0.2 s to
     5 s, with jitter keyed by the request, so that many callers do not return at once. One that answers with nothing is
     asked again at once, ``MAX_EMPTY_ANSWERS`` times in all; one that refuses, rejects the request, or has no recorded
-    answer, is not asked again. Anything but ``SearchFailure`` is a defect of the callback and is raised. None is no
-    deadline. The documents come without broken characters, whoever found them: half a character fits into no file.
+    answer, is not asked again. A ``TimeoutError`` of the callback's own, before the deadline, is an engine that cannot
+    be reached; anything else but ``SearchFailure`` is a defect of the callback and is raised. None is no deadline, and
+    lets that be raised too. The documents come without broken characters, whoever found them: half a character fits
+    into no file.
     """
     give_up_at = math.inf if deadline_s is None else time.monotonic() + deadline_s
     failures: list[SearchFailure] = []
     pause = FIRST_PAUSE_S
     num_empty = 0
     while True:
+        limit = asyncio.timeout(None if deadline_s is None else max(give_up_at - time.monotonic(), 0))
         try:
-            async with asyncio.timeout(None if deadline_s is None else max(give_up_at - time.monotonic(), 0)):
+            async with limit:
                 return _whole(await callback.search(replace(request, attempt=len(failures)))), failures
-        except TimeoutError:
+        except TimeoutError as error:
             if deadline_s is None:
                 raise  # Not ours: the callback's own, and not told as a failed search.
-            before = f"; before that, {failures[-1]}" if failures else ""
-            failures.append(SearchFailure(SearchFailureKind.timeout, f"no answer within {deadline_s:g} s{before}"))
-            return None, failures
+            if limit.expired():
+                before = f"; before that, {failures[-1]}" if failures else ""
+                failures.append(SearchFailure(SearchFailureKind.timeout, f"no answer within {deadline_s:g} s{before}"))
+                return None, failures
+            failures.append(SearchFailure(SearchFailureKind.unavailable, f"the search raised {error!r}"))
         except SearchFailure as failure:
             failures.append(failure)
         final = failures[-1].kind in (SearchFailureKind.refused, SearchFailureKind.missing)

@@ -48,6 +48,7 @@ class ModelOptimizer:
         )
         self.lr, self.sched, self.max_steps, self.num_updates = optim.lr, optim.sched, max_steps, 0
         self._use_fused_adam()
+        self._set_weight_decay(optim)
         self.allocate_state()
         self._offloads = optim.optimizer_cpu_offload
         if self._offloads:
@@ -65,6 +66,12 @@ class ModelOptimizer:
                 optimizer.defaults["fused"] = True
                 for group in optimizer.param_groups:
                     group["fused"] = True
+
+    def _set_weight_decay(self, optim: OptimConfig) -> None:
+        """Norms and biases are not to decay: megatron-core marks their groups, and leaves the rest to its scheduler."""
+        for optimizer in self._inner():
+            for group in optimizer.param_groups:
+                group["weight_decay"] = optim.weight_decay * group.get("wd_mult", 1.0)
 
     def allocate_state(self) -> None:
         """Make the moments exist, as zeros, so that a checkpoint can be written or read before the first update."""
@@ -84,9 +91,9 @@ class ModelOptimizer:
         for optimizer in self._inner():
             for group in optimizer.param_groups:
                 group.update(betas=tuple(optim.betas), eps=optim.eps)
-                group["weight_decay"] = optim.weight_decay * group.get("wd_mult", 1.0)
                 if "step" in group:
                     group["step"] = 0
+        self._set_weight_decay(optim)
         for moments in self._states():
             for value in moments.values():
                 if isinstance(value, Tensor):

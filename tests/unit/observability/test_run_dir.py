@@ -216,6 +216,8 @@ def test_a_resumed_run_must_keep_what_changes_its_results_once_it_has_made_any(t
         (tmp_path / "checkpoints").mkdir()
         # recipes/simulate_cluster.py was asked how it would go.
         write_text(tmp_path / "simulation" / "simulation.json", "{}")
+        # W&B keeps its files here from the beginning of a session on.
+        write_text(tmp_path / "wandb" / "run" / "files" / "config.yaml", "{}")
     with RunDir(tmp_path, config()) as run:
         assert f"seed: {config().seed}" in (tmp_path / "config.yaml").read_text()
         run.log_step(0, {"train/loss": 2.0}, Phase.warm_start)
@@ -228,6 +230,8 @@ def test_a_resumed_run_must_keep_what_changes_its_results_once_it_has_made_any(t
     elsewhere.trainer.devices = 8
     elsewhere.cluster.threads_per_process = 4
     elsewhere.generation.refit_transport = RefitTransport.nccl
+    # What the messages advise that say too many searches have failed.
+    elsewhere.rollout.search_max_failure_share, elsewhere.rollout.search_deadline_s = 0.5, 90.0
     elsewhere.policy.activations_checkpoint_granularity = Recompute.full
     RunDir(tmp_path, elsewhere).close()
 

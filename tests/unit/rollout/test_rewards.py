@@ -43,6 +43,10 @@ def unsure(trajectory: Trajectory) -> float:
     return float("nan")
 
 
+def forgetful(trajectory: Trajectory) -> float:  # type: ignore[return]  # that is the mistake
+    """Have no return."""
+
+
 def test_the_default_is_f1_alone_and_a_missing_answer_earns_nothing():
     reward = build_reward(RewardConfig().weights())
     assert reward(trajectory("paris")) == 1.0
@@ -76,6 +80,7 @@ def test_a_term_that_cannot_be_imported_is_named_with_its_setting(name):
         build_reward(RewardConfig(function=name).weights())
 
 
-def test_a_term_that_returns_no_number_is_named():
-    with pytest.raises(ValueError, match=r"unsure.* returned nan"):
-        build_reward(RewardConfig(function=f"{__name__}.unsure").weights())(trajectory("x"))
+@pytest.mark.parametrize(("name", "told"), [("unsure", "nan"), ("forgetful", "None")])
+def test_a_term_that_returns_no_number_is_named(name, told):
+    with pytest.raises(ValueError, match=rf"{name}.* returned {told} .*finite number"):
+        build_reward(RewardConfig(function=f"{__name__}.{name}").weights())(trajectory("x"))

@@ -4,6 +4,8 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from tests.unit.observability.runs import trajectory
 from zs_nemo.observability.files import read_json_lines, write_json_lines
 from zs_nemo.rollout.interactions import interactions_of
@@ -67,3 +69,23 @@ def test_a_request_that_is_rejected_is_not_sent_again_until_the_deadline() -> No
     result, failures = asyncio.run(search_within_deadline(callback, REQUEST, 1.0))
     assert result is None and [str(each) for each in failures] == ["invalid: the prompt is too long"]
     assert callback.num_asked == 1
+
+
+class OutOfPatience:
+    """Has a time limit of its own, as HTTP libraries do, and finds something at the second try."""
+
+    num_asked = 0
+
+    async def search(self, request: SearchRequest) -> SearchResult:
+        self.num_asked += 1
+        if self.num_asked == 1:
+            raise TimeoutError("its own limit")
+        return SearchResult(documents=(Document(text="Lima"),), source="corpus")
+
+
+def test_a_time_limit_of_the_callback_is_not_told_as_the_deadline() -> None:
+    result, failures = asyncio.run(search_within_deadline(OutOfPatience(), REQUEST, 5.0))
+    assert result is not None and result.documents[0].text == "Lima"
+    assert [str(each) for each in failures] == ["unavailable: the search raised TimeoutError('its own limit')"]
+    with pytest.raises(TimeoutError, match="its own limit"):
+        asyncio.run(search_within_deadline(OutOfPatience(), REQUEST, None))
