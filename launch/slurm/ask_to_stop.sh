@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Started by node.sh when SLURM has signalled the job, with the signal's name: hands it on to the recipe once that listens.
+# Started by node.sh when SLURM has signalled the job, with the signal's name and node.sh's process number: hands the
+# signal on to the recipe once that listens.
 set -euo pipefail
 
-until [[ -f ${ZS_NEMO_OUTCOME:?} ]] || ! kill -0 "$PPID" 2>/dev/null; do
+# Not $PPID, which is another process's where node.sh ended before this shell began.
+until [[ -f ${ZS_NEMO_OUTCOME:?} ]] || ! kill -0 "${2:?}" 2>/dev/null; do
     recipe=$(cat -- "$ZS_NEMO_OUTCOME.pid" 2>/dev/null || true)
     # The signals that it handles, a bit each.
     caught=0x0$(sed -n 's/^SigCgt:[[:space:]]*//p' "/proc/${recipe:-none}/status" 2>/dev/null || true)

@@ -42,7 +42,7 @@ if ((${SLURM_JOB_NUM_NODES:?} > 1)); then
         --num-cpus "${SLURM_CPUS_ON_NODE:?}" "${more[@]}" --
         "${command[@]:0:2}" "cluster.ray_address=$ZS_NEMO_RAY_ADDRESS" "${command[@]:2}")
 fi
-ask() { trap '' USR1 TERM && exec launch/slurm/ask_to_stop.sh "$1"; }
+ask() { trap '' USR1 TERM && exec launch/slurm/ask_to_stop.sh "$1" $$; }
 if ((${SLURM_NODEID:-0})); then trap '' TERM; else trap 'again=1; ask USR1 &' USR1 && trap 'again=1; ask TERM &' TERM; fi
 # In the background, as bash hears no signal while it waits for what runs in the foreground.
 (trap '' USR1 && trap - INT TERM && exec "${command[@]}") &

@@ -412,3 +412,12 @@ def test_a_chain_begins_every_job_after_the_one_before_it(machine: Machine) -> N
     ]
     assert ended.stdout.splitlines()[-1] == "job 3 of 3: 43"
     assert machine.run("chain.sh", "none", "x").returncode == 2
+
+
+def test_nobody_waits_for_a_recipe_whose_step_has_ended(machine: Machine) -> None:
+    script = str(machine.root / "launch" / "slurm" / "ask_to_stop.sh")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    environment = machine.environment | {"ZS_NEMO_OUTCOME": str(machine.root / "outcome")}
+    # With a parent that is alive: by that it is not to go.
+    subprocess.run(["bash", script, "USR1", str(ended.pid)], env=environment, check=True, timeout=30)
