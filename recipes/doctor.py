@@ -175,12 +175,12 @@ def examine(arguments: list[str]) -> Iterator["Finding"]:
     job = os.environ.get("SLURM_JOB_ID")
     num_nodes = int(os.environ["SLURM_JOB_NUM_NODES"]) if job else None
     yield doctor.check_allocation(cfg, num_nodes)
-    yield from examine_machine(cfg, job)
+    yield from examine_machine(cfg, job, num_nodes)
     yield from examine_nodes(cfg, num_nodes)
 
 
-def examine_machine(cfg: RecipeConfig, job: str | None) -> Iterator["Finding"]:
-    """Yield what this machine alone shows; ``job`` is SLURM's number of the allocation."""
+def examine_machine(cfg: RecipeConfig, job: str | None, num_nodes: int | None) -> Iterator["Finding"]:
+    """Yield what this machine alone shows; ``job`` is SLURM's number of the allocation of ``num_nodes``."""
     import psutil
 
     from zs_nemo.cluster import doctor
@@ -203,7 +203,7 @@ def examine_machine(cfg: RecipeConfig, job: str | None) -> Iterator["Finding"]:
     ports = {"torch.distributed": cfg.cluster.master_port} | ({"Ray": 20000 + int(job) % 10000} if job else {})
     yield doctor.check_ports(ports, is_free)
     rays = [each.pid for each in psutil.process_iter(["name"]) if each.info["name"] in ("gcs_server", "raylet")]
-    yield doctor.check_ray(rays, in_allocation=job is not None)
+    yield doctor.check_ray(rays, num_nodes=num_nodes)
 
 
 def examine_nodes(cfg: RecipeConfig, num_nodes: int | None) -> Iterator["Finding"]:
@@ -216,7 +216,7 @@ def examine_nodes(cfg: RecipeConfig, num_nodes: int | None) -> Iterator["Finding
     yield doctor.check_folder(folder, speed)
     if isinstance(speed, OSError):
         return
-    gpus = local_gpus()[0] if num_nodes is None else cfg.cluster.gpus_per_node
+    gpus = (cfg.cluster.gpus_per_node if num_nodes is not None else 0) or local_gpus()[0]
     rows, count, error = run_probe(folder, num_nodes, gpus or (1 if num_nodes and num_nodes > 1 else 2))
     reports = [doctor.RankReport(**row) for row in rows]
     yield doctor.check_shared_folder(folder, reports, num_nodes or 1)

@@ -219,6 +219,8 @@ def check_collective(reports: Sequence[RankReport], num_ranks: int, error: str =
             "one in NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME",
         )
     speed, nodes = min(report.bus_gb_per_s for report in met), len({report.node for report in met})
+    if num_ranks == 1:
+        return Finding(Verdict.ok, "collective", "one rank, which has nobody to exchange with")
     text = f"{num_ranks} ranks on {nodes} {'node' if nodes == 1 else 'nodes'}, {speed:.2f} GB/s"
     limit = _SLOW_NODE_GB_PER_S if nodes == 1 else _SLOW_NETWORK_GB_PER_S
     if all(report.num_gpus for report in met) and speed < limit:
@@ -261,13 +263,21 @@ def check_ports(ports: Mapping[str, int], is_free: Callable[[int], bool]) -> Fin
     return Finding(Verdict.ok, "ports", f"free: {named}" if fixed else "any free one is taken")
 
 
-def check_ray(process_ids: Sequence[int], *, in_allocation: bool) -> Finding:
-    """Judge Ray processes that are running on this machine already."""
+def check_ray(process_ids: Sequence[int], *, num_nodes: int | None) -> Finding:
+    """Judge Ray processes, of whoever, that are running on this machine already.
+
+    ``num_nodes`` is the allocation's, None outside of one. A run of one node starts a Ray of its own in either.
+    """
     if not process_ids:
         return Finding(Verdict.ok, "ray", "none is running here")
     text = f"already running here (processes {_listed([str(number) for number in process_ids])})"
-    if in_allocation:
-        return Finding(Verdict.problem, "ray", f"{text}: ray symmetric-run refuses to start; end it with ray stop")
+    if num_nodes is not None and num_nodes > 1:
+        return Finding(
+            Verdict.problem,
+            "ray",
+            f"{text}: ray symmetric-run, by which a run on several nodes starts, refuses that; end those processes if "
+            "they are yours (ray stop ends all of yours), or leave this node out",
+        )
     return Finding(Verdict.warning, "ray", f"{text}; a run starts one of its own beside it")
 
 

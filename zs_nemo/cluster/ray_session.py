@@ -84,6 +84,8 @@ class RaySession:
             ray.init(address=address, **quiet)
             self.num_machines = sum(bool(node["Alive"]) for node in ray.nodes())
         else:
+            # Which shells on a cluster of Ray have set: this process and those of the run would go there.
+            os.environ.pop("RAY_ADDRESS", None)
             self._start_daemon(
                 startup_timeout_s,
                 num_cpus=num_processes,

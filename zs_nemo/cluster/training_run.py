@@ -258,6 +258,7 @@ class TrainingRun(EngineRun):
         stage_s = self.timer.take()
         row = (
             step_metrics(groups, updates, batch=batch, noise=noise, stage_s=stage_s)
+            | ({"tokens/trained": 0.0} if batch is None else {})
             | self._overlap_metrics(step, groups, step_s=sum(stage_s.values()))
             | update_metrics(critic_updates, prefix="critic")
             | self._engines.metrics()

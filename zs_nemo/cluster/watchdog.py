@@ -4,6 +4,7 @@ What has been ended counts as having died: an engine is replaced, and a rank bri
 Owns no policy beyond that. Its thread needs nothing of the main thread, which may be what hangs.
 """
 
+import contextlib
 import faulthandler
 import os
 import signal
@@ -20,6 +21,7 @@ from zs_nemo.observability.faults import FaultKind, FaultLog
 
 _LONGEST_PAUSE_S = 10.0
 _WRITING_S = 2.0
+_OWN_WRITING_S = 5.0
 _GRACE_S = 60.0
 
 
@@ -94,13 +96,20 @@ class Watchdog:
 
     def write_stacks(self) -> None:
         """Have every process write the stacks of its threads: roles into their logs, the driver beside them."""
-        with (self._logs / "driver_stacks.log").open("a", encoding="utf-8") as file:
+        # In a thread of its own: a file system that does not answer may be why the run hangs, and is not waited for.
+        writing = threading.Thread(target=self._write_own_stacks, name="stacks", daemon=True)
+        writing.start()
+        for role in self._roles():
+            role.ask_for_stacks()
+        writing.join(_OWN_WRITING_S)
+        self._closing.wait(_WRITING_S)
+
+    def _write_own_stacks(self) -> None:
+        # Nor is a disk that is full.
+        with contextlib.suppress(OSError), (self._logs / "driver_stacks.log").open("a", encoding="utf-8") as file:
             file.write(f"--- {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
-        for role in self._roles():
-            role.ask_for_stacks()
-        self._closing.wait(_WRITING_S)
 
     def _driver_stands_still(self) -> bool:
         """Tell whether the driver has been in one step for too long with no answer given, and none owed to it."""

@@ -86,6 +86,13 @@ def explain(error: Exception, config_name: str, arguments: list[str]) -> str:
     if isinstance(cause, ValidationError) and cause.full_key:
         message = str(cause).partition("\n")[0]
         return f"{cause.full_key}: {message}{_meant_member(cause)}"
+    # A file of a group that other recipes have other settings for.
+    if foreign := re.match(r"In '(.+)/(.+)': .*\nKey '.*' not in .*\n\s*full_key: (\S+)", str(error)):
+        group, choice, key = foreign.groups()
+        return (
+            f"{group}={choice} sets {key}, which {config_name} does not have; choose another, or set by itself what "
+            "you need of it"
+        )
     # Of a group that is chosen for another place (+search@evaluation.search=...) Hydra hands on words alone.
     if place := re.search(r"^Key '.*' not in .*\n\s*full_key: (\S+)", str(error), re.MULTILINE):
         return f"unknown setting {place[1]}{did_you_mean(place[1], _known(config_name, arguments))}"

@@ -109,6 +109,8 @@ class ClusterConfig:
                 f"cluster.gpus_per_node={self.gpus_per_node} and cluster.gpu_memory_gib={self.gpu_memory_gib} belong "
                 "together; set both (8 and 80 for a node of A100-80G), or neither"
             )
+        if not 0 < self.startup_timeout_s < math.inf:
+            raise ValueError(f"cluster.startup_timeout_s={self.startup_timeout_s:g} must be positive, such as 300")
         for name in ("threads_per_process", "threads_of_lone_engine"):
             if getattr(self, name) < 0:
                 raise ValueError(

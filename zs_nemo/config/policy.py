@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Protocol
 
 
 class Precision(Enum):
@@ -18,6 +19,32 @@ def check_dtype(setting: str, dtype: str) -> None:
     """Raise ``ValueError`` unless an engine can be told to compute in ``dtype``."""
     if dtype not in ("auto", "bfloat16", "float32"):
         raise ValueError(f"{setting}={dtype!r} must be auto, bfloat16 or float32")
+
+
+class EngineSettings(Protocol):
+    """What a policy's and a simulator's engines have in common."""
+
+    num_engines: int
+    tensor_model_parallel_size: int
+    max_num_seqs: int
+    kv_cache_gib: float
+    gpu_memory_utilization: float
+    dtype: str
+
+
+def check_engines(group: str, settings: EngineSettings) -> None:
+    """Raise ``ValueError``, naming the setting in ``group``, for engines that nobody could start."""
+    for name in ("num_engines", "tensor_model_parallel_size", "max_num_seqs"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{group}.{name}={getattr(settings, name)} must be at least 1")
+    if not 0 < settings.kv_cache_gib < math.inf:
+        raise ValueError(f"{group}.kv_cache_gib={settings.kv_cache_gib} must be positive, such as 0.5")
+    if not 0 < settings.gpu_memory_utilization <= 1:
+        raise ValueError(
+            f"{group}.gpu_memory_utilization={settings.gpu_memory_utilization} is a share of a GPU: it must lie in "
+            "(0, 1]"
+        )
+    check_dtype(f"{group}.dtype", settings.dtype)
 
 
 class ScheduleName(Enum):
@@ -104,8 +131,12 @@ class OptimConfig:
     precision=bf16; without a GPU it changes nothing."""
 
     def __post_init__(self) -> None:
-        if self.lr < 0:
-            raise ValueError(f"optim.lr={self.lr} must not be negative; set it to 0 to freeze the weights")
+        if not 0 <= self.lr < math.inf:
+            raise ValueError(f"optim.lr={self.lr} must be 0, to freeze the weights, or positive")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"optim.weight_decay={self.weight_decay} must be 0 (none) or positive")
+        if not 0 < self.eps < math.inf:
+            raise ValueError(f"optim.eps={self.eps} must be positive, such as 1e-8")
         is_constant = self.sched.name in (ScheduleName.constant, ScheduleName.WarmupPolicy)
         if not is_constant and self.sched.min_lr > self.lr:
             raise ValueError(

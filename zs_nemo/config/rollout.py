@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
-from zs_nemo.config.policy import check_dtype
+from zs_nemo.config.policy import check_engines
 
 
 class RefitTransport(Enum):
@@ -44,18 +44,16 @@ class GenerationConfig:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.num_engines < 1:
-            raise ValueError(f"generation.num_engines={self.num_engines} must be at least 1")
+        check_engines("generation", self)
         if self.refit_bucket_mib < 1:
             raise ValueError(f"generation.refit_bucket_mib={self.refit_bucket_mib} must be at least 1")
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise ValueError(
                 f"generation.temperature={self.temperature} must be positive: training needs samples that differ. "
                 "Greedy decoding is chosen by evaluation.temperatures"
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"generation.top_p={self.top_p} must lie in (0, 1]")
-        check_dtype("generation.dtype", self.dtype)
 
 
 @dataclass(kw_only=True)
@@ -116,6 +114,11 @@ class RolloutConfig:
             raise ValueError(
                 f"rollout.max_turn_tokens={self.max_turn_tokens} must be smaller than "
                 f"rollout.max_sequence_tokens={self.max_sequence_tokens}, which also holds the prompt"
+            )
+        if not 0 < self.search_deadline_s < math.inf:
+            raise ValueError(
+                f"rollout.search_deadline_s={self.search_deadline_s:g} must be positive, such as 60: every search "
+                "would be out of time at once"
             )
         if self.trajectory_deadline_s and self.trajectory_deadline_s <= self.search_deadline_s:
             raise ValueError(

@@ -1,5 +1,6 @@
 """Settings of the search engines: the simulator and the real ones."""
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from zs_nemo.config.endpoints import (
     check_endpoints,
     check_variable_name,
 )
-from zs_nemo.config.policy import check_dtype
+from zs_nemo.config.policy import check_engines
 
 
 class NoiseUnit(Enum):
@@ -147,7 +148,14 @@ class SimulatedSearchConfig(SearchConfig):
         for name in ("max_document_tokens", "max_answers", "max_redraws", "cache_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"search.{name}={getattr(self, name)} must be 0 or positive")
-        check_dtype("search.dtype", self.dtype)
+        check_engines("search", self)
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"search.temperature={self.temperature} must be 0 (greedy) or positive")
+        if self.needs_engines and self.max_tokens >= self.max_sequence_tokens:
+            raise ValueError(
+                f"search.max_tokens={self.max_tokens} must be smaller than search.max_sequence_tokens="
+                f"{self.max_sequence_tokens}, which also holds the prompt; raise that"
+            )
         check_endpoints(self.endpoints)
         self.pool.check("search.pool")
         if self.api_key_variable:

@@ -30,6 +30,11 @@ class ServerNoiseConfig:
                 f"server.noise.searches_per_step={self.searches_per_step} (0 is off) and "
                 f"server.noise.first_step={self.first_step} must not be negative"
             )
+        if self.first_step and not self.searches_per_step:
+            raise ValueError(
+                f"server.noise.first_step={self.first_step} has no effect without server.noise.searches_per_step, "
+                "which counts on from it; set that as well, or have the trainer name its step"
+            )
         if self.searches_per_step and self.probability:
             raise ValueError(
                 f"server.noise.probability={self.probability} has no effect with server.noise.searches_per_step="

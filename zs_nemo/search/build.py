@@ -74,7 +74,7 @@ def build_simulator(
         text = EndpointTextGenerator(pool, model=settings.served_model, api=settings.api)
     elif settings.needs_engines:
         assert engine is not None and tokenizer is not None
-        text = EngineTextGenerator(engine, tokenizer)
+        text = EngineTextGenerator(engine, tokenizer, max_sequence_tokens=settings.max_sequence_tokens)
     asked: SearchEngine | None = None
     if text is not None:
         asked = _text_simulator(settings, text, tokenizer, demonstrations)

@@ -40,6 +40,8 @@ _LOGGER = logging.getLogger(__name__)
 _BODY_TIMEOUT_S = 60.0
 _RETRY_AFTER_STOP_S = 10
 _RETRY_AFTER_FAILURE_S = 5
+_MAX_EMPTY_SHARE = 0.5
+"""Share of a request's searches for which a simulator may write nothing; as ``rollout.search_max_empty_share``."""
 _FIRST_PAUSE_S = 0.2
 _BACKLOG = 1024
 _MAY_PASS = {
@@ -159,11 +161,29 @@ class SearchServer:
             raise RequestRefused(MALFORMED, f"the body cannot be read: {' '.join(str(error).split())}") from None
 
     async def _search_all(self, requests: Sequence[SearchRequest], ticket: Ticket) -> list[SearchResult]:
-        """Run all searches of a request at once; the first failure cancels the others and is raised."""
+        """Run all searches of a request at once; the first failure cancels the others and is raised.
+
+        A simulator that writes nothing for some of many has found nothing for those: the others are worth having, and a
+        trainer that sends a whole batch would end with it.
+        """
+        empty: list[SearchFailure] = []
+
+        async def one(request: SearchRequest) -> SearchResult:
+            try:
+                return await self._search(request, ticket)
+            except SearchFailure as failure:
+                if failure.kind is not SearchFailureKind.empty:
+                    raise
+                empty.append(failure)
+                return SearchResult(documents=(), source=self._engine.name)
+
         try:
-            return await all_or_none(self._search(request, ticket) for request in requests)
+            results = await all_or_none(one(request) for request in requests)
         except SearchFailure as failure:
             raise _refused(failure) from None
+        if len(empty) > _MAX_EMPTY_SHARE * len(requests):
+            raise _refused(empty[-1])
+        return results
 
     async def _search(self, request: SearchRequest, ticket: Ticket) -> SearchResult:
         async with ticket.turn():

@@ -9,7 +9,7 @@ documents of a search in one completion, as published.
 import math
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from zs_nemo.config.search import DocumentsPerCompletion
@@ -21,7 +21,7 @@ from zs_nemo.search.simulator_prompts import MAX_QUERY_CHARACTERS, STOP, ShortPr
 from zs_nemo.search.text_generators import EngineTextGenerator
 from zs_nemo.types.completion import Prompt, TextCompletion, TextGenerator
 from zs_nemo.types.generation import GenerationEngine, SamplingParams, Tokenizer
-from zs_nemo.types.search import Document, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
+from zs_nemo.types.search import Document, PromptTooLong, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
 
 __all__ = ["MAX_QUERY_CHARACTERS", "SimulatedSearchEngine", "TextSimulator", "mend", "without_cut_end"]
 
@@ -49,8 +49,9 @@ class TextSimulator:
 
     What is wrong with raw output is mended and counted in ``SearchResult.defects``; ``document_parser`` names the
     kinds. A completion without a document is drawn again with another keyed seed, and so is a noisy one of which a
-    document holds a gold answer, about another topic alone then; the one with fewest of those is shown. Documents that
-    are missing in the end are left out, and if none is left the call fails with ``SearchFailure`` (empty).
+    document holds a gold answer, about another topic alone then; the one with fewest of those is shown. A query that is
+    too long for the engine is halved until it fits, and counted as ``long_query``. Documents that are missing in the
+    end are left out, and if none is left the call fails with ``SearchFailure`` (empty).
     """
 
     name = "simulator"
@@ -121,9 +122,19 @@ class TextSimulator:
         best: tuple[str, ...] = ()
         fewest_leaks = math.inf
         for draw in range(1 + self._max_redraws):
-            prompt = self._prompt(request, part, draw)
             seed = request.key.seed(f"simulator/{part.places[0]}/{request.attempt}/{draw}")
-            completion = await self._text.complete(prompt, self._sampling, seed)
+            while True:
+                prompt = self._prompt(request, part, draw)
+                try:
+                    completion = await self._text.complete(prompt, self._sampling, seed)
+                    break
+                except PromptTooLong:
+                    # The policy's query is what can be shortened: in some scripts a character is several tokens.
+                    shorter = request.query[: min(len(request.query), MAX_QUERY_CHARACTERS) // 2]
+                    if not shorter.strip():
+                        raise
+                    request = replace(request, query=shorter)
+                    defects["long_query"] += 1
             prompt_tokens += completion.prompt_tokens
             completion_tokens += completion.completion_tokens
             texts, found = self._documents(completion, prompt, len(part.places))

@@ -6,21 +6,33 @@ from zs_nemo.config.endpoints import ApiKind
 from zs_nemo.search.endpoints import EndpointPool
 from zs_nemo.types.completion import Prompt, TextCompletion
 from zs_nemo.types.generation import GenerationEngine, SamplingParams, StopReason, Tokenizer
+from zs_nemo.types.search import PromptTooLong
 
 
 class EngineTextGenerator:
     """Our own engine with its tokenizer. Implements ``types.completion.TextGenerator``."""
 
-    def __init__(self, engine: GenerationEngine, tokenizer: Tokenizer) -> None:
+    def __init__(self, engine: GenerationEngine, tokenizer: Tokenizer, *, max_sequence_tokens: int = 0) -> None:
+        """``max_sequence_tokens`` is what the engine takes of prompt and completion together; 0 for any."""
         self._engine = engine
         self._tokenizer = tokenizer
+        self._max_sequence_tokens = max_sequence_tokens
 
     async def complete(self, prompt: Prompt, sampling: SamplingParams, seed: int) -> TextCompletion:
-        """Sample one completion."""
+        """Sample one completion; raise ``PromptTooLong`` where the engine has no room for it."""
         prompt_ids = encode_prompt(prompt, self._tokenizer)
+        if self._max_sequence_tokens and len(prompt_ids) + sampling.max_tokens > self._max_sequence_tokens:
+            raise PromptTooLong(
+                f"a prompt of {len(prompt_ids)} tokens and search.max_tokens={sampling.max_tokens} are more than "
+                f"search.max_sequence_tokens={self._max_sequence_tokens}; raise that"
+            )
         completion = await self._engine.generate(prompt_ids, sampling, seed)
+        text = completion.text
+        if completion.stop_reason is StopReason.stop_string:
+            # As servers do: it ends the text and is no part of it.
+            text = text.removesuffix(next((stop for stop in sampling.stop if text.endswith(stop)), ""))
         return TextCompletion(
-            text=completion.text,
+            text=text,
             stop_reason=completion.stop_reason,
             prompt_tokens=len(prompt_ids),
             completion_tokens=len(completion.token_ids),

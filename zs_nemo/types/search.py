@@ -92,6 +92,10 @@ class RequestRejected(SearchFailure):
         super().__init__(SearchFailureKind.invalid, detail)
 
 
+class PromptTooLong(RequestRejected):
+    """A model of ours has no room for the prompt: a shorter query may pass."""
+
+
 class SearchEngine(Protocol):
     """Anything that turns a query into documents: a simulator, a local index, an HTTP retriever, the web."""
 

@@ -1,3 +1,4 @@
+import os
 import threading
 import time
 from pathlib import Path
@@ -53,6 +54,29 @@ def test_a_silent_role_is_ended_after_all_have_written_their_stacks(tmp_path: Pa
     assert {(row["kind"], row["role"], row["host"]) for row in faults.rows} == {("hang", "rank", "node7")}
     stacks = (tmp_path / "driver_stacks.log").read_text()
     assert "test_a_silent_role_is_ended" in stacks and "_watch" in stacks
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_silent_role_is_ended_also_where_the_stacks_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    monkeypatch.setattr(module, "_OWN_WRITING_S", 0.05)
+    logs = tmp_path / "logs"
+    if not answers:
+        # To open it blocks, like a file on a server that is gone, until somebody reads.
+        logs.mkdir()
+        os.mkfifo(logs / "driver_stacks.log")
+    silent = FakeRole("rank")
+    dog = Watchdog(lambda: [silent], 0.1, logs, FaultLog())
+    silent.silence.asked()
+    dog.start()
+    try:
+        assert silent.ended.wait(10)
+    finally:
+        dog.close()
+        if not answers:
+            with open(os.open(logs / "driver_stacks.log", os.O_RDONLY | os.O_NONBLOCK)):
+                pass
 
 
 def test_an_engine_is_found_by_a_limit_of_its_own_which_the_record_names(tmp_path: Path) -> None:

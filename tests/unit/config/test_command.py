@@ -171,6 +171,12 @@ def test_a_group_for_another_place_is_refused_with_the_nearest_right_name_of_eit
     assert refusal("+search@baselin=prompted_7b", name="evaluate_simulator") == told
 
 
+def test_a_choice_that_sets_what_the_recipe_does_not_have_is_named() -> None:
+    told = "cluster=local_gpu sets policy, which serve_search does not have; choose another"
+    assert refusal("search=simulated", "cluster=local_gpu", name="serve_search").startswith(told)
+    assert refusal("search=prompted_7b", "curriculum=linear", name="serve_search") == ""
+
+
 @pytest.mark.parametrize("named", [["--config-name", "ppo"], ["--config-name=ppo"], ["-cn", "ppo"]])
 def test_a_setting_of_another_recipe_that_was_named_is_known(named: list[str]) -> None:
     assert refusal(*named, "critic.num_rank=2") == "unknown setting critic.num_rank: did you mean critic.num_ranks?"

@@ -190,7 +190,7 @@ def test_an_answer_that_has_no_end_is_invalid(monkeypatch: pytest.MonkeyPatch) -
     assert failure.kind is SearchFailureKind.invalid and "more than 1 MiB" in str(failure)
 
 
-@pytest.mark.parametrize(("status", "retry_after", "least_s"), [(429, "1", 1.0), (503, "", 0.5)])
+@pytest.mark.parametrize(("status", "retry_after", "least_s"), [(429, "1", 1.0), (503, "", 0.5), (503, "0", 0.5)])
 def test_a_busy_server_is_asked_again_after_the_pause_that_it_names(
     status: int, retry_after: str, least_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -305,7 +305,6 @@ def test_a_client_that_goes_away_makes_room_for_others() -> None:
     [
         (SearchFailureKind.timeout, 504, 2),
         (SearchFailureKind.unavailable, 503, 2),
-        (SearchFailureKind.empty, 502, 2),
         (SearchFailureKind.invalid, 502, 2),
         (SearchFailureKind.refused, 503, 1),
     ],
@@ -326,6 +325,21 @@ def test_a_failing_search_fails_its_request_with_the_reason_and_no_made_up_docum
     attempts = [request.attempt for request in engine.requests if request.query == "bad"]
     assert attempts == list(range(num_calls)), "a simulator draws anew when it is asked again"
     assert f'zs_nemo_searches_total{{outcome="{kind.name}"}} 1.0' in metrics
+
+
+def test_a_query_for_which_a_simulator_writes_nothing_ends_no_batch_but_one_that_is_empty_for_the_most_part() -> None:
+    def make(request: SearchRequest) -> None:
+        if request.query.startswith("bad"):
+            raise SearchFailure(SearchFailureKind.empty, "nothing was written")
+
+    with served(EchoEngine(make=make), max_attempts=2) as url:
+        some = post(url, {"queries": ["good", "bad"]})
+        most = post(url, {"queries": ["good", "bad", "bad too"]})
+        metrics = CLIENT.get(f"{url}/metrics").text
+    found, nothing = some.json()["result"]
+    assert some.status_code == 200 and found and nothing == []
+    assert most.status_code == 502 and most.json() == {"error": "empty: nothing was written"}
+    assert 'zs_nemo_searches_total{outcome="empty"} 3.0' in metrics
 
 
 def test_what_a_simulators_server_rejects_is_not_sent_again() -> None:

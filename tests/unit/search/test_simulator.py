@@ -11,11 +11,11 @@ from zs_nemo.config.search import ApiKind, DocumentsPerCompletion, OffTarget, Si
 from zs_nemo.search.build import build_prompts
 from zs_nemo.search.demonstrations import Demonstration, DemonstrationGroup, Demonstrations, Relation
 from zs_nemo.search.simulator import SimulatedSearchEngine, TextSimulator, mend, without_cut_end
-from zs_nemo.search.simulator_prompts import noisy_prompt, useful_prompt
+from zs_nemo.search.simulator_prompts import ShortPrompts, noisy_prompt, useful_prompt
 from zs_nemo.search.text_generators import EngineTextGenerator
 from zs_nemo.types.generation import Completion, SamplingParams, StopReason
 from zs_nemo.types.keys import SampleKey
-from zs_nemo.types.search import SearchFailure, SearchFailureKind, SearchRequest
+from zs_nemo.types.search import PromptTooLong, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
 
 KEY = SampleKey(run_seed=1, step=2, prompt=3, member=4, turn=1)
 
@@ -335,3 +335,29 @@ def test_a_noisy_document_is_about_something_that_is_neither_asked_for_nor_the_a
         asyncio.run(simulator(engine).search(asked))
     topics = {prompt.rsplit("Text about ", 1)[1] for prompt, *_ in engine.calls}
     assert topics == {"Lima:", "zinc:"}
+
+
+def test_a_query_for_which_an_engine_has_no_room_is_halved_until_it_fits() -> None:
+    engine = ScriptedEngine(lambda call: "N'Djamena is the capital of Chad.\n")
+    sampling = SamplingParams(max_tokens=16, stop=("\n",))
+    fits = TextSimulator(EngineTextGenerator(engine, CharacterTokenizer()), ShortPrompts(DEMONSTRATIONS), sampling)
+    room = len(fits.prompt(request(query="c" * 40))) + sampling.max_tokens
+
+    def asked(max_sequence_tokens: int) -> SearchResult:
+        text = EngineTextGenerator(engine, CharacterTokenizer(), max_sequence_tokens=max_sequence_tokens)
+        return asyncio.run(
+            TextSimulator(text, ShortPrompts(DEMONSTRATIONS), sampling).search(request(query="c" * 2000))
+        )
+
+    # Of a query 300 characters are shown, then 150, 75 and 37.
+    assert asked(room).defects == {"long_query": 3} and "c" * 37 in engine.calls[-1][0]
+    assert "c" * 38 not in engine.calls[-1][0]
+    with pytest.raises(PromptTooLong, match=r"search\.max_sequence_tokens=20; raise that"):
+        asked(20)
+
+
+def test_a_string_that_ends_a_completion_is_no_part_of_it() -> None:
+    engine = ScriptedEngine(lambda call: "Peru lies in the Andes. ### END")
+    sampling = SamplingParams(max_tokens=16, stop=("###", "### END"))
+    completed = EngineTextGenerator(engine, CharacterTokenizer()).complete("?", sampling, 1)
+    assert asyncio.run(completed).text == "Peru lies in the Andes. "

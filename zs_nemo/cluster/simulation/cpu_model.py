@@ -71,15 +71,20 @@ class CpuClusterBuilder:
         return {**cluster.stage_s, "refit": cluster.refit_s, **self._rollout(self.calibration, step)}
 
     def _fit(self, steps: Sequence[MeasuredStep]) -> Calibration:
-        tokens = sum(step.trained_tokens for step in steps)
-        stages = [name for name in steps[0].stage_s if name != "rollout"]
-        totals = {name: sum(step.stage_s.get(name, 0.0) for step in steps) for name in stages}
+        # Not every step has every stage: a critic's warm-up trains no policy, nor does a step without a lesson.
+        stages = dict.fromkeys(name for step in steps for name in step.stage_s if name != "rollout")
+        having = {name: [step for step in steps if name in step.stage_s] for name in stages}
+        totals = {name: sum(step.stage_s[name] for step in parts) for name, parts in having.items()}
         works_on_tokens = {"reference", "values", "train", "train_critic"}
         found = Calibration(
             sequence_s=1e-3,
             simulator_sequence_s=1e-3,
-            seconds_per_token={name: total / tokens for name, total in totals.items() if name in works_on_tokens},
-            fixed_s={name: total / len(steps) for name, total in totals.items() if name not in works_on_tokens},
+            seconds_per_token={
+                name: total / max(1.0, sum(step.trained_tokens for step in having[name]))
+                for name, total in totals.items()
+                if name in works_on_tokens
+            },
+            fixed_s={name: total / len(having[name]) for name, total in totals.items() if name not in works_on_tokens},
         )
         for _ in range(_FIT_ROUNDS):
             predicted = [self._rollout(found, step) for step in steps]

@@ -120,6 +120,8 @@ class PlannedCluster:
         for step in self._measured[len(self._calibrated_on) :]:
             predicted = self._machine.predict(step)
             measured = {**step.stage_s, "episode": step.episode_s, "search": step.search_s, "step": step.step_s}
+            # A stage that none of the calibrated steps had cannot be predicted, and is missed by all of its length.
+            predicted |= {name: 0.0 for name in step.stage_s if name not in predicted}
             predicted["step"] = sum(predicted[name] for name in step.stage_s)
             names = [name for name in _CHECKED if name in measured]
             checked.append(

@@ -167,6 +167,15 @@ def test_a_run_predicts_its_later_steps(tmp_path):
     assert "mean error" in check_table(checked)
 
 
+def test_a_stage_that_only_some_of_the_steps_have_is_calibrated_on_those(tmp_path):
+    without = row(0)
+    del without["time/train"]
+    cfg = calibrated(tmp_path / "run", [without, row(1), row(2)], "simulation.calibration_steps=2")
+    assert PlannedCluster(cfg).check()[0].predicted["train"] == pytest.approx(10)
+    cfg = calibrated(tmp_path / "first", [without, row(1)], "simulation.calibration_steps=1")
+    assert PlannedCluster(cfg).check()[0].predicted["train"] == 0
+
+
 def test_what_was_calibrated_on_is_reproduced(tmp_path):
     cfg = calibrated(tmp_path / "run", [row(0), row(1)], "simulation.calibration_steps=1")
     checked = PlannedCluster(cfg).check()
