@@ -231,21 +231,25 @@ def test_the_page_of_the_7b_rung_is_up_to_date(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
-    ("mark", "pattern"),
+    ("mark", "pattern", "by"),
     [
-        ("runs", "[gpr]*_seed*"),
-        ("algorithms", "algorithms_*"),
-        ("simulator_quality", "simulator_quality"),
-        ("question_sets", "sets_*"),
+        ("runs", "[gpr]*_seed*", ()),
+        ("algorithms", "algorithms_*", ()),
+        ("simulators", "simulators_*", ("search.template", "search.off_target")),
+        ("simulator_quality", "simulator_quality", ()),
+        ("question_sets", "sets_*", ()),
     ],
 )
-def test_the_tables_of_results_are_those_of_the_kept_reports(tmp_path: Path, mark: str, pattern: str) -> None:
+def test_the_tables_of_results_are_those_of_the_kept_reports(
+    tmp_path: Path, mark: str, pattern: str, by: tuple[str, ...]
+) -> None:
     from recipes.report import main
 
     page, kept = ROOT / "docs" / "results.md", sorted((ROOT / "docs" / "results").glob(pattern))
     copy = tmp_path / "results.md"
     copy.write_text(page.read_text())
-    assert kept and main(["--table", "--into", str(copy), mark, *map(str, kept)]) == 0
+    columns = ["--by", *by] if by else []
+    assert kept and main([*map(str, kept), "--table", *columns, "--into", str(copy), mark]) == 0
     assert copy.read_text() == page.read_text()
 
 

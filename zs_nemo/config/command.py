@@ -87,7 +87,8 @@ def explain(error: Exception, config_name: str, arguments: list[str]) -> str:
         message = str(cause).partition("\n")[0]
         return f"{cause.full_key}: {message}{_meant_member(cause)}"
     # A file of a group that other recipes have other settings for.
-    if foreign := re.match(r"In '(.+)/(.+)': .*\nKey '.*' not in .*\n\s*full_key: (\S+)", str(error)):
+    foreign = re.match(r"In '(.+)/(.+)': .*\nKey '.*' not in .*\n\s*full_key: (\S+)", str(error))
+    if foreign and not any(foreign[3] in argument for argument in arguments):
         group, choice, key = foreign.groups()
         return (
             f"{group}={choice} sets {key}, which {config_name} does not have; choose another, or set by itself what "

@@ -43,7 +43,9 @@ def engines(
 async def test_our_own_engine_writes_each_document_with_the_facts_world_s_examples(facts_world: FactsWorld) -> None:
     for max_answers, cue in ((0, "Burundi franc or Franc"), (1, "Burundi franc")):
         model, ledger = ScriptedEngine(lambda prompt: " The Burundi franc is money.\n"), SearchLedger()
-        built = engines(SimulatedSearchConfig(max_answers=max_answers), facts_world, ledger, model)
+        # A token is a character here.
+        search = SimulatedSearchConfig(max_answers=max_answers, max_sequence_tokens=2048)
+        built = engines(search, facts_world, ledger, model)
         result = await built.training(0.0).callback.search(request(1))
         assert [each.text for each in result.documents] == ["The Burundi franc is money."]
         prompt, sampling, _ = model.calls[0]

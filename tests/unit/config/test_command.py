@@ -11,6 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from tests.composed import composed
 from zs_nemo.config.command import CONFIGS, _known, did_you_mean, explain, split_config_name
 from zs_nemo.config.other_trainers import OURS, ours_of
 from zs_nemo.config.recipe import RecipeConfig
@@ -174,7 +175,8 @@ def test_a_group_for_another_place_is_refused_with_the_nearest_right_name_of_eit
 def test_a_choice_that_sets_what_the_recipe_does_not_have_is_named() -> None:
     told = "cluster=local_gpu sets policy, which serve_search does not have; choose another"
     assert refusal("search=simulated", "cluster=local_gpu", name="serve_search").startswith(told)
-    assert refusal("search=prompted_7b", "curriculum=linear", name="serve_search") == ""
+    served = composed("serve_search", "search=prompted_7b", "curriculum=linear")
+    assert (served.search.num_engines, served.curriculum.name.name) == (1, "linear")
 
 
 @pytest.mark.parametrize("named", [["--config-name", "ppo"], ["--config-name=ppo"], ["-cn", "ppo"]])

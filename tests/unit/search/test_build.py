@@ -174,7 +174,8 @@ async def test_our_own_engine_is_asked_by_its_chat_template() -> None:
             return "".join(f"[{each['role']}]{each['content']}" for each in messages) + "[assistant]"
 
     engine = ScriptedEngine(numbered)
-    simulator = build_simulator(settings(), engine=engine, tokenizer=ChatTokenizer())
+    asked = settings(max_sequence_tokens=4096)
+    simulator = build_simulator(asked, engine=engine, tokenizer=ChatTokenizer())
     result = await search(simulator, request(2))
     assert [each.text for each in result.documents] == ["useful text 1.", "useful text 2."]
     assert engine.calls[0][0].startswith("[system]You play") and engine.calls[0][0].endswith("[assistant]")
