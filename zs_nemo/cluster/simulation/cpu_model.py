@@ -45,6 +45,7 @@ class CpuClusterBuilder:
     """Fits a machine to measured steps, and builds it for any workload."""
 
     def __init__(self, cfg: RecipeConfig, layout: Layout, steps: Sequence[MeasuredStep], sources: Sources) -> None:
+        """``cfg`` and ``layout`` are those of the measured run."""
         self._cfg = cfg
         self._layout = layout
         self.calibration = self._fit(steps)

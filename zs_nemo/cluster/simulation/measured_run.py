@@ -1,11 +1,12 @@
 """A run that was measured: the lengths and the seconds of its steps."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from zs_nemo.cluster.simulation.workload import Workload, max_completion_tokens
 from zs_nemo.config.recipe import RecipeConfig
@@ -15,6 +16,25 @@ from zs_nemo.observability.phase import Phase
 PREFIX = "time/"
 _NOT_A_STEP = ("checkpoint", "evaluation")
 _SIMULATOR = "simulator"
+_OF_THE_MACHINE = (
+    "trainer.num_nodes",
+    "trainer.devices",
+    "policy.tensor_model_parallel_size",
+    "policy.pipeline_model_parallel_size",
+    "policy.context_parallel_size",
+    "critic.num_ranks",
+    "critic.tensor_model_parallel_size",
+    "critic.pipeline_model_parallel_size",
+    "critic.context_parallel_size",
+    "generation.num_engines",
+    "generation.tensor_model_parallel_size",
+    "generation.max_num_seqs",
+    "search.num_engines",
+    "search.tensor_model_parallel_size",
+    "search.max_num_seqs",
+    "rollout.max_concurrency",
+    "rollout.max_staleness",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +58,7 @@ class MeasuredStep:
 def read_measured_run(path: Path, cfg: RecipeConfig, *, requests_per_search: int) -> list[MeasuredStep]:
     """Return the steps of a run directory; ``cfg`` says what its metrics do not, such as the limit of a turn.
 
-    Raises ``ValueError`` when there are fewer than two, or when the run was of another policy.
+    Raises ``ValueError`` when there are fewer than two, or when the run's speeds say nothing of ``cfg``.
     """
     rows = [row for row in read_json_lines(path / "metrics.jsonl") if row.get("phase") == Phase.rl.value]
     # A step that has lost all its trajectories tells nothing of their work.
@@ -48,16 +68,46 @@ def read_measured_run(path: Path, cfg: RecipeConfig, *, requests_per_search: int
             f"simulation.calibrate_on={str(path)!r} has {len(rows)} steps in its metrics.jsonl, and two are needed: "
             "one to calibrate on, one to hold the prediction against; give the directory of a run that has got further"
         )
-    _check_same_policy(path, cfg)
+    _check_speeds_can_be_used(path, cfg)
     phases = read_json(path / "search.json", {})
     counts = phases.get(Phase.rl.value, {}).get(_SIMULATOR, {})
     return [_measured(row, cfg, counts, requests_per_search) for row in rows]
 
 
-def _check_same_policy(path: Path, cfg: RecipeConfig) -> None:
+def as_measured(path: Path, cfg: RecipeConfig) -> RecipeConfig:
+    """Return ``cfg`` with the ranks, the engines and the concurrency that the run of a directory had.
+
+    Speeds are fitted with these, and then played with those of ``cfg``.
+    """
+    measured = copy.deepcopy(cfg)
+    begun = _settings_of(path)
+    for name in _OF_THE_MACHINE:
+        value = OmegaConf.select(begun, name)
+        group, _, field = name.partition(".")
+        if value is not None and hasattr(getattr(measured, group, None), field):
+            setattr(getattr(measured, group), field, value)
+    return measured
+
+
+def _settings_of(path: Path) -> DictConfig:
     file = path / "config.yaml"
-    measured = OmegaConf.select(OmegaConf.load(file), "policy.model") if file.exists() else None
-    if measured is not None and measured != cfg.policy.model and not cfg.cluster.gpus_per_node:
+    begun = OmegaConf.load(file) if file.exists() else OmegaConf.create({})
+    assert isinstance(begun, DictConfig)
+    return begun
+
+
+def _check_speeds_can_be_used(path: Path, cfg: RecipeConfig) -> None:
+    """Lengths can be taken from any run; on CPU, where speeds are measured too, not from each."""
+    if cfg.cluster.gpus_per_node:
+        return
+    begun = _settings_of(path)
+    if OmegaConf.select(begun, "rollout.max_staleness"):
+        raise ValueError(
+            f"simulation.calibrate_on={str(path)!r} was run with rollout.max_staleness, so that the seconds of its "
+            "rollouts are what was left to wait for; give a run that collected and trained in turn"
+        )
+    measured = OmegaConf.select(begun, "policy.model")
+    if measured is not None and measured != cfg.policy.model:
         raise ValueError(
             f"simulation.calibrate_on={str(path)!r} was run with policy.model={measured!r}, and its speeds say nothing "
             f"of policy.model={cfg.policy.model!r}; give a run of that policy"

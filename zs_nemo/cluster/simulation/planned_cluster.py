@@ -12,7 +12,7 @@ from zs_nemo.cluster.simulation.cluster_model import ClusterModel
 from zs_nemo.cluster.simulation.cpu_model import CpuClusterBuilder
 from zs_nemo.cluster.simulation.episodes import EpisodeWork
 from zs_nemo.cluster.simulation.gpu_model import GpuClusterBuilder, assumed_workload
-from zs_nemo.cluster.simulation.measured_run import MeasuredStep, mean_workload, read_measured_run
+from zs_nemo.cluster.simulation.measured_run import MeasuredStep, as_measured, mean_workload, read_measured_run
 from zs_nemo.cluster.simulation.quantities import Source, Sources
 from zs_nemo.cluster.simulation.step_loop import PlayedSteps, StepLoop
 from zs_nemo.cluster.simulation.workload import Workload, draw_episodes
@@ -61,7 +61,9 @@ class PlannedCluster:
                     "simulation.calibrate_on to the directory of a run on such a machine, or choose a cluster such as "
                     "cluster=a100_1x8"
                 )
-            self._machine = CpuClusterBuilder(cfg, self.layout, self._calibrated_on, self.sources)
+            measured = as_measured(Path(cfg.simulation.calibrate_on), cfg)
+            layout = derive_layout(measured, use_gpu=False)
+            self._machine = CpuClusterBuilder(measured, layout, self._calibrated_on, self.sources)
         self.workload = self._workload(cfg)
 
     @property

@@ -176,6 +176,25 @@ def test_a_stage_that_only_some_of_the_steps_have_is_calibrated_on_those(tmp_pat
     assert PlannedCluster(cfg).check()[0].predicted["train"] == 0
 
 
+def test_what_is_played_may_have_more_ranks_and_engines_than_what_was_measured(tmp_path):
+    overrides = ("trainer.devices=4", "generation.num_engines=2", "policy.global_batch_size=64")
+    cfg = calibrated(tmp_path / "run", [row(0), row(1), row(2)], *overrides)
+    (tmp_path / "run" / "config.yaml").write_text("trainer: {devices: 2}\ngeneration: {num_engines: 1}\n")
+    planned = PlannedCluster(cfg)
+    checked = planned.check()[0].predicted
+    assert checked["train"] == pytest.approx(10) and checked["rollout"] == pytest.approx(8, rel=0.05)
+    episodes = cfg.rollout.num_prompts_per_step * cfg.rollout.num_generations_per_prompt
+    played = planned.as_configured().steps.stage_s["train"]
+    assert played == pytest.approx(10 * episodes / 12 / 2), "twice the ranks"
+
+
+def test_a_run_that_collected_while_it_trained_is_no_measure_of_speeds(tmp_path):
+    cfg = calibrated(tmp_path / "run", [row(0), row(1)])
+    (tmp_path / "run" / "config.yaml").write_text("rollout: {max_staleness: 1}\n")
+    with pytest.raises(ValueError, match="give a run that collected and trained in turn"):
+        PlannedCluster(cfg)
+
+
 def test_what_was_calibrated_on_is_reproduced(tmp_path):
     cfg = calibrated(tmp_path / "run", [row(0), row(1)], "simulation.calibration_steps=1")
     checked = PlannedCluster(cfg).check()
