@@ -105,7 +105,7 @@ class Watchdog:
         self._closing.wait(_WRITING_S)
 
     def _write_own_stacks(self) -> None:
-        # Nor is a disk that is full.
+        # A full disk costs the stacks; the silent roles have to be ended all the same.
         with contextlib.suppress(OSError), (self._logs / "driver_stacks.log").open("a", encoding="utf-8") as file:
             file.write(f"--- {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n")
             file.flush()

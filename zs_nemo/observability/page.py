@@ -120,7 +120,7 @@ def curve(title: str, note: str, unit: str, *lines: Series, form: Format = numbe
 
 
 def _reward_terms(report: Report) -> str:
-    """Return what the reward is a sum of, as ``exact_match + 0.5 f1``; ``f1`` for the default."""
+    """Return what the reward is a sum of, as ``0.5 f1 + exact_match``; ``f1`` for the default."""
     weights = RewardConfig(**report["settings"].get("reward", {})).weights()
     return " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items() if weight)
 

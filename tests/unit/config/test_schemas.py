@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from tests.composed import composed
 from zs_nemo.config.collect import CollectRecipeConfig
+from zs_nemo.config.evaluate import EvaluateRecipeConfig
 from zs_nemo.config.policy import Recompute, RecomputeMethod
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, ReinforcePpRecipeConfig
 from zs_nemo.config.registry import to_dataclass
@@ -33,6 +34,14 @@ def test_the_quickstart_follows_the_papers_curriculum_and_kl_apart_from_the_nois
     assert (published.start_noise, published.end_noise, published.base) == (0.0, 0.5, 4.0)
     assert cfg.curriculum == replace(published, end_noise=0.25)
     assert (cfg.algorithm.kl.coef, cfg.algorithm.clip_ratio_low) == (0.001, 0.2)
+
+
+def test_a_policy_that_is_cut_for_training_can_be_asked_on_a_workstation():
+    cut = ("policy.tensor_model_parallel_size=4", "trainer.devices=2")
+    asked = to_dataclass(composed("evaluate", *cut), EvaluateRecipeConfig)
+    assert asked.policy.tensor_model_parallel_size == 4
+    with pytest.raises(ValueError, match=r"trainer\.num_nodes \* trainer\.devices = 2 must be a multiple"):
+        load(*cut)
 
 
 def test_the_real_engine_is_one_override_away():

@@ -67,6 +67,7 @@ def test_the_server_serves_bm25_by_default_and_any_engine_by_one_override() -> N
         ("serve_search", ["server.max_queue=10"], r"server\.max_queries=4096 is more than .*= 74"),
         ("serve_search", ["server.token_variable=s3cret"], r"server\.token_variable must be the NAME"),
         ("serve_search", ["server.noise.probability=2"], r"server\.noise\.probability=2"),
+        ("serve_search", ["server.noise.first_step=40"], r"server\.noise\.first_step=40 has no effect without"),
         ("serve_search", ["server.noise.first_step=-1"], r"server\.noise\.first_step=-1"),
         ("serve_search", ["search=none"], r"search=none answers no search, so there is nothing to serve; choose"),
         ("serve_search", ["search=simulated", "curriculum.name=adaptive"], r"curriculum\.name=adaptive follows the re"),

@@ -232,6 +232,7 @@ def test_a_resumed_run_must_keep_what_changes_its_results_once_it_has_made_any(t
     elsewhere.generation.refit_transport = RefitTransport.nccl
     # What the messages advise that say too many searches have failed.
     elsewhere.rollout.search_max_failure_share, elsewhere.rollout.search_deadline_s = 0.5, 90.0
+    elsewhere.rollout.search_max_empty_share = 0.9
     elsewhere.policy.activations_checkpoint_granularity = Recompute.full
     RunDir(tmp_path, elsewhere).close()
 
