@@ -195,11 +195,16 @@ ensure_part() { # ensure_part NAME REQUIREMENT-FILE...
     local stamp="$venv/.installed-$1" wanted
     wanted="$kind $({ echo "$root" && cat -- "${@:2}"; } | cksum)"
     [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && return
-    rm -f -- "$stamp"
+    # The kind stays known, whatever becomes of it: the next command must not install the other kind over a part of this.
+    write_stamp "$stamp" "$kind unfinished"
     "install_$1"
-    # Whole or not at all, also on a disk that is full now.
-    printf '%s\n' "$wanted" >"$stamp.new"
-    mv -- "$stamp.new" "$stamp"
+    write_stamp "$stamp" "$wanted"
+}
+
+# Whole or not at all, also on a disk that is full now.
+write_stamp() { # write_stamp FILE TEXT
+    printf '%s\n' "$2" >"$1.new"
+    mv -- "$1.new" "$1"
 }
 
 install_runtime() {
@@ -232,7 +237,10 @@ lock_installation() {
     # In a folder of somebody else's there is nothing to install.
     if [[ ! -w $root ]] || ! command -v flock >/dev/null; then return; fi
     # For writing: NFS locks nothing that is open for reading alone.
-    exec 9>>"$root/.venv.lock"
+    if ! { exec 9>>"$root/.venv.lock"; } 2>/dev/null; then
+        say "$root/.venv.lock cannot be written: do not start two installations in this folder at once."
+        return
+    fi
     flock -n 9 2>/dev/null || code=$?
     if ((code == 1)); then
         say "Waiting for the installation that another command runs in this folder ..."
@@ -246,13 +254,14 @@ lock_installation() {
 ensure_environment() {
     local part
     trap on_interrupt INT
+    # First, because what the other one installs decides for which kind.
+    lock_installation
     find_accelerator
     # Before minutes of installing; from then on the recipe compares with its own estimate each time.
-    if [[ ! -f $venv/.installed-runtime ]]; then
+    if [[ ! -f $venv/.installed-runtime || $(<"$venv/.installed-runtime") == *unfinished ]]; then
         require_memory 10 "A run on one machine"
         if [[ $kind == cpu ]]; then require_disk 6 "The installation"; else require_disk 24 "The installation"; fi
     fi
-    lock_installation
     make_venv
     ensure_part runtime "$root/pyproject.toml" "$root/requirements/$kind.txt"
     for part in "$@"; do ensure_part "$part" "$root/requirements/$part.txt"; done

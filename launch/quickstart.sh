@@ -35,7 +35,7 @@ esac
 # shellcheck disable=SC2119
 ensure_environment
 cd -- "$root"
-# The quickstart's two training ranks would ask for two GPUs.
-if [[ $kind == cuda && " $*" != *" cluster="* ]]; then set -- cluster=local_gpu "$@"; fi
+# The quickstart's two training ranks would ask for two GPUs; another experiment brings its own cluster.
+if [[ $kind == cuda && " $*" != *" cluster="* && " $*" != *" experiment=zerosearch"* ]]; then set -- cluster=local_gpu "$@"; fi
 # In place of this shell: Ctrl-C and every other signal reach the recipe itself.
 exec "$python" recipes/grpo.py "$@"

@@ -31,21 +31,19 @@ def main(arguments: list[str] | None = None) -> int:
     questions = [word for word in options.words if not _is_setting(word)]
 
     from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
     from rich.console import Console
 
     from zs_nemo.cluster.asking import ask
     from zs_nemo.cluster.terminal import EXIT_BAD_INPUT, run_command
     from zs_nemo.config.ask import AskRecipeConfig
-    from zs_nemo.config.command import explain
+    from zs_nemo.config.command import REFUSED, explain
     from zs_nemo.config.registry import register
 
     register()
     try:
         with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
             composed = compose("ask", overrides=overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except REFUSED as error:
         print(f"error: {explain(error, 'ask', overrides)}", file=sys.stderr)
         return EXIT_BAD_INPUT
     console = Console(no_color=options.no_color, highlight=False)

@@ -43,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\nA: `{options.first}`, B: `{options.second}`; scores in percent, the difference is B less A.")
     print(f"Paired bootstrap over questions, {options.samples:,} resamples; * marks p < 0.05, two-sided.")
     if failed:
-        print(f"{len(failed)} questions are left out, because their search failed: {', '.join(failed[:5])}")
+        some = ", ".join(failed[:5])
+        print(f"{len(failed)} questions are left out, because their search failed or their time ran out: {some}")
     if changed:
         print("\nThe conditions differ besides the policy:\n" + "".join(f"- {each}\n" for each in changed), end="")
     return 0

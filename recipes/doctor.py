@@ -22,10 +22,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
-from zs_nemo.config.command import explain, split_config_name
+from zs_nemo.config.command import REFUSED, explain, split_config_name
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.registry import register, to_dataclass
 
@@ -46,7 +44,7 @@ def compose_settings(arguments: list[str]) -> RecipeConfig:
     try:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             return to_dataclass(compose(name, overrides=overrides), RecipeConfig)
-    except (HydraException, OmegaConfBaseException) as error:
+    except REFUSED as error:
         raise ValueError(explain(error, name, overrides)) from error
 
 

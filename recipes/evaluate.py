@@ -13,7 +13,7 @@
 All rows of every set unless evaluate.limit says otherwise, greedy unless evaluate.temperature does. Scores are strict
 EM, containment (what the paper's code calls EM) and F1, with 95 % bootstrap intervals. Asked again with the same run
 directory it goes on where it ended. Differences from the published evaluation: greedy instead of sampled, no row is
-dropped, exact match is exact, and a question whose search failed has no score instead of a 0.
+dropped, exact match is exact, and a question whose search failed or whose time ran out has no score instead of a 0.
 """
 
 import sys

@@ -27,11 +27,15 @@ def serve(cfg: ServeSearchConfig) -> None:
     """Serve until told to stop."""
     import asyncio
     import ipaddress
+    import logging
 
-    from zs_nemo.cluster.served_engine import served_engine
+    from zs_nemo.cluster.served_engine import served_engine, told_noise
     from zs_nemo.search.http_client import secret_from
     from zs_nemo.search.server import SearchServer, listen
 
+    # Warnings, and the steps of the curriculum that the count of searches comes to.
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("zs_nemo.search.server_noise").setLevel(logging.INFO)
     token = secret_from(cfg.server.token_variable, "server.token_variable")
     with listen(cfg.server.host, cfg.server.port) as listening, served_engine(cfg) as served:
         server = SearchServer(
@@ -47,6 +51,8 @@ def serve(cfg: ServeSearchConfig) -> None:
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"{served.engine.name} is served at http://{shown}:{port}/retrieve; Ctrl-C ends it", flush=True)
+        if noise := told_noise(cfg):
+            print(noise, flush=True)
 
         async def until_stopped() -> None:
             try:

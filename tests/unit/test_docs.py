@@ -28,6 +28,7 @@ FOREIGN = {
     "git",
     "kill",
     "pip",
+    ".venv/bin/hf",
     ".venv/bin/pre-commit",
     ".venv/bin/tensorboard",
     "launch/nemo_run/.venv/bin/pip",

@@ -6,9 +6,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from zs_nemo.cluster.accelerator import uses_gpu
 from zs_nemo.cluster.engine_pool import EnginePool
 from zs_nemo.cluster.preflight import check_simulator
-from zs_nemo.cluster.search_engines import RemoteEngine, build_remote_engine, corpus_of
+from zs_nemo.cluster.search_engines import RemoteEngine, build_bm25, build_remote_engine, check_own_corpus, corpus_of
 from zs_nemo.cluster.simulator_system import simulator_engines
 from zs_nemo.cluster.system import System
 from zs_nemo.config.answering import AnsweringConfig
@@ -17,18 +18,20 @@ from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
 from zs_nemo.evaluation.answerer import PromptForm
 from zs_nemo.generation.endpoint_engine import EndpointEngine, PieceTokenizer
 from zs_nemo.qa.facts import FactsWorld
+from zs_nemo.qa.tags import STOP_STRINGS
 from zs_nemo.rollout.callbacks import EngineSearch
 from zs_nemo.rollout.episode import SearchSetting
 from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.search.bm25 import Bm25Search
 from zs_nemo.search.build import Simulator, build_simulator
+from zs_nemo.search.completion_form import CompletionForm
 from zs_nemo.search.demonstrations import build_demonstrations
-from zs_nemo.search.endpoint_health import check_served
+from zs_nemo.search.endpoint_trial import Trial, check_served
 from zs_nemo.search.endpoints import EndpointPool
 from zs_nemo.search.http_client import secret_from
 from zs_nemo.search.text_generators import EndpointTextGenerator
 from zs_nemo.search.web import WebSearch
-from zs_nemo.types.generation import GenerationEngine, Tokenizer
+from zs_nemo.types.generation import GenerationEngine, SamplingParams, Tokenizer
 from zs_nemo.types.search import SearchEngine
 from zs_nemo.weights.pretrained import load_tokenizer, resolve_model
 
@@ -86,6 +89,7 @@ def answering(
     Raises ``ValueError`` before anything is started for what can be known, an endpoint that serves another model
     included; otherwise what ``System.start`` raises.
     """
+    check_own_corpus(cfg.search, "search", [], world)
     remote = build_remote_engine(cfg.search, cfg.cost, num_searches_before=ledger.asked(WebSearch.name))
     with ExitStack() as stack:
         with ThreadPoolExecutor(1) as pool:
@@ -110,12 +114,16 @@ def answering(
                 num_documents=cfg.search.num_documents,
                 # Engines beside a policy that servers serve have no watchdog.
                 has_deadline=policy.system is None or not cfg.search.needs_engines,
+                account=simulator.account if simulator is not None else str,
             )
         yield Answering(policy=policy, search=search, remote=remote, simulator=simulator)
 
 
 def _local_engine(cfg: AnsweringConfig, world: FactsWorld) -> Bm25Search | None:
-    return Bm25Search(corpus_of(cfg.search, world)) if isinstance(cfg.search, Bm25SearchConfig) else None
+    if not isinstance(cfg.search, Bm25SearchConfig):
+        return None
+    on_gpus = not cfg.endpoint.addresses and uses_gpu(cfg)
+    return build_bm25(corpus_of(cfg.search, world), world=world, on_gpus=on_gpus)
 
 
 def _simulator_tokenizer(search: SimulatedSearchConfig, policys: Tokenizer) -> Tokenizer:
@@ -146,9 +154,12 @@ def _asked_policy(
 def _policy_of_servers(cfg: AnsweringConfig, tokenizer: PieceTokenizer, run_path: Path) -> Iterator[AskedPolicy]:
     settings = cfg.endpoint
     key = secret_from(settings.api_key_variable, "endpoint.api_key_variable")
-    check_served(settings.addresses, settings.served_model, key, setting="endpoint.addresses")
+    asked = CompletionForm(model=settings.served_model, api=cfg.api)
+    sampling = SamplingParams(max_tokens=cfg.rollout.max_turn_tokens, stop=STOP_STRINGS)
+    trial = Trial(form=asked, sampling=sampling, timeout_s=settings.pool.request_timeout_s)
+    check_served(settings.addresses, trial, key, setting="endpoint.addresses")
     pool = EndpointPool(settings.addresses, settings.pool, api_key=key)
-    engine = EndpointEngine(EndpointTextGenerator(pool, model=settings.served_model, api=cfg.api), tokenizer)
+    engine = EndpointEngine(EndpointTextGenerator(pool, asked), tokenizer)
     form = PromptForm(api=cfg.api, may_open=cfg.api is ApiKind.completions)
     with ExitStack() as stack:
         simulator = None

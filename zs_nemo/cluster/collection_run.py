@@ -3,6 +3,7 @@
 Layout of its run directory, besides what every run has::
 
     interactions/step_0007.jsonl   the searches of one round of questions (types/interaction.py); whole or absent
+    interactions/episodes_0007.jsonl   its episodes, as they end (rollout/round_record.py), until the round has all
     judgements.jsonl               verdicts of a language model, one a search (or document), as they come, each with the
                                    tokens that it took
     examples_train.jsonl, examples_held_out.jsonl   the searches to learn from, each with ``useful``; with
@@ -23,7 +24,7 @@ from zs_nemo.cluster.judgement import LlmJudgement
 from zs_nemo.cluster.preflight import check_judge
 from zs_nemo.config.collect import CollectRecipeConfig, JudgedUnit, JudgeName
 from zs_nemo.observability.cost import JUDGE
-from zs_nemo.observability.files import read_json_lines, write_json, write_json_lines
+from zs_nemo.observability.files import read_json_lines, write_json
 from zs_nemo.observability.phase import Phase
 from zs_nemo.observability.preparation_page import write_preparation_page
 from zs_nemo.observability.progress import Progress
@@ -32,10 +33,12 @@ from zs_nemo.observability.run_dir import RunDir
 from zs_nemo.qa.rewards import token_f1
 from zs_nemo.rollout.collector import Decoding
 from zs_nemo.rollout.interactions import Judged, interactions_of, one_by_one, select, without_documents
+from zs_nemo.rollout.round_record import RoundRecord
 from zs_nemo.search.example_files import write_examples
 from zs_nemo.search.judges import ContainmentJudge, EvidenceJudge, Judge, OutcomeJudge
 from zs_nemo.types.interaction import HELD_OUT, TRAIN, Interaction
 from zs_nemo.types.question import Question
+from zs_nemo.types.trajectory import Trajectory
 
 
 class CollectionRun(EngineRun):
@@ -46,6 +49,7 @@ class CollectionRun(EngineRun):
     _asked_models: dict[str, dict[str, float]]
     """What models behind endpoints were asked, as roles of the run's cost."""
     _num_held_out = 0
+    _num_episodes_ended = _num_episodes_wanted = 0
 
     def __init__(self, cfg: CollectRecipeConfig, run_dir: RunDir, progress: Progress) -> None:
         """Check what can be checked, and start the policy's engines."""
@@ -55,33 +59,66 @@ class CollectionRun(EngineRun):
         super().__init__(cfg, run_dir, progress)
 
     def roll_out(self) -> None:
-        """Have the policy answer the questions, and record its searches, round by round."""
-        settings, generation = self._cfg.rollout, self._cfg.generation
+        """Have the policy answer the questions, and record its searches, round by round.
+
+        It ends before all are answered when the engine refuses: what may be spent on it is spent.
+        """
         rounds = self._rounds()
-        todo = [step for step in range(len(rounds)) if not self._path(step).exists()]
+        records = [RoundRecord(self._folder, step) for step in range(len(rounds))]
+        todo = [step for step, record in enumerate(records) if not record.is_whole(self._num_episodes(rounds[step]))]
         self._ledger.phase = Phase.rl
         self._progress.begin("collection", len(rounds), len(rounds) - len(todo))
+        refusal = ""
         for step in todo:
-            with self.timer("rollout"), self._engines_at_work():
-                groups = self._collector.collect(
-                    rounds[step],
-                    self._engines.training(0.0),
-                    Decoding(temperature=generation.temperature, top_p=generation.top_p),
-                    step=step,
-                    group_size=settings.num_generations_per_prompt,
-                )
-            rows, outcomes = [], []
-            for trajectory in (trajectory for group in groups for trajectory in group.trajectories):
-                outcome = token_f1(trajectory.answer, trajectory.question.answers)
-                outcomes.append(outcome)
-                share = self._cfg.collect.held_out_share
-                rows += [each.to_row() for each in interactions_of(trajectory, outcome=outcome, held_out_share=share)]
-            write_json_lines(self._path(step), rows)
+            refusal = self._roll_out_round(records[step], step, rounds[step])
             self._save_progress()
-            mean = sum(outcomes) / len(outcomes) if outcomes else 0.0
-            self._progress.advance(
-                {"reward/mean": mean, "rollout/searches_per_episode": len(rows) / max(1, len(outcomes))}
+            self._progress.advance(records[step].means())
+            if refusal:
+                break
+        ended = [record.num_ended(self._num_episodes(asked)) for record, asked in zip(records, rounds, strict=True)]
+        self._num_episodes_ended, self._num_episodes_wanted = sum(ended), sum(map(self._num_episodes, rounds))
+        if self._num_episodes_ended < self._num_episodes_wanted:
+            self._progress.say(
+                f"{refusal}. {self._num_episodes_ended} of {self._num_episodes_wanted} episodes are recorded, and are "
+                "judged as they are; the same command goes on from here once the engine may be asked again"
             )
+
+    def _roll_out_round(self, record: RoundRecord, step: int, questions: Sequence[Question]) -> str:
+        """Run those episodes of a round that are not recorded; return why the engine refused, empty if it did not."""
+        settings, generation = self._cfg.rollout, self._cfg.generation
+        group_size = settings.num_generations_per_prompt
+        plans = self._collector.plan_step(questions, step=step, group_size=group_size)
+        lost: list[Trajectory] = []
+
+        def note(trajectory: Trajectory) -> None:
+            if trajectory.status.is_lost:
+                # Recorded when the round ends: one that fails before it is asked again.
+                lost.append(trajectory)
+            else:
+                self._record(record, trajectory, token_f1(trajectory.answer, trajectory.question.answers))
+
+        with self.timer("rollout"), self._engines_at_work():
+            self._collector.collect_within_quota(
+                [plan for plan in plans if not record.has(plan.key)],
+                self._engines.training(0.0),
+                Decoding(temperature=generation.temperature, top_p=generation.top_p),
+                on_done=note,
+            )
+        for trajectory in lost:
+            # An episode that was refused its first search has cost nothing yet, and is asked again.
+            if trajectory.num_searches or not trajectory.is_refused:
+                self._record(record, trajectory, None)
+        record.write_searches()
+        if record.is_whole(settings.num_prompts_per_step * group_size):
+            record.seal()
+        return next((each.last_search_failure for each in lost if each.is_refused), "")
+
+    def _record(self, record: RoundRecord, trajectory: Trajectory, outcome: float | None) -> None:
+        share = self._cfg.collect.held_out_share
+        record.add(trajectory.key, outcome, interactions_of(trajectory, outcome=outcome, held_out_share=share))
+
+    def _num_episodes(self, questions: Sequence[Question]) -> int:
+        return len(questions) * self._cfg.rollout.num_generations_per_prompt
 
     def _rounds(self) -> list[Sequence[Question]]:
         questions = self._asked()[: self._cfg.collect.num_questions or None]
@@ -91,18 +128,12 @@ class CollectionRun(EngineRun):
     def _asked(self) -> Sequence[Question]:
         return self._questions.split(self._cfg.collect.split)
 
-    def _path(self, step: int) -> Path:
-        return self._folder / f"step_{step:04d}.jsonl"
-
     def judge(self) -> None:
-        """Judge every recorded search, or each of its documents, and write the examples."""
-        found = [
-            Interaction.from_row(row)
-            for step in range(len(self._rounds()))
-            for row in read_json_lines(self._path(step))
-        ]
+        """Judge every recorded search that brought documents, or each of these, and write the examples."""
+        files = sorted(self._folder.glob("step_*.jsonl"))
+        found = [Interaction.from_row(row) for path in files for row in read_json_lines(path)]
         by_document = self._cfg.collect.unit is JudgedUnit.document
-        all_parts = one_by_one(found) if by_document else found
+        all_parts = one_by_one(found) if by_document else [each for each in found if each.documents]
         parts = without_documents(all_parts, self._evidence_of_held_out())
         self._num_held_out = len(all_parts) - len(parts)
         with self.timer("judge"):
@@ -155,9 +186,12 @@ class CollectionRun(EngineRun):
             "unit": self._cfg.collect.unit.value,
             "engine": self._engines.training_name,
             "split": self._cfg.collect.split,
+            "episodes": self._num_episodes_ended,
+            "episodes_wanted": self._num_episodes_wanted,
             "questions": len({interaction.question_id for interaction in found}),
             "searches": len(found),
             "different_searches": len({interaction.id for interaction in found}),
+            "without_documents": sum(not interaction.documents for interaction in found),
             "useful": sum(verdict is True for verdict in verdicts),
             "useless": sum(verdict is False for verdict in verdicts),
             "undecided": sum(verdict is None for verdict in verdicts),
@@ -168,10 +202,14 @@ class CollectionRun(EngineRun):
         }
 
     def finish(self) -> Path:
-        """Write the report with what the run took, mark it as done, and return the report's path."""
+        """Write the report with what the run took, and return the page's path.
+
+        The run is marked as done unless the engine has refused to go on: a later session may.
+        """
         self._save_progress()
         path = self._run_dir.path
         write_json(path / "report.json", self._report | account_of(RunFiles.read(path), self._asked_models))
         page = write_preparation_page(path)
-        self._run_dir.finish()
+        if self._num_episodes_ended == self._num_episodes_wanted:
+            self._run_dir.finish()
         return page

@@ -10,10 +10,16 @@ from types import TracebackType
 from typing import Self
 
 from zs_nemo.cluster.placement_drawing import placement_shown
-from zs_nemo.cluster.search_engines import SearchEngines, build_real_engines, build_remote_engines, corpus_of
+from zs_nemo.cluster.search_engines import (
+    SearchEngines,
+    build_real_engines,
+    build_remote_engines,
+    check_own_corpus,
+    corpus_of,
+)
 from zs_nemo.cluster.system import System
 from zs_nemo.config.recipe import RecipeConfig
-from zs_nemo.config.search import SimulatedSearchConfig
+from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
 from zs_nemo.evaluation.evaluator import Evaluator
 from zs_nemo.evaluation.manifest import Conditions
 from zs_nemo.observability.files import read_json
@@ -81,6 +87,11 @@ class EngineRun:
         )
         self._ledger = self._open_ledger()
         remote = build_remote_engines(cfg, self._ledger)
+        if isinstance(cfg.search, Bm25SearchConfig):
+            check_own_corpus(cfg.search, "search", cfg.data.beyond_facts("train"), self._world)
+        if remote.judge is None:
+            others = cfg.data.beyond_facts(cfg.evaluation.split)
+            check_own_corpus(cfg.evaluation.search or cfg.search, "evaluation.search", others, self._world)
         self._memory = self._stack.enter_context(MemoryWatch())
         with ThreadPoolExecutor(1) as pool:
             # The index needs seconds of one core while the actors mostly wait for imports.

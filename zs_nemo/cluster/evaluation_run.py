@@ -7,7 +7,7 @@ Layout of its run directory, besides what every run has::
     evaluations/NAME.json, NAME.jsonl   summary and rows of an evaluation that has ended
     report.json, report.html
 
-What is answered is not asked again by a later session; questions whose search failed are.
+What is answered is not asked again by a later session; questions whose search failed or whose time ran out are.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from pathlib import Path
 from zs_nemo.cluster.answering import answering
 from zs_nemo.cluster.engine_run import EngineRun
 from zs_nemo.cluster.placement_drawing import placement_shown
-from zs_nemo.cluster.search_engines import corpus_of, engine_name
+from zs_nemo.cluster.search_engines import check_own_corpus, corpus_of, engine_name
 from zs_nemo.cluster.simulator_system import simulator_roles
 from zs_nemo.config.endpoints import ApiKind
 from zs_nemo.config.evaluate import EvaluateRecipeConfig, Method
@@ -68,12 +68,14 @@ class EvaluationRun(EngineRun):
         cfg = self._cfg
         world = load_facts_world(cfg.data)
         self._test_questions = load_test_questions(cfg.data, world, self._progress.say, limit=cfg.evaluate.limit)
+        needs_search = any(method.searches for method in cfg.evaluate.methods)
+        if needs_search and isinstance(cfg.search, Bm25SearchConfig):
+            check_own_corpus(cfg.search, "search", cfg.data.beyond_facts("test"), world)
         self._manifests = self._freeze(world)
         frozen = self._checked_against_manifests()
         self._ledger = self._open_ledger()
         self._ledger.phase = Phase.evaluation
         self._memory = self._stack.enter_context(MemoryWatch())
-        needs_search = any(method.searches for method in cfg.evaluate.methods)
         asked = cfg if needs_search else replace(cfg, search=NoSearchConfig())
         shown = placement_shown(self._run_dir, self._progress)
         self._parts = self._stack.enter_context(
@@ -88,7 +90,7 @@ class EvaluationRun(EngineRun):
     def evaluate(self, method: Method) -> None:
         """Answer all questions by one method and keep the outcome, unless an earlier session has done so.
 
-        Questions whose search failed then are asked again.
+        Questions whose search failed then, or whose time ran out, are asked again.
         """
         cfg, settings, name = self._cfg, self._cfg.evaluate, self._name(method)
         kept = self._run_dir.finished_evaluation(str(name), step=0)

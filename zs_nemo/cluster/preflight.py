@@ -17,13 +17,17 @@ from zs_nemo.config.endpoints import RecordingMode
 from zs_nemo.config.experiment import ExpManagerConfig
 from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.recipe import PpoRecipeConfig, RecipeConfig
-from zs_nemo.config.rollout import RefitTransport
-from zs_nemo.config.search import SimulatedSearchConfig, settings_stand_at
-from zs_nemo.search.endpoint_health import check_served
+from zs_nemo.config.rollout import RefitTransport, RolloutConfig
+from zs_nemo.config.search import DocumentsPerCompletion, SimulatedSearchConfig, settings_stand_at
+from zs_nemo.search.build import completion_form, simulator_sampling
+from zs_nemo.search.completion_form import CompletionForm
+from zs_nemo.search.endpoint_trial import Trial, check_served
 from zs_nemo.search.http_client import secret_from
+from zs_nemo.search.judges import JUDGE_SAMPLING
 from zs_nemo.search.prompt_template import load_template
 from zs_nemo.search.recording import read_answers
 from zs_nemo.training.schedule import check_schedule
+from zs_nemo.types.generation import SamplingParams
 from zs_nemo.weights.config_json import ConfigJson
 from zs_nemo.weights.families import read_architecture
 from zs_nemo.weights.hf_folder import HfTensors
@@ -31,6 +35,8 @@ from zs_nemo.weights.hf_folder import HfTensors
 _LOGGER = logging.getLogger(__name__)
 _SHM = Path("/dev/shm")
 _OBJECT_STORE_BYTES = 512 * 2**20
+_CROWDED = 2
+"""Of so many requests for each that is taken at once most wait, even while many trajectories do not search."""
 MEMORY_REMEDY = (
     "lower policy.train_mb_tokens, generation.kv_cache_gib, search.kv_cache_gib or trainer.devices, choose a smaller "
     "model, free memory, or raise the limit of the container or the job (sbatch --mem)"
@@ -48,6 +54,7 @@ def check(cfg: RecipeConfig, layout: Layout) -> None:
         read_architecture(layout.policy_folder).check_tensors(HfTensors(layout.policy_folder))
     if isinstance(cfg.search, SimulatedSearchConfig) and cfg.has_engines:
         check_simulator(cfg.search)
+        warn_of_waiting(cfg.rollout, cfg.search)
     if layout.num_ranks:
         warn_of_little_disk(cfg.exp_manager, checkpoint_bytes(cfg, layout))
     if cfg.cluster.ray_address:
@@ -97,19 +104,42 @@ def check_simulator(search: SimulatedSearchConfig, place: str = "search") -> Non
         read_answers(Path(search.recording.path).expanduser(), search.recording.mode)
     if not search.endpoints or search.recording.mode is RecordingMode.replay:
         return
-    _check_endpoints(place, search)
+    _check_endpoints(place, search, completion_form(search), simulator_sampling(search))
 
 
 def check_judge(collect: CollectConfig) -> None:
     """Raise unless a language model that is to judge has its key, and one of its endpoints can be used."""
     if collect.judge is JudgeName.llm:
-        _check_endpoints("collect.llm", collect.llm)
+        form = CompletionForm(model=collect.llm.served_model, api=collect.llm.api)
+        _check_endpoints("collect.llm", collect.llm, form, JUDGE_SAMPLING)
 
 
-def _check_endpoints(group: str, settings: SimulatedSearchConfig | LlmJudgeConfig) -> None:
+def warn_of_waiting(rollout: RolloutConfig, search: SimulatedSearchConfig) -> None:
+    """Log a warning when so many trajectories may search at once that most of them wait for the endpoints."""
+    is_single = search.documents_per_completion is DocumentsPerCompletion.one
+    requests = rollout.max_concurrency * (search.num_documents if is_single else 1)
+    room = len(search.endpoints) * search.pool.max_concurrency
+    if room and requests > _CROWDED * room:
+        _LOGGER.warning(
+            "rollout.max_concurrency=%d trajectories may send %d requests at once, but search.endpoints take %d "
+            "(%d x search.pool.max_concurrency=%d): the others wait for a turn, within rollout.search_deadline_s=%g; "
+            "raise search.pool.max_concurrency to what a server takes, name more endpoints, or raise the deadline",
+            rollout.max_concurrency,
+            requests,
+            room,
+            len(search.endpoints),
+            search.pool.max_concurrency,
+            rollout.search_deadline_s,
+        )
+
+
+def _check_endpoints(
+    group: str, settings: SimulatedSearchConfig | LlmJudgeConfig, form: CompletionForm, sampling: SamplingParams
+) -> None:
     key = secret_from(settings.api_key_variable, f"{group}.api_key_variable")
     setting = f"{group}.endpoints"
-    wrong = check_served(settings.endpoints, settings.served_model, key, setting=setting)
+    trial = Trial(form=form, sampling=sampling, timeout_s=settings.pool.request_timeout_s)
+    wrong = check_served(settings.endpoints, trial, key, setting=setting)
     for url, error in wrong.items():
         _LOGGER.warning("%s: %s cannot be used now (%s); the others are asked", setting, url, error)
 

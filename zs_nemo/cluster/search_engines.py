@@ -1,9 +1,12 @@
 """The search engines of a run: the one that answers during training and the real one that judges the result."""
 
+import logging
+import shlex
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
+from zs_nemo.cluster.accelerator import uses_gpu
 from zs_nemo.config.cost import CostConfig
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
@@ -21,7 +24,7 @@ from zs_nemo.qa.facts import FactsWorld
 from zs_nemo.rollout.callbacks import EngineSearch, RolloutCallback, SimulatedSearch, resolve_callback
 from zs_nemo.rollout.episode import SearchSetting
 from zs_nemo.rollout.ledger import SearchLedger
-from zs_nemo.search.bm25 import Bm25Search
+from zs_nemo.search.bm25 import Bm25Search, check_corpus
 from zs_nemo.search.build import Simulator, build_simulator
 from zs_nemo.search.demonstrations import build_demonstrations
 from zs_nemo.search.retriever import RetrieverSearch
@@ -29,6 +32,8 @@ from zs_nemo.search.simulator import TextSimulator
 from zs_nemo.search.web import WebSearch
 from zs_nemo.types.generation import GenerationEngine, Tokenizer
 from zs_nemo.types.search import SearchEngine
+
+_LOGGER = logging.getLogger(__name__)
 
 RemoteEngine = RetrieverSearch | WebSearch
 
@@ -83,6 +88,7 @@ class SearchEngines:
             engine=self.training_name,
             # A callback of the user's own may ask others than the run's engines.
             has_deadline=bool(self._cfg.rollout.callback) or not self._cfg.search.needs_engines,
+            account=self._simulator.account if self._simulator is not None else str,
         )
 
     def evaluation(self, engine: str) -> SearchSetting | None:
@@ -96,6 +102,7 @@ class SearchEngines:
             num_documents=self._cfg.evaluation.num_documents,
             engine=chosen.name,
             has_deadline=chosen is not self._simulated or not self._cfg.search.needs_engines,
+            account=self._simulator.account if self._simulator is not None and chosen is self._simulated else str,
         )
 
     @property
@@ -188,7 +195,8 @@ def build_remote_engines(cfg: RecipeConfig, ledger: SearchLedger) -> RealEngines
 
 def build_real_engines(cfg: RecipeConfig, world: FactsWorld, remote: RealEngines) -> RealEngines:
     """Complete ``remote`` with BM25, over the corpus that the configuration names or the facts world's, if needed."""
-    local = lru_cache(Bm25Search)  # Training and evaluation over the same corpus share one index.
+    # Training and evaluation over the same corpus share one index.
+    local = lru_cache(partial(build_bm25, world=world, on_gpus=uses_gpu(cfg)))
     training, judge = remote.training, remote.judge
     if training is None and not isinstance(cfg.search, SimulatedSearchConfig):
         training = local(corpus_of(cfg.search, world))
@@ -198,7 +206,44 @@ def build_real_engines(cfg: RecipeConfig, world: FactsWorld, remote: RealEngines
     return RealEngines(training=training, judge=judge)
 
 
+def build_bm25(corpus: Path, *, world: FactsWorld, on_gpus: bool) -> Bm25Search:
+    """Return BM25 over a corpus; log a warning where GPUs have to wait for the index of one of the user's own."""
+    is_own = corpus != world.corpus
+    return Bm25Search(corpus, on_building=partial(_warn_of_building, corpus) if on_gpus and is_own else None)
+
+
+def _warn_of_building(corpus: Path, num_documents: int) -> None:
+    _LOGGER.warning(
+        "the index of %s (%s documents) is not there yet: it is built now, and the GPUs wait for it; "
+        "python recipes/build_index.py %s builds it beforehand, and shows how far it is",
+        corpus,
+        f"{num_documents:,}",
+        shlex.quote(str(corpus)),
+    )
+
+
+def check_own_corpus(settings: SearchConfig, place: str, others: list[str], world: FactsWorld) -> None:
+    """Raise ``ValueError`` where the corpus that BM25 is to search is no file, or its first line is no document.
+
+    Logs a warning where it is to find answers to ``others``, sets of questions, in the facts world's documents.
+    """
+    corpus = corpus_of(settings, world)
+    if corpus != world.corpus:
+        with settings_stand_at(place):
+            check_corpus(corpus)
+    elif others:
+        group = place if place == "search" else f"+search@{place}"
+        _LOGGER.warning(
+            "BM25 searches the facts world's documents, which know little of %s; name another corpus "
+            "(%s=bm25 %s.corpus=FILE) or another engine (%s=retriever or web)",
+            ", ".join(others),
+            group,
+            place,
+            group,
+        )
+
+
 def corpus_of(settings: SearchConfig, world: FactsWorld) -> Path:
     """Return the file that BM25 searches."""
     corpus = settings.corpus if isinstance(settings, Bm25SearchConfig) else ""
-    return Path(corpus) if corpus else world.corpus
+    return Path(corpus).expanduser() if corpus else world.corpus

@@ -18,6 +18,7 @@ from zs_nemo.qa.facts import load_facts_world
 from zs_nemo.search.bm25 import Bm25Search
 from zs_nemo.search.build import Simulator, build_simulator
 from zs_nemo.search.demonstrations import build_demonstrations
+from zs_nemo.search.server_requests import UNPROCESSABLE, RequestRefused
 from zs_nemo.search.threaded import ThreadedBm25
 from zs_nemo.types.search import SearchEngine, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
 from zs_nemo.weights.pretrained import load_tokenizer, resolve_model
@@ -29,7 +30,8 @@ class ServedEngine:
 
     engine: SearchEngine
     noise_at: Callable[[int], float] | None
-    """P(noisy) at a step of the curriculum; None for an engine that cannot be noisy."""
+    """P(noisy) at a step of the curriculum; None for an engine that cannot be noisy. Raises ``RequestRefused`` while
+    nobody has said how many steps there are."""
     aclose: Callable[[], Awaitable[None]]
     """Ends what belongs to the server's event loop."""
     coin_per_document: bool = False
@@ -45,7 +47,7 @@ def served_engine(cfg: ServeSearchConfig) -> Iterator[ServedEngine]:
             engine = LostIsUnavailable(simulator.engine)
             yield ServedEngine(
                 engine=engine,
-                noise_at=curriculum.noise_at,
+                noise_at=_unknown_noise if cfg.lacks_max_steps else curriculum.noise_at,
                 aclose=simulator.aclose,
                 coin_per_document=cfg.search.noise_unit is NoiseUnit.document,
             )
@@ -63,13 +65,40 @@ def served_engine(cfg: ServeSearchConfig) -> Iterator[ServedEngine]:
         yield ServedEngine(engine=ThreadedBm25(_bm25(cfg), pool), noise_at=None, aclose=_nothing)
 
 
+def _unknown_noise(step: int) -> float:
+    """Refuse a step of a curriculum whose length nobody has told."""
+    raise RequestRefused(
+        UNPROCESSABLE,
+        f"step: how noisy step {step} is depends on how many the training has, which this server was not told; start "
+        "it with trainer.max_steps, or send noise or noisy in place of step",
+    )
+
+
+def told_noise(cfg: ServeSearchConfig) -> str:
+    """Return a line that says how noisy a simulator's answers are; empty for an engine that cannot be noisy."""
+    if not isinstance(cfg.search, SimulatedSearchConfig):
+        return ""
+    noise, steps = cfg.server.noise, cfg.trainer.max_steps
+    curriculum = f"the curriculum {cfg.curriculum.name.name}" + (f" over trainer.max_steps={steps}" if steps else "")
+    if noise.searches_per_step:
+        return (
+            f"P(noisy) follows {curriculum}, from step {noise.first_step} on, one step every {noise.searches_per_step} "
+            "searches"
+        )
+    if cfg.lacks_max_steps:
+        of_step = "one that names a step is refused, because trainer.max_steps is not set"
+    else:
+        of_step = f"one that names a step follows {curriculum}"
+    return f"P(noisy) is {noise.probability:g} for a request that says nothing of it; {of_step}"
+
+
 async def _nothing() -> None:
     """End nothing."""
 
 
 def _bm25(cfg: ServeSearchConfig) -> Bm25Search:
     corpus = cfg.search.corpus if isinstance(cfg.search, Bm25SearchConfig) else ""
-    return Bm25Search(Path(corpus) if corpus else load_facts_world(cfg.data).corpus)
+    return Bm25Search(Path(corpus).expanduser() if corpus else load_facts_world(cfg.data).corpus)
 
 
 @contextmanager

@@ -46,6 +46,7 @@ def evaluate_simulators(cfg: EvaluateSimulatorConfig, progress: Progress) -> Pat
     """Measure the simulator, and the baseline if there is one, on the same queries; return the page's path."""
     output = Path(cfg.output)
     found = read_queries(cfg)
+    warn_of_other_terms(cfg, progress)
     answers: dict[str, list[SimulatedAnswer]] = {}
     others: dict[str, dict[str, Any]] = {}
     for name in ("search", "baseline"):
@@ -54,10 +55,17 @@ def evaluate_simulators(cfg: EvaluateSimulatorConfig, progress: Progress) -> Pat
             continue
         progress.begin(name, 2 * len(found))
         with settings_stand_at(name), _built(cfg, settings, name) as (simulator, roles_after):
+            in_flight = _num_at_once(cfg, settings, simulator)
             began = time.perf_counter()
-            answers[name] = asyncio.run(_ask(cfg, settings, simulator, found, progress))
-            cost = _cost(answers[name], roles_after(time.perf_counter() - began), cfg.cost)
-            others[name] = {"cost": cost, "settings": to_container(settings)}
+            answers[name] = asyncio.run(_ask(cfg, settings, simulator, found, progress, in_flight))
+            wall_s = time.perf_counter() - began
+            others[name] = {
+                "failed_share": 1 - len(answers[name]) / (2 * len(found)),
+                "searches_per_s": len(answers[name]) / wall_s,
+                "in_flight": in_flight,
+                "cost": _cost(answers[name], roles_after(wall_s), cfg.cost),
+                "settings": to_container(settings),
+            }
         write_json_lines(output / f"{name}.jsonl", [asdict(answer) for answer in answers[name]])
     report = {
         "recipe": RECIPE,
@@ -101,6 +109,20 @@ def read_queries(cfg: EvaluateSimulatorConfig) -> list[Interaction]:
     return held[: cfg.num_queries or None]
 
 
+def warn_of_other_terms(cfg: EvaluateSimulatorConfig, progress: Progress) -> None:
+    """Say when one of two simulators answers whatever is asked, and the other what is asked for alone."""
+    search, baseline = cfg.search, cfg.baseline
+    if not isinstance(search, SimulatedSearchConfig) or not isinstance(baseline, SimulatedSearchConfig):
+        return
+    if search.knows_facts_alone != baseline.knows_facts_alone:
+        here, there = ("withhold" if each.knows_facts_alone else "answer" for each in (search, baseline))
+        progress.say(
+            f"search.off_target={search.off_target.name} is {here} here, and baseline.off_target="
+            f"{baseline.off_target.name} is {there}: for queries beside the point the two are asked for different "
+            "documents; set both to the same to compare the models alone"
+        )
+
+
 def _cost(records: Sequence[SimulatedAnswer], roles: Roles, prices: CostConfig) -> dict[str, Any] | None:
     """Return what the searches cost while they were asked, without the start of the engines."""
     counts = {
@@ -134,16 +156,18 @@ async def _ask(
     simulator: Simulator,
     found: Sequence[Interaction],
     progress: Progress,
+    num_at_once: int,
 ) -> list[SimulatedAnswer]:
-    """Return the answers. The first failure ends all and is raised as ``RuntimeError``."""
-    num_at_once = cfg.max_concurrency
-    if simulator.pool is not None:
-        # No more at once than the servers take: the time of a request that waits for a turn would run out.
-        num_at_once = min(num_at_once, settings.pool.max_concurrency * len(settings.endpoints))
+    """Return the answers, without those of searches that failed.
+
+    More of these than ``cfg.max_failed_share`` allows end all the others, as a ``RuntimeError``.
+    """
     slots = asyncio.Semaphore(num_at_once)
     rejected: list[RequestRejected] = []
+    failures: list[SearchFailure] = []
+    num_asked = 2 * len(found)
 
-    async def one(number: int, interaction: Interaction, noisy: bool) -> SimulatedAnswer:
+    async def one(number: int, interaction: Interaction, noisy: bool) -> SimulatedAnswer | None:
         request = SearchRequest(
             query=interaction.query,
             question=interaction.question,
@@ -152,9 +176,18 @@ async def _ask(
             num_documents=settings.num_documents,
             noisy=noisy,
         )
-        async with slots:
-            result = await _answered(simulator.engine, request, rejected)
+        result: SearchResult | None
+        try:
+            async with slots:
+                result = await _answered(simulator.engine, request, rejected)
+        except SearchFailure as failure:
+            failures.append(failure)
+            if len(failures) > cfg.max_failed_share * num_asked:
+                raise
+            result = None
         progress.tick()
+        if result is None:
+            return None
         real = tuple(document.text for document in interaction.documents[: settings.num_documents])
         return _record(interaction, real, result, noisy=noisy)
 
@@ -164,16 +197,26 @@ async def _ask(
         )
     except SearchFailure as failure:
         raise RuntimeError(
-            f"the simulator did not answer ({failure}); look at its servers and its template, or lower "
+            f"the simulator did not answer {len(failures)} of {num_asked} searches, more than max_failed_share="
+            f"{cfg.max_failed_share:g} allows ({failure}); look at its servers and its template, or lower "
             f"max_concurrency={cfg.max_concurrency}"
         ) from failure
     finally:
         await simulator.aclose()
     if rejected:
-        _check_some_were_taken(rejected, len(answers))
-        told = f"{len(rejected)} of {len(answers)} requests were rejected and count as no document"
+        _check_some_were_taken(rejected, num_asked)
+        told = f"{len(rejected)} of {num_asked} requests were rejected and count as no document"
         progress.say(f"{told}: {rejected[-1]}")
-    return answers
+    if failures:
+        progress.say(f"{len(failures)} of {num_asked} searches failed and are left out: {failures[-1]}")
+    return [answer for answer in answers if answer is not None]
+
+
+def _num_at_once(cfg: EvaluateSimulatorConfig, settings: SimulatedSearchConfig, simulator: Simulator) -> int:
+    if simulator.pool is None:
+        return cfg.max_concurrency
+    # No more at once than the servers take: the others would only wait for a turn.
+    return min(cfg.max_concurrency, settings.pool.max_concurrency * len(settings.endpoints))
 
 
 def _record(interaction: Interaction, real: tuple[str, ...], result: SearchResult, *, noisy: bool) -> SimulatedAnswer:

@@ -36,6 +36,7 @@ from zs_nemo.rollout import saved_episodes
 from zs_nemo.rollout.collector import Decoding, SearchBudgetExceeded, questions_of_step
 from zs_nemo.rollout.overlap import StepDraw, StepsAhead
 from zs_nemo.rollout.packing import pack_scripted
+from zs_nemo.rollout.rewards import RewardFailed
 from zs_nemo.search.simulator import SimulatedSearchEngine
 from zs_nemo.types.batch import TrainBatch
 from zs_nemo.types.keys import SampleKey, seed_of_attempt
@@ -85,9 +86,9 @@ class TrainingRun(EngineRun):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if error is not None and self._has_lost_engines(error):
-                # The ranks are well, and as the last step has left them.
-                self._save_after_lost_engines()
+            if error is not None and self._ranks_are_well(error):
+                # And as the last step has left them.
+                self._save_before_end()
             elif isinstance(error, KeyboardInterrupt):
                 # What is as good as written is not thrown away. A failed run's ranks may never answer.
                 with suppress(Exception):
@@ -342,9 +343,9 @@ class TrainingRun(EngineRun):
         self._commit_checkpoint()
         self._save_progress()
 
-    def _has_lost_engines(self, error: BaseException) -> bool:
-        """Whether a run failed for want of its search engine, of the simulator's own engines or of the policy's."""
-        if isinstance(error, SearchBudgetExceeded):
+    def _ranks_are_well(self, error: BaseException) -> bool:
+        """Whether a run failed by its reward, or for want of a search engine or of engines that are no ranks."""
+        if isinstance(error, SearchBudgetExceeded | RewardFailed):
             return True
         if PROCESS_STOP.requested:
             # A signal to all processes of a job ends engines first, and the ranks next.
@@ -355,7 +356,7 @@ class TrainingRun(EngineRun):
             is_refitted and is_death_of_policy_engine(error)
         )
 
-    def _save_after_lost_engines(self) -> None:
+    def _save_before_end(self) -> None:
         """Save what was trained before the episodes of this step failed; what prevents it is told, and hides nothing.
 
         With episodes of later steps under way, only what is being written becomes a checkpoint: a new one would hold

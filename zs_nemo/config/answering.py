@@ -12,7 +12,7 @@ class PolicyEndpointConfig:
     """``endpoint``: a policy that OpenAI-compatible servers serve (vLLM, SGLang, NIM), in place of ``policy.model``."""
 
     addresses: list[str] = field(default_factory=list)
-    """Such as http://127.0.0.1:8000/v1; all serve the same model. Empty for the folder ``policy.model``."""
+    """As ``search.endpoints``; all serve the same model. Empty for the folder ``policy.model``."""
     served_model: str = ""
     """Name under which they serve it."""
     api_key_variable: str = ""

@@ -47,7 +47,7 @@ class LlmJudgeConfig:
     """``collect.llm``: for ``collect.judge=llm``."""
 
     endpoints: list[str] = field(default_factory=list)
-    """Addresses of OpenAI-compatible servers, such as http://127.0.0.1:8000/v1, that all serve the same model."""
+    """Addresses of OpenAI-compatible servers that all serve the same model, as ``search.endpoints``."""
     served_model: str = ""
     """Name under which they serve it."""
     api: ApiKind = ApiKind.chat
@@ -75,7 +75,7 @@ class CollectConfig:
     """``train`` for examples to learn from; ``validation`` or ``test`` for searches to measure a simulator on, all of
     which are then held out."""
     num_questions: int = 0
-    """Questions that are asked; 0 for all of the split."""
+    """Questions that are asked; 0 for all of the split. A collection that goes on may be given another number."""
     judge: JudgeName = JudgeName.containment
     unit: JudgedUnit = JudgedUnit.search
     outcome_threshold: float = 0.8

@@ -8,19 +8,28 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from difflib import SequenceMatcher, get_close_matches
-from enum import Enum
 from pathlib import Path
 
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, EnumNode, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from zs_nemo.config.other_trainers import ours_of
+from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
+from zs_nemo.config.search import OTHER_PLACES, Bm25SearchConfig, SearchConfig, SimulatedSearchConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+REFUSED = (HydraException, OmegaConfBaseException, AssertionError)
+"""What composing settings raises for some that cannot be composed; the last for one within a group that is null."""
+_ENGINES: dict[str, type[SearchConfig]] = {
+    "bm25": Bm25SearchConfig,
+    "retriever": RetrieverSearchConfig,
+    "web": WebSearchConfig,
+    "simulated": SimulatedSearchConfig,
+}
 _EXIT_BAD_INPUT = 2
 _LEAST_LIKENESS = 0.6
 
@@ -42,7 +51,7 @@ def command(config_name: str) -> Callable[[Main], Callable[[], None]]:
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             try:
                 composing()
-            except (HydraException, OmegaConfBaseException) as error:
+            except REFUSED as error:
                 sys.stderr.write(f"error: {explain(error, config_name, sys.argv[1:])}\n")
                 sys.exit(_EXIT_BAD_INPUT)
 
@@ -75,9 +84,16 @@ def split_config_name(arguments: list[str], otherwise: str) -> tuple[str, list[s
 
 
 def explain(error: Exception, config_name: str, arguments: list[str]) -> str:
-    """Return why settings were refused, with the nearest right name; ``arguments`` are those of the command line."""
+    """Return why settings were refused, with the nearest right name; ``arguments`` are those of the command line.
+
+    ``error`` is one of ``REFUSED``; an ``AssertionError`` that is not about settings is raised again.
+    """
     config_name, arguments = split_config_name(arguments, config_name)
     cause = error.__cause__
+    if told := _explain_place(error, arguments):
+        return told
+    if isinstance(error, AssertionError):
+        raise error
     if isinstance(error, MissingConfigException):
         return _explain_missing(error, config_name)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
@@ -86,14 +102,9 @@ def explain(error: Exception, config_name: str, arguments: list[str]) -> str:
     if isinstance(cause, ValidationError) and cause.full_key:
         message = str(cause).partition("\n")[0]
         return f"{cause.full_key}: {message}{_meant_member(cause)}"
-    # A file of a group that other recipes have other settings for.
     foreign = re.match(r"In '(.+)/(.+)': .*\nKey '.*' not in .*\n\s*full_key: (\S+)", str(error))
     if foreign and not any(foreign[3] in argument for argument in arguments):
-        group, choice, key = foreign.groups()
-        return (
-            f"{group}={choice} sets {key}, which {config_name} does not have; choose another, or set by itself what "
-            "you need of it"
-        )
+        return _explain_file(foreign[1], foreign[2], foreign[3], config_name, arguments)
     # Of a group that is chosen for another place (+search@evaluation.search=...) Hydra hands on words alone.
     if place := re.search(r"^Key '.*' not in .*\n\s*full_key: (\S+)", str(error), re.MULTILINE):
         return f"unknown setting {place[1]}{did_you_mean(place[1], _known(config_name, arguments))}"
@@ -102,6 +113,33 @@ def explain(error: Exception, config_name: str, arguments: list[str]) -> str:
     if twice := re.match(r"Multiple values for (\S+)\. ", str(error)):
         return f"{twice[1]} is chosen already; to choose another, give {twice[1]}=NAME once and without a plus"
     return " ".join(filter(None, (str(error), str(cause or ""))))
+
+
+def _explain_place(error: Exception, arguments: list[str]) -> str:
+    """Return how an engine is chosen for another place than ``search``, if that was meant; otherwise nothing."""
+    typed = [argument.lstrip("+").partition("=") for argument in arguments]
+    for place in OTHER_PLACES:
+        if isinstance(error.__cause__, ValidationError) and error.__cause__.full_key == place:
+            choice = next((value for key, _, value in typed if key == place), "NAME")
+            return f"{place} takes an engine of the group search, which is chosen so: +search@{place}={choice}"
+        inner = next((key for key, _, _ in typed if key.startswith(f"{place}.")), "")
+        if inner and isinstance(error, AssertionError):
+            setting = inner.removeprefix(f"{place}.").partition(".")[0]
+            having = (name for name, kind in _ENGINES.items() if setting in {each.name for each in fields(kind)})
+            return (
+                f"{inner} is a setting of an engine, and {place} names none; choose it as well: "
+                f"+search@{place}={next(having, 'NAME')} {inner}=..."
+            )
+    return ""
+
+
+def _explain_file(group: str, choice: str, key: str, config_name: str, arguments: list[str]) -> str:
+    """Return what is wrong with a file of a group that sets ``key``: misspelt, or of other recipes."""
+    told = f"{group}={choice} sets {key}, which {config_name} does not have"
+    near = did_you_mean(key, _known(config_name, arguments))
+    if near and not any(key in _known(name, []) for name in _recipes() if name != config_name):
+        return f"{told}{near}"
+    return f"{told}; choose another, or set by itself what you need of it"
 
 
 def _explain_missing(error: MissingConfigException, config_name: str) -> str:
@@ -138,6 +176,9 @@ def _likeness(key: str, name: str) -> float:
     whole = SequenceMatcher(None, key, name).ratio()
     mine, its = key.rpartition("."), name.rpartition(".")
     last = SequenceMatcher(None, mine[2], its[2]).ratio()
+    if name.startswith(f"{key}_"):
+        # Words are missing at its end, and none is wrong.
+        return max(whole, 0.9)
     # The same last word in another group is a better guess than half of a word in the same.
     return max(whole, 0.9 * last + 0.1 * SequenceMatcher(None, mine[0], its[0]).ratio()) if last > 0.8 else whole
 
@@ -190,8 +231,7 @@ def _fields(cfg: DictConfig) -> list[str]:
 
 
 def _meant_member(error: ValidationError) -> str:
-    kind = getattr(error.child_node, "enum_type", None) or getattr(error.parent_node, "enum_type", None)
-    if not (isinstance(kind, type) and issubclass(kind, Enum)):
+    if not isinstance(error.child_node, EnumNode):
         return ""
-    close = get_close_matches(str(error.value), [member.name for member in kind], n=1)
+    close = get_close_matches(str(error.value), [member.name for member in error.child_node.enum_type], n=1)
     return f": did you mean {close[0]}?" if close else ""

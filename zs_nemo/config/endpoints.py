@@ -1,10 +1,15 @@
 """Settings of language models that are asked over HTTP, and of what is done with their answers."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from urllib.parse import urlsplit
 
+FIELDS_WE_SET = frozenset(
+    {"model", "max_tokens", "temperature", "top_p", "seed", "stream", "stop", "messages", "prompt"}
+)
+"""Of a request for a completion."""
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
@@ -31,8 +36,9 @@ class EndpointPoolConfig:
     max_concurrency: int = 64
     """Requests under way at one endpoint; more of them wait here, first come, first served."""
     deadline_s: float = 45.0
-    """Time for one completion with its wait for a turn and all its retries; less than ``rollout.search_deadline_s``,
-    so that the reason of a failure is told."""
+    """Time for one completion with all its retries, from its turn on; less than ``rollout.search_deadline_s``, which
+    counts the wait for a turn too, so that the reason of a failure is told. A turn is waited for as long as the
+    endpoints answer others, and for so long after their last answer."""
     request_timeout_s: float = 30.0
     """Time for one request to one endpoint."""
     first_pause_s: float = 0.1
@@ -103,8 +109,26 @@ def check_endpoints(endpoints: list[str], setting: str = "search.endpoints") -> 
             valid = False
         if not valid:
             raise ValueError(f"{setting}: {endpoint!r} must be an address such as http://127.0.0.1:8000/v1")
-    if len({endpoint.rstrip("/").removesuffix("/v1") for endpoint in endpoints}) < len(endpoints):
+    if len({version_url(endpoint) for endpoint in endpoints}) < len(endpoints):
         raise ValueError(f"{setting}={endpoints} names an endpoint twice; name each once")
+
+
+def version_url(address: str) -> str:
+    """Return the address that ``/completions`` goes behind: one without a path of its own gets ``/v1``.
+
+    http://host:8000 and http://host:8000/v1/ are http://host:8000/v1, https://host/v1beta/openai is what it is.
+    """
+    address = address.rstrip("/")
+    return address if urlsplit(address).path else f"{address}/v1"
+
+
+def check_extra_body(extra_body: Mapping[str, object], setting: str) -> None:
+    """Raise ``ValueError`` for a field that we set ourselves."""
+    if taken := sorted(FIELDS_WE_SET & extra_body.keys()):
+        raise ValueError(
+            f"{setting} names {', '.join(taken)}, which other settings decide (search.served_model, max_tokens, "
+            "temperature, stop and template); leave it out there"
+        )
 
 
 def may_hold_secret(address: str) -> bool:

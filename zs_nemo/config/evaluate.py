@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from zs_nemo.config.answering import AnsweringConfig
+from zs_nemo.config.recipe import check_simulator_is_told
 from zs_nemo.config.search import NoSearchConfig
 
 
@@ -82,6 +83,8 @@ class EvaluateRecipeConfig(AnsweringConfig):
                 f"search=none answers no search, but evaluate.methods holds {', '.join(searching)}; take "
                 "evaluate.methods=[direct,chain_of_thought], or choose search=bm25, retriever, web or simulated"
             )
+        if searching:
+            check_simulator_is_told(self.search, self.data, "test")
         if self.evaluate.limit and self.data.test_counts:
             raise ValueError(
                 f"evaluate.limit={self.evaluate.limit} and data.test_counts={self.data.test_counts} both say how many "

@@ -19,6 +19,9 @@ class EvaluateSimulatorConfig:
     """Different queries that are asked, useful and noisy each; 0 for all whose real documents hold the answer."""
     max_concurrency: int = 96
     """Searches under way at once."""
+    max_failed_share: float = 0.02
+    """Share of a simulator's searches that may fail; they are told and left out of its measures. With more of them the
+    recipe stops."""
     search: SearchConfig = field(default_factory=SimulatedSearchConfig)
     """The simulator."""
     baseline: SearchConfig | None = None
@@ -42,3 +45,5 @@ class EvaluateSimulatorConfig:
             raise ValueError(f"num_queries={self.num_queries} must be 0 (all) or positive")
         if self.max_concurrency < 1:
             raise ValueError(f"max_concurrency={self.max_concurrency} must be at least 1")
+        if not 0 <= self.max_failed_share < 1:
+            raise ValueError(f"max_failed_share={self.max_failed_share} must lie in [0, 1)")

@@ -150,6 +150,11 @@ class DataConfig:
     num_test_questions: int = 320
     num_validation_questions: int = 64
 
+    def beyond_facts(self, role: str) -> list[str]:
+        """Return the sets of ``train``, ``validation`` or ``test`` that are not the facts world's."""
+        sets: list[str] = getattr(self, role)
+        return [name for name in sets if not name.startswith("facts:")]
+
     def __post_init__(self) -> None:
         self._check_sets()
         self._check_shares()

@@ -71,6 +71,8 @@ class RecipeConfig:
                 "sampled with, and those of a truncated distribution are larger than the trained ones; set top_p to 1, "
                 "or the level to off"
             )
+        if self._trains_policy:
+            check_simulator_is_told(self.search, self.data, "train")
         if self.has_ranks:
             _check_ranks_hold_models(self.trainer, self.policy)
             _check_tensor_parallel_within_node(self.trainer, self.policy)
@@ -172,6 +174,17 @@ class PpoRecipeConfig(RecipeConfig):
     def critic_batch_size(self) -> int:
         """Trajectories per optimizer update of the critic."""
         return self.critic.global_batch_size or self.policy.global_batch_size
+
+
+def check_simulator_is_told(search: SearchConfig, data: DataConfig, role: str) -> None:
+    """Refuse a simulator that would be shown no answer to any of the questions that it is asked for."""
+    others = data.beyond_facts(role)
+    if others and isinstance(search, SimulatedSearchConfig) and search.knows_facts_alone:
+        raise ValueError(
+            f"search.template={search.template!r} with search.off_target={search.off_target.name} shows the simulator "
+            f"an answer for the facts world's questions alone, and data.{role} names {', '.join(others)}, for which it "
+            "would write nothing that helps; set search.template=open and search.off_target=auto"
+        )
 
 
 def _check_ratios_can_move(max_ratio: float, rollout: RolloutConfig, global_batch_size: int) -> None:

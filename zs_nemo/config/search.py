@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from zs_nemo.config.endpoints import (
     ApiKind,
@@ -13,6 +14,7 @@ from zs_nemo.config.endpoints import (
     RecordingConfig,
     RecordingMode,
     check_endpoints,
+    check_extra_body,
     check_variable_name,
 )
 from zs_nemo.config.policy import check_engines
@@ -121,10 +123,13 @@ class SimulatedSearchConfig(SearchConfig):
     otherwise for none."""
     api: ApiKind = ApiKind.completions
     endpoints: list[str] = field(default_factory=list)
-    """Addresses of OpenAI-compatible servers (vLLM, SGLang, NIM) that all serve the same model. Empty starts
-    ``num_engines`` engines of our own."""
+    """Addresses of OpenAI-compatible servers (vLLM, SGLang, NIM) that all serve the same model: without a path, for
+    /v1, or with their own, such as https://host/v1beta/openai. Empty starts ``num_engines`` engines of our own."""
     served_model: str = ""
     """Name under which the endpoints serve the model."""
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    """Further fields of every request to the endpoints, as their server knows them: with vLLM
+    ``'+search.extra_body={chat_template_kwargs:{enable_thinking:false}}'`` switches the thoughts of some models off."""
     api_key_variable: str = ""
     """Name of the environment variable that holds the endpoints' bearer key; empty for none."""
     pool: EndpointPoolConfig = field(default_factory=EndpointPoolConfig)
@@ -139,6 +144,12 @@ class SimulatedSearchConfig(SearchConfig):
     def needs_engines(self) -> bool:
         """Whether engines that the run starts answer: not with endpoints, and not when all answers are read."""
         return not self.endpoints and self.recording.mode is not RecordingMode.replay
+
+    @property
+    def knows_facts_alone(self) -> bool:
+        """Whether answers are given to queries alone that ask for what a question of the facts world needs."""
+        is_short_form = not self.template and self.documents_per_completion is DocumentsPerCompletion.one
+        return self.off_target is OffTarget.withhold or (is_short_form and self.off_target is OffTarget.auto)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -156,6 +167,14 @@ class SimulatedSearchConfig(SearchConfig):
                 f"search.max_tokens={self.max_tokens} must be smaller than search.max_sequence_tokens="
                 f"{self.max_sequence_tokens}, which also holds the prompt; raise that"
             )
+        self._check_endpoints()
+        if self.cache_size and self.seed_group is SeedGroup.request:
+            raise ValueError(
+                f"search.cache_size={self.cache_size} keeps answers that search.seed_group=request never asks for "
+                "again: every search is a draw of its own; set search.seed_group=prompt or run, or cache_size=0"
+            )
+
+    def _check_endpoints(self) -> None:
         check_endpoints(self.endpoints)
         self.pool.check("search.pool")
         if self.api_key_variable:
@@ -165,10 +184,11 @@ class SimulatedSearchConfig(SearchConfig):
                 "search.served_model is empty, but search.endpoints are given; set it to the name under which they "
                 "serve the model (GET /v1/models lists it)"
             )
-        if self.cache_size and self.seed_group is SeedGroup.request:
+        check_extra_body(self.extra_body, "search.extra_body")
+        if self.extra_body and not self.endpoints:
             raise ValueError(
-                f"search.cache_size={self.cache_size} keeps answers that search.seed_group=request never asks for "
-                "again: every search is a draw of its own; set search.seed_group=prompt or run, or cache_size=0"
+                f"search.extra_body={self.extra_body} is sent to search.endpoints, and none are given; name them, or "
+                "leave it out"
             )
 
 

@@ -89,7 +89,9 @@ class Answerer:
             noise_probability=self._search.noise_probability,
         )
         deadline_s = self._search.deadline_s(self._limits)
-        result, failures = await search_within_deadline(self._search.callback, request, deadline_s)
+        result, failures = await search_within_deadline(
+            self._search.callback, request, deadline_s, self._search.account
+        )
         search_s = time.monotonic() - began
         if result is None:
             trajectory = Trajectory(

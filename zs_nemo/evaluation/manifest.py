@@ -193,12 +193,19 @@ def manifest_file(rows_file: Path) -> Path:
 
 
 def manifest_differences(first_rows: Path, second_rows: Path) -> list[str]:
-    """Name what two evaluations differ in besides policy and versions; nothing where one of them has no manifest."""
+    """Name what two evaluations differ in besides policy and versions; nothing where one of them has no manifest.
+
+    The policy's chat template is the policy's, and the simulator's wording counts where both manifests have its hash:
+    those from before have none.
+    """
     files = [manifest_file(path) for path in (first_rows, second_rows)]
     if not all(file.is_file() for file in files):
         return []
     first, second = map(EvaluationManifest.read, files)
-    return first.differences(second, ignore=("policy", "versions"))
+    ignore = ["policy", "chat_template_sha256:", "versions"]
+    if not (first.engine_template_sha256 and second.engine_template_sha256):
+        ignore.append("engine_template_sha256:")
+    return first.differences(second, ignore=ignore)
 
 
 def set_contents(questions: Iterable[Question]) -> dict[str, SetContent]:

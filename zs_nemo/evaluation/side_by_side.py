@@ -72,7 +72,7 @@ def differences(runs: Sequence[NamedRun], bootstrap_samples: int) -> Table:
     """Return how much better each run is than the first, paired over the questions that both have answered.
 
     Only run directories hold the answers; evaluations of other questions than the first run's are left out, and so are
-    questions whose search failed in either.
+    questions whose search failed, or whose time ran out, in either.
     """
     columns = [
         Column(key="run", label="run"),

@@ -77,6 +77,7 @@ def quality(records: Sequence[SimulatedAnswer]) -> dict[str, Any]:
         "likeness": likeness(useful),
         "diversity": diversity(records),
         "latency_s_median": median(record.latency_s for record in records) if records else ABSENT,
+        "latency_s_p95": float(np.quantile([record.latency_s for record in records], 0.95)) if records else ABSENT,
         "prompt_tokens_per_search": _mean([record.prompt_tokens for record in records]),
         "completion_tokens_per_search": _mean([record.completion_tokens for record in records]),
     }

@@ -76,7 +76,7 @@ def with_stop_string(prompt: str, text: str, reason: StopReason, stop: tuple[str
     ends = [text.index(each) + len(each) for each in stop if each in text]
     if ends:
         return text[: min(ends)], StopReason.stop_string
-    if reason is StopReason.length:
+    if reason in (StopReason.length, StopReason.filtered):
         return text, reason
     whole = prompt + text
     opened = {whole.rfind(each.replace("</", "<", 1)): each for each in stop}

@@ -85,8 +85,9 @@ _FREE_ON_RESUME = (
     "search.api_key_variable",
     "search.pool.",
     "search.cache_size",
-    "search.recording.path",
+    "search.recording.",  # What is recorded is what would be asked for again.
     "rollout.max_concurrency",
+    "collect.num_questions",  # Of the same questions, in the same order.
     "collect.llm.endpoints",
     "collect.llm.api_key_variable",
     "collect.llm.pool.",

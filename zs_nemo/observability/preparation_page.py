@@ -83,9 +83,16 @@ def _of_collection(files: RunFiles, report: Mapping[str, Any]) -> dict[str, Any]
             ),
         ],
         "charts": [chart],
-        "facts": {f"judge: {name}": report[name] for name in _TOLD_OF_JUDGES if name in report},
+        "facts": _gaps(report) | {f"judge: {name}": report[name] for name in _TOLD_OF_JUDGES if name in report},
         "examples": _examples(files.path),
     }
+
+
+def _gaps(report: Mapping[str, Any]) -> dict[str, str]:
+    """Say what is missing; earlier versions had either all that was wanted or no report."""
+    ended, wanted, bare = (report.get(name, 0) for name in ("episodes", "episodes_wanted", "without_documents"))
+    gaps = {"episodes": f"{ended:,} of {wanted:,}: the engine refused to go on"} if ended < wanted else {}
+    return gaps | ({"searches that found nothing": f"{bare:,}"} if bare else {})
 
 
 def _of_tuning(files: RunFiles, report: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,3 +76,6 @@ def resolve_callback(path: str) -> Callable[[SearchEngine], RolloutCallback]:
             f"rollout.callback={path!r} cannot be imported ({error}); name it as package.module.ClassName and put its "
             "package on PYTHONPATH"
         ) from error
+    except Exception as error:
+        # What a module of the user's own does when it is imported, its syntax included.
+        raise ValueError(f"rollout.callback={path!r} cannot be imported ({error!r}); mend {module_name}") from error

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -46,7 +46,32 @@ class SearchBudgetExceeded(RuntimeError):  # noqa: N818  (it says what happened)
 
 
 class DeadlineBudgetExceeded(RuntimeError):  # noqa: N818  (it says what happened)
-    """More trajectories passed their deadline than ``rollout.max_deadline_share`` allows."""
+    """More trajectories passed their deadline than ``rollout.max_deadline_share`` allows, or, in an evaluation, than
+    ``evaluate.max_failed_share`` does."""
+
+
+@dataclass(kw_only=True)
+class StepLosses:
+    """What the ended trajectories of a step have lost."""
+
+    trajectories: int = 0
+    calls: int = 0
+    """Search calls, those that failed included."""
+    failed: list[Trajectory] = field(default_factory=list)
+    empty: list[Trajectory] = field(default_factory=list)
+    """Those for whose last search a simulator wrote nothing."""
+    late: int = 0
+
+    def note(self, trajectory: Trajectory) -> None:
+        """Count a trajectory that has ended."""
+        self.trajectories += 1
+        self.calls += trajectory.num_searches
+        if trajectory.status is Status.deadline:
+            self.late += 1
+        elif trajectory.status is Status.search_failed:
+            self.calls += 1
+            is_empty = trajectory.search_failure_kind is SearchFailureKind.empty
+            (self.empty if is_empty else self.failed).append(trajectory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,31 +85,32 @@ class StepBudgets:
     late: float = 1.0
     """Of its trajectories, because their time ran out."""
 
-    def check(self, trajectories: Sequence[Trajectory]) -> None:
-        """Raise ``SearchBudgetExceeded`` or ``DeadlineBudgetExceeded`` when more was lost."""
-        lost = [trajectory for trajectory in trajectories if trajectory.status is Status.search_failed]
-        empty = [each for each in lost if each.search_failure_kind is SearchFailureKind.empty]
-        failed = [each for each in lost if each.search_failure_kind is not SearchFailureKind.empty]
-        calls = len(lost) + sum(trajectory.num_searches for trajectory in trajectories)
-        if len(failed) > self.failed * calls:
+    def check(self, losses: StepLosses, *, trajectories_to_come: int = 0, calls_to_come: int = 0) -> None:
+        """Raise ``SearchBudgetExceeded`` or ``DeadlineBudgetExceeded`` when more was lost.
+
+        Of a step that has not ended, when more was lost than its shares allow however the rest goes: so many more
+        trajectories, with at most so many search calls.
+        """
+        calls, all_calls, failed, empty = losses.calls, losses.calls + calls_to_come, losses.failed, losses.empty
+        if len(failed) > self.failed * all_calls:
             raise SearchBudgetExceeded(
                 f"{len(failed)} of {calls} search calls failed, more than rollout.search_max_failure_share="
                 f"{self.failed:g} allows; look at the engine's log, or raise it or rollout.search_deadline_s. "
                 f"The last failure: {failed[-1].last_search_failure}",
                 engine=failed[-1].failed_engine,
             )
-        if len(empty) > self.empty * calls:
+        if len(empty) > self.empty * all_calls:
             raise SearchBudgetExceeded(
                 f"for {len(empty)} of {calls} search calls the simulator wrote nothing, more than "
                 f"rollout.search_max_empty_share={self.empty:g} allows; look at its template and at what the policy "
                 f"asks (trajectories/), or raise it. The last one: {empty[-1].last_search_failure}",
                 engine=empty[-1].failed_engine,
             )
-        late = sum(trajectory.status is Status.deadline for trajectory in trajectories)
-        if late > self.late * len(trajectories):
+        if losses.late > self.late * (losses.trajectories + trajectories_to_come):
             raise DeadlineBudgetExceeded(
-                f"{late} of {len(trajectories)} trajectories did not end within rollout.trajectory_deadline_s, more "
-                f"than rollout.max_deadline_share={self.late:g} allows; look at the engines' logs, or raise it"
+                f"{losses.late} of {losses.trajectories} trajectories did not end within "
+                f"rollout.trajectory_deadline_s, more than rollout.max_deadline_share={self.late:g} allows; look at "
+                "the engines' logs, or raise it"
             )
 
 
@@ -109,8 +135,8 @@ class RolloutCollector:
         self._run_seed = run_seed
         self._max_concurrency = max_concurrency
         self._budgets = budgets
-        self._of_step: list[Trajectory] = []
-        """Ended in the rounds of the step so far."""
+        self._of_step = StepLosses()
+        """Of the rounds of the step so far."""
         # One loop for the life of the collector: engine clients keep connections that belong to a loop.
         self.loop: EpisodeLoop = loop or asyncio.Runner()
 
@@ -140,11 +166,28 @@ class RolloutCollector:
         has returned to a checkpoint: both give draws of their own.
         A trajectory whose search failed, or that passed its deadline, says nothing about the policy: its group goes on
         without it. Raises ``SearchBudgetExceeded`` when too many searches found no answer within their deadline, and
-        ``DeadlineBudgetExceeded`` when too many trajectories did not end within theirs.
+        ``DeadlineBudgetExceeded`` when too many trajectories did not end within theirs: as soon as that is certain,
+        and those under way are cancelled.
         """
         plans = self.plan_step(questions, step=step, group_size=group_size, first_prompt=first_prompt, attempt=attempt)
-        trajectories = self.loop.run(self._run_all(plans, search, decoding, on_done))
-        return self.grouped(questions, trajectories, first_prompt=first_prompt)
+        losses = self._losses_of_step(first_prompt)
+        trajectories = self.loop.run(self._run_all(plans, search, decoding, on_done, losses))
+        return _in_groups(questions, trajectories, first_prompt)
+
+    def collect_within_quota(
+        self,
+        plans: Sequence[EpisodePlan],
+        search: SearchSetting,
+        decoding: Decoding,
+        *,
+        on_done: Callable[[Trajectory], None],
+    ) -> None:
+        """Run episodes to their ends, and give each to ``on_done``, until an engine refuses a search.
+
+        What may be spent on it is then spent: those under way go on, and no other begins. Refused searches count
+        against no budget; for others it raises as ``collect`` does.
+        """
+        self.loop.run(self._run_all(plans, search, decoding, on_done, StepLosses(), ends_when_refused=True))
 
     def plan_step(
         self, questions: Sequence[Question], *, step: int, group_size: int, first_prompt: int = 0, attempt: int = 0
@@ -165,13 +208,16 @@ class RolloutCollector:
         Raises as ``collect`` does when too many were lost of all that the step has collected so far: a later round of
         few prompts has no budgets of its own.
         """
-        self._of_step = [*(self._of_step if first_prompt else ()), *trajectories]
-        self._budgets.check(self._of_step)
-        groups = [TrajectoryGroup(question=question, trajectories=[]) for question in questions]
+        losses = self._losses_of_step(first_prompt)
         for trajectory in trajectories:
-            group = groups[trajectory.key.prompt - first_prompt]
-            (group.lost if trajectory.status.is_lost else group.trajectories).append(trajectory)
-        return groups
+            losses.note(trajectory)
+        self._budgets.check(losses)
+        return _in_groups(questions, trajectories, first_prompt)
+
+    def _losses_of_step(self, first_prompt: int) -> StepLosses:
+        if not first_prompt:
+            self._of_step = StepLosses()
+        return self._of_step
 
     def evaluate(
         self,
@@ -194,9 +240,7 @@ class RolloutCollector:
             )
             for prompt, question in enumerate(questions)
         ]
-        trajectories = self.loop.run(self._run_all(plans, search, decoding, on_done))
-        self._budgets.check(trajectories)
-        return trajectories
+        return self.loop.run(self._run_all(plans, search, decoding, on_done, StepLosses()))
 
     def _plan(self, question: Question, key: SampleKey, *, closed_book: bool = False) -> EpisodePlan:
         text = closed_book_prompt(question.text) if closed_book else policy_prompt(question.text)
@@ -230,21 +274,52 @@ class RolloutCollector:
 
     async def _run_all(
         self,
-        plans: list[EpisodePlan],
+        plans: Sequence[EpisodePlan],
         search: SearchSetting | None,
         decoding: Decoding,
         on_done: Callable[[Trajectory], None] | None,
+        losses: StepLosses,
+        *,
+        ends_when_refused: bool = False,
     ) -> list[Trajectory]:
+        """Return the ended trajectories; ``losses`` are those of the step before, and are added to."""
         slots = asyncio.Semaphore(self._max_concurrency)
+        num_to_come = len(plans)
+        is_refused = False
 
-        async def run_one(plan: EpisodePlan) -> Trajectory:
+        async def run_one(plan: EpisodePlan) -> Trajectory | None:
+            nonlocal num_to_come, is_refused
             async with slots:
+                if is_refused:
+                    return None
                 trajectory = await self.run_episode(plan, search, decoding)
+            num_to_come -= 1
             if on_done:
                 on_done(trajectory)
+            if ends_when_refused and trajectory.is_refused:
+                is_refused = True
+            else:
+                losses.note(trajectory)
+                self._budgets.check(
+                    losses,
+                    trajectories_to_come=num_to_come,
+                    calls_to_come=num_to_come * self._runner.max_searches,
+                )
             return trajectory
 
-        return await all_or_none(run_one(plan) for plan in plans)
+        ended = await all_or_none(run_one(plan) for plan in plans)
+        self._budgets.check(losses)
+        return [trajectory for trajectory in ended if trajectory is not None]
+
+
+def _in_groups(
+    questions: Sequence[Question], trajectories: Sequence[Trajectory], first_prompt: int
+) -> list[TrajectoryGroup]:
+    groups = [TrajectoryGroup(question=question, trajectories=[]) for question in questions]
+    for trajectory in trajectories:
+        group = groups[trajectory.key.prompt - first_prompt]
+        (group.lost if trajectory.status.is_lost else group.trajectories).append(trajectory)
+    return groups
 
 
 def questions_of_step(

@@ -53,6 +53,9 @@ class SearchSetting:
     has_deadline: bool = True
     """Whether a search has a deadline of its own. Not where engines of the run answer it: a search that waits there
     waits for its turn, however slow the machine, and an engine that dies or hangs is found and replaced."""
+    account: Callable[[], str] = str
+    """Says how the servers behind the callback are, for a search that its deadline ends; empty where nothing is known.
+    """
 
     def deadline_s(self, limits: EpisodeLimits) -> float | None:
         """Return the time for one search, None for as long as it takes."""
@@ -66,6 +69,11 @@ class EpisodeRunner:
         self._engine = engine
         self._tokenizer = tokenizer
         self._limits = limits
+
+    @property
+    def max_searches(self) -> int:
+        """Searches that one episode makes at most: a turn is left to read the documents of each."""
+        return self._limits.max_turns - 1
 
     async def run(
         self,
@@ -200,7 +208,7 @@ class EpisodeRunner:
             noise_probability=search.noise_probability,
         )
         deadline_s = search.deadline_s(self._limits)
-        result, failures = await search_within_deadline(search.callback, request, deadline_s)
+        result, failures = await search_within_deadline(search.callback, request, deadline_s, search.account)
         trajectory.search_failures += len(failures)
         if failures:
             trajectory.last_search_failure = str(failures[-1])

@@ -16,8 +16,11 @@ class Judged:
     useful: bool
 
 
-def interactions_of(trajectory: Trajectory, *, outcome: float, held_out_share: float) -> list[Interaction]:
-    """Return the searches of an episode that brought documents. ``outcome`` is the token F1 of its answer."""
+def interactions_of(trajectory: Trajectory, *, outcome: float | None, held_out_share: float) -> list[Interaction]:
+    """Return the searches of an episode that were answered, be it with no document.
+
+    ``outcome`` is the token F1 of its answer, None where something else than the policy ended it.
+    """
     question = trajectory.question
     return [
         Interaction(
@@ -33,7 +36,7 @@ def interactions_of(trajectory: Trajectory, *, outcome: float, held_out_share: f
             outcome=outcome,
         )
         for number, turn in enumerate(trajectory.turns)
-        if turn.query is not None and turn.result is not None and turn.result.documents
+        if turn.query is not None and turn.result is not None
     ]
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from zs_nemo.rollout.collector import Decoding, RolloutCollector
 from zs_nemo.rollout.episode import EpisodePlan, SearchSetting
+from zs_nemo.rollout.rewards import RewardFailed
 from zs_nemo.rollout.saved_episodes import Row, episode_row, key_of, trajectory_of
 from zs_nemo.rollout.turn_gate import PrioritySlots, TurnGate
 from zs_nemo.types.keys import SampleKey
@@ -208,9 +209,14 @@ class StepsAhead:
             with self._gate.moving():
                 await self._gate.passed()
                 episode.trajectory = episode.trajectory or self._collector.begin_episode(plan)
-                await self._collector.run_episode(
-                    plan, draw.search, draw.decoding, trajectory=episode.trajectory, before_turn=self._gate.passed
-                )
+                try:
+                    await self._collector.run_episode(
+                        plan, draw.search, draw.decoding, trajectory=episode.trajectory, before_turn=self._gate.passed
+                    )
+                except RewardFailed:
+                    # It has ended and has no reward: a checkpoint could neither go on with it nor train on it.
+                    episode.trajectory = None
+                    raise
                 episode.ended = True
 
     async def _state(self) -> tuple[dict[str, Any], list[Row]]:

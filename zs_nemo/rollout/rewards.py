@@ -16,6 +16,10 @@ from zs_nemo.types.trajectory import Trajectory
 Reward = Callable[[Trajectory], float]
 
 
+class RewardFailed(RuntimeError):  # noqa: N818  (it says what happened)
+    """A term of the reward raised an error, or returned something else than a finite number."""
+
+
 def f1(trajectory: Trajectory) -> float:
     """Return the answer's token F1, the largest over the gold answers, in [0, 1]."""
     return grade(trajectory.answer, trajectory.question).f1
@@ -51,31 +55,42 @@ REWARDS: dict[str, Reward] = {
 def build_reward(weights: Mapping[str, float]) -> Reward:
     """Return the sum of the named terms times their weights, without those of weight 0.
 
-    Raises ``ValueError`` for a term that cannot be imported.
+    Raises ``ValueError`` for a term that cannot be imported. The sum raises ``RewardFailed`` for a trajectory that a
+    term cannot grade.
     """
     chosen = [(name, _resolve(name), weight) for name, weight in weights.items() if weight]
 
     def reward(trajectory: Trajectory) -> float:
         total = 0.0
         for name, term, weight in chosen:
-            value = term(trajectory)
-            total += weight * _checked(value, name, trajectory)
+            total += weight * _graded(trajectory, name, term)
         return total
 
     return reward
 
 
-def _checked(value: object, name: str, trajectory: Trajectory) -> float:
+def _graded(trajectory: Trajectory, name: str, term: Reward) -> float:
+    graded = f"question {trajectory.question.id!r}, trajectory {trajectory.key}"
     try:
-        number = float(value)  # type: ignore[arg-type]  # what is no number is caught
-    except (TypeError, ValueError):
+        value = term(trajectory)
+    except Exception as error:
+        # Code of the user's own, which may raise anything.
+        raise RewardFailed(f"reward term {name!r} raised {_told(error)} for {graded}; mend the term") from error
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        # The last is a tensor's of several elements.
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(
-            f"reward term {name!r} returned {value!r} for trajectory {trajectory.key}; it must return a finite number "
-            "for every trajectory"
+        raise RewardFailed(
+            f"reward term {name!r} returned {value!r} for {graded}; it must return a finite number for every trajectory"
         )
     return number
+
+
+def _told(error: Exception) -> str:
+    """Return an error with its kind, without which the text of some says little: ``KeyError: 'title'``."""
+    return f"{type(error).__name__}: {error}"
 
 
 def _resolve(name: str) -> Reward:
@@ -89,3 +104,6 @@ def _resolve(name: str) -> Reward:
             f"reward.function={name!r} cannot be imported ({error}); name it as package.module.function and put its "
             "package on PYTHONPATH"
         ) from error
+    except Exception as error:
+        # What a module of the user's own does when it is imported, its syntax included.
+        raise ValueError(f"reward.function={name!r} cannot be imported ({_told(error)}); mend {module_name}") from error

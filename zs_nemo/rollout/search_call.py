@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from zs_nemo.rollout.callbacks import RolloutCallback
@@ -23,7 +24,7 @@ MAX_EMPTY_ANSWERS = 3
 
 
 async def search_within_deadline(
-    callback: RolloutCallback, request: SearchRequest, deadline_s: float | None
+    callback: RolloutCallback, request: SearchRequest, deadline_s: float | None, account: Callable[[], str] = str
 ) -> tuple[SearchResult | None, list[SearchFailure]]:
     """Return (the result, or None when there is none to be had, and the failures on the way).
 
@@ -33,7 +34,7 @@ async def search_within_deadline(
     answer, is not asked again. A ``TimeoutError`` of the callback's own, before the deadline, is an engine that cannot
     be reached; anything else but ``SearchFailure`` is a defect of the callback and is raised. None is no deadline, and
     lets that be raised too. The documents come without broken characters, whoever found them: half a character fits
-    into no file.
+    into no file. ``account`` says how the engine's servers are, for a search that its deadline ends.
     """
     give_up_at = math.inf if deadline_s is None else time.monotonic() + deadline_s
     failures: list[SearchFailure] = []
@@ -48,8 +49,9 @@ async def search_within_deadline(
             if deadline_s is None:
                 raise  # Not ours: the callback's own, and not told as a failed search.
             if limit.expired():
-                before = f"; before that, {failures[-1]}" if failures else ""
-                failures.append(SearchFailure(SearchFailureKind.timeout, f"no answer within {deadline_s:g} s{before}"))
+                told = f"before that, {failures[-1]}" if failures else account()
+                text = f"no answer within {deadline_s:g} s" + (f"; {told}" if told else "")
+                failures.append(SearchFailure(SearchFailureKind.timeout, text))
                 return None, failures
             failures.append(SearchFailure(SearchFailureKind.unavailable, f"the search raised {error!r}"))
         except SearchFailure as failure:

@@ -7,7 +7,7 @@ import re
 import tempfile
 import time
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -76,13 +76,16 @@ class Bm25Search:
 
     name = "bm25"
 
-    def __init__(self, corpus: str | Path, cache: Path | None = None) -> None:
+    def __init__(
+        self, corpus: str | Path, cache: Path | None = None, *, on_building: Callable[[int], None] | None = None
+    ) -> None:
         """Load ``corpus`` and its index; build the index in ``cache`` (default: the project's) on the first use.
 
+        ``on_building`` is told the number of documents where that has to be done.
         Raises ``ValueError`` naming file and line for a corpus that cannot be read.
         """
         self._ids, self._texts = read_corpus(Path(corpus))
-        self._index, self._all_scripts = _load_index(self._texts, cache or cache_folder())
+        self._index, self._all_scripts = _load_index(self._texts, cache or cache_folder(), on_building)
 
     async def search(self, request: SearchRequest) -> SearchResult:
         """Return the best documents, best first; none if no document shares a word with the query."""
@@ -104,11 +107,25 @@ class Bm25Search:
         return tuple(Document(text=self._texts[i], id=self._ids[i], score=float(scores[i])) for i in best)
 
 
+def check_corpus(path: Path) -> None:
+    """Raise ``ValueError`` as ``read_corpus`` does, for what the file's first line shows: in no time."""
+    next(_documents(path))
+
+
 def read_corpus(path: Path) -> tuple[list[str], list[str]]:
     """Return identifiers and texts; raise ``ValueError`` naming file and line for one that cannot be used."""
+    ids, texts = [], []
+    for identifier, text in _documents(path):
+        ids.append(identifier)
+        texts.append(text)
+    return ids, texts
+
+
+def _documents(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield identifier and text of each document, at least one; raise as ``read_corpus`` does."""
     if not path.is_file():
         raise ValueError(f"search.corpus={str(path)!r} is no file; leave it empty for the corpus of the facts world")
-    ids, texts = [], []
+    number = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -122,11 +139,9 @@ def read_corpus(path: Path) -> tuple[list[str], list[str]]:
                     f'search.corpus: {path}, line {number}: must be a JSON object with the texts "id" and "contents", '
                     f"but reads {line[:80]!r}; mend or remove the line"
                 )
-            ids.append(identifier)
-            texts.append(text)
-    if not texts:
+            yield identifier, text
+    if not number:
         raise ValueError(f"search.corpus={str(path)!r} holds no document; name a file with at least one line")
-    return ids, texts
 
 
 def build_index(
@@ -220,12 +235,14 @@ def index_folder(texts: list[str], cache: Path) -> Path:
     return cache / f"bm25-{digest.hexdigest()}"
 
 
-def _load_index(texts: list[str], cache: Path) -> tuple["bm25s.BM25", bool]:
+def _load_index(texts: list[str], cache: Path, on_building: Callable[[int], None] | None) -> tuple["bm25s.BM25", bool]:
     """Return the index, and whether its terms are of all scripts."""
     import bm25s
 
     folder = index_folder(texts, cache)
     if not folder.is_dir():
+        if on_building is not None:
+            on_building(len(texts))
         _write_index(texts, folder, lambda stage, done, total: None)
     return bm25s.BM25.load(str(folder)), json.loads((folder / _ALL_SCRIPTS_FILE).read_text())
 

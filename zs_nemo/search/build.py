@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from zs_nemo.config.endpoints import ApiKind, RecordingMode
 from zs_nemo.config.search import DocumentsPerCompletion, SimulatedSearchConfig
+from zs_nemo.search.completion_form import CompletionForm
 from zs_nemo.search.demonstrations import Demonstrations
 from zs_nemo.search.document_parser import DocumentBudget
 from zs_nemo.search.endpoints import EndpointPool
@@ -32,6 +33,10 @@ class Simulator:
         """Close the connections to endpoints, in the event loop that has used them."""
         if self.pool is not None:
             await self.pool.close()
+
+    def account(self) -> str:
+        """Return how the endpoints are; empty without any."""
+        return self.pool.account() if self.pool is not None else ""
 
     def metrics(self) -> dict[str, float]:
         """Return what sharing has saved and what every endpoint has done since the start, as flat numbers."""
@@ -71,7 +76,7 @@ def build_simulator(
     if settings.endpoints and settings.recording.mode is not RecordingMode.replay:
         key = secret_from(settings.api_key_variable, "search.api_key_variable")
         pool = EndpointPool(settings.endpoints, settings.pool, api_key=key)
-        text = EndpointTextGenerator(pool, model=settings.served_model, api=settings.api)
+        text = EndpointTextGenerator(pool, completion_form(settings))
     elif settings.needs_engines:
         assert engine is not None and tokenizer is not None
         text = EngineTextGenerator(engine, tokenizer, max_sequence_tokens=settings.max_sequence_tokens)
@@ -83,6 +88,23 @@ def build_simulator(
         asked = RecordedSearch(asked, recording.mode, recording.path, name=TextSimulator.name)
     assert asked is not None
     return Simulator(engine=SharedSearch(asked, settings.seed_group, settings.cache_size), pool=pool)
+
+
+def completion_form(settings: SimulatedSearchConfig) -> CompletionForm:
+    """Return how the simulator's endpoints are asked."""
+    return CompletionForm(model=settings.served_model, api=settings.api, extra_body=settings.extra_body)
+
+
+def simulator_sampling(settings: SimulatedSearchConfig) -> SamplingParams:
+    """Return how the simulator's completions are sampled."""
+    is_single = settings.documents_per_completion is DocumentsPerCompletion.one
+    # In a chat a model may think first, on lines of its own, and ends by itself.
+    ends_with_line = is_single and settings.api is ApiKind.completions
+    return SamplingParams(
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        stop=tuple(settings.stop) or (STOP if ends_with_line else ()),
+    )
 
 
 def build_prompts(settings: SimulatedSearchConfig, demonstrations: Demonstrations | None) -> SimulatorPrompts:
@@ -119,15 +141,8 @@ def _text_simulator(
 ) -> TextSimulator:
     prompts = build_prompts(settings, demonstrations)
     is_single = prompts.documents is DocumentsPerCompletion.one
-    # In a chat a model may think first, on lines of its own, and ends by itself.
-    ends_with_line = is_single and settings.api is ApiKind.completions
-    sampling = SamplingParams(
-        max_tokens=settings.max_tokens,
-        temperature=settings.temperature,
-        stop=tuple(settings.stop) or (STOP if ends_with_line else ()),
-    )
     # Our own engines keep to max_tokens themselves: one document is what they have sampled.
     budget = None
     if settings.endpoints or not is_single or settings.max_document_tokens:
         budget = DocumentBudget(max_tokens=settings.max_document_tokens or settings.max_tokens, tokenizer=tokenizer)
-    return TextSimulator(text, prompts, sampling, budget=budget, max_redraws=settings.max_redraws)
+    return TextSimulator(text, prompts, simulator_sampling(settings), budget=budget, max_redraws=settings.max_redraws)

@@ -2,7 +2,7 @@
 
 Defects, as they are counted in ``SearchResult.defects``:
 
-- ``empty``: nothing that can be shown.
+- ``empty``: nothing that can be shown. ``filtered``: nothing, because the server's content filter withheld it.
 - ``missing``: so many documents fewer than were asked for. ``surplus``: so many more, which are left out.
 - ``cut``: the completion reached its limit; the last document ends at its last whole sentence, else word.
 - ``too_long``: a document was over its budget of tokens and is cut in the same way.

@@ -1,13 +1,15 @@
-"""Whether an endpoint is there and serves the model: in the background of a run, and once before anything starts."""
+"""Whether an endpoint is there, as it is looked after in the background of a run, and how one is reached at all."""
 
 import asyncio
-import json
-from collections.abc import Sequence
-from typing import Any
+import re
+from dataclasses import dataclass
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
-from zs_nemo.search.endpoint_state import version_url
+from zs_nemo.search.http_client import asked_pause_s
 
 ERROR_CHARACTERS = 300
 """Of an error's text so much is told."""
@@ -15,6 +17,19 @@ HEALTH_TIMEOUT_S = 10.0
 _KEEP_ALIVE_S = 3.0
 """Idle connections are closed before the servers close them (uvicorn: 5 s), perhaps while no event loop runs here."""
 _MAX_BYTES = 2**20
+_USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What came of one request."""
+
+    status: int = 0
+    text: str = ""
+    rest_s: float | None = None
+    """For how long the server asks for no more; None where it does not say."""
+    error: str = ""
+    """Why there is no answer at all, without secrets; then the rest says nothing."""
 
 
 def open_session(api_key: str) -> aiohttp.ClientSession:
@@ -34,81 +49,70 @@ async def check_health(session: aiohttp.ClientSession, url: str, timeout_s: floa
     is there at least, and counts as well.
     """
     for address in (url.removesuffix("/v1") + "/health", url + "/models"):
-        status, text, error = await _get(session, address, min(timeout_s, HEALTH_TIMEOUT_S), api_key)
-        if error:
-            return error
-        if status not in (404, 405):
-            return "" if status < 400 else error_text(status, text, api_key)
+        reply = await exchange(session, address, min(timeout_s, HEALTH_TIMEOUT_S), api_key)
+        if reply.error:
+            return reply.error
+        if reply.status not in (404, 405):
+            return "" if reply.status < 400 else error_text(reply.status, reply.text, api_key)
     return ""
 
 
-def check_served(
-    addresses: Sequence[str], model: str, api_key: str = "", *, setting: str = "search.endpoints"
-) -> dict[str, str]:
-    """Return what is wrong with each endpoint that cannot be used, {} if all can be. ``setting`` is where they stand.
-
-    Raises ``ValueError`` naming all of them with their errors if none can be used. Not for a running event loop.
-    """
-    errors = asyncio.run(_errors_of_all([version_url(address) for address in addresses], model, api_key))
-    wrong = {url: error for url, error in errors.items() if error}
-    if len(wrong) == len(errors):
-        listed = "; ".join(f"{url}: {error}" for url, error in wrong.items())
-        raise ValueError(
-            f"{setting}: none of {len(errors)} can be used ({listed}); start the servers, or mend "
-            f"{setting} and {setting.rpartition('.')[0]}.served_model"
-        )
-    return wrong
+async def exchange(
+    session: aiohttp.ClientSession, address: str, timeout_s: float, api_key: str = "", *, body: bytes | None = None
+) -> Reply:
+    """Get what is at an address, or post ``body``, which is JSON, to it; never raises for what a server does."""
+    asked = session.post if body is not None else session.get
+    try:
+        async with (
+            asyncio.timeout(timeout_s),
+            asked(
+                address,
+                data=body,
+                headers={"Content-Type": "application/json"} if body is not None else {},
+                proxy=proxy_for(address),
+                allow_redirects=False,
+            ) as response,
+        ):
+            content = bytearray()
+            async for chunk in response.content.iter_any():
+                content += chunk
+                if len(content) >= _MAX_BYTES:
+                    break
+            text = content[:_MAX_BYTES].decode("utf-8", errors="replace")
+            rest_s = asked_pause_s(response.headers.get("Retry-After", ""))
+            return Reply(status=response.status, text=text, rest_s=rest_s)
+    except TimeoutError:
+        return Reply(error=f"no answer within {timeout_s:g} s")
+    except (aiohttp.ClientError, OSError) as error:
+        return Reply(error=redacted(f"{type(error).__name__}: {error}", api_key))
 
 
 def error_text(status: int, body: str, api_key: str) -> str:
     """Return an HTTP error as one line, without the key, should the server repeat it."""
-    # Redacted before it is cut: half a key is still a secret.
-    text = " ".join((body.replace(api_key, "***") if api_key else body).split())[:ERROR_CHARACTERS]
+    text = redacted(body, api_key)
     return f"HTTP {status}" + (f": {text}" if text else "")
 
 
-async def _errors_of_all(urls: list[str], model: str, api_key: str) -> dict[str, str]:
-    async with open_session(api_key) as session:
-        errors = await asyncio.gather(*(_error_of(session, url, model, api_key) for url in urls))
-    return dict(zip(urls, errors, strict=True))
+def redacted(text: str, api_key: str) -> str:
+    """Return the beginning of a text on one line, without the key and without what a proxy's address holds."""
+    # Before it is cut: half a key is still a secret.
+    text = _USER_INFO.sub("***@", text.replace(api_key, "***") if api_key else text)
+    return " ".join(text.split())[:ERROR_CHARACTERS]
 
 
-async def _error_of(session: aiohttp.ClientSession, url: str, model: str, api_key: str) -> str:
-    status, text, error = await _get(session, url + "/models", HEALTH_TIMEOUT_S, api_key)
-    if error:
-        return error
-    if status in (404, 405):
-        return await check_health(session, url, HEALTH_TIMEOUT_S, api_key)
-    if status >= 400:
-        return error_text(status, text, api_key)
-    served = _model_names(text)
-    if served and model not in served:
-        return f"it serves {', '.join(served[:10])}, and not {model!r}"
-    return ""
+def proxy_for(address: str) -> str | None:
+    """Return the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for an address; never one for this machine."""
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    if _is_this_machine(host) or proxy_bypass(host):
+        return None
+    proxy = getproxies().get(parts.scheme, "")
+    # As with search=web, one of another kind is passed over.
+    return proxy if proxy.startswith(("http://", "https://")) else None
 
 
-async def _get(session: aiohttp.ClientSession, address: str, timeout_s: float, api_key: str) -> tuple[int, str, str]:
-    """Return (status, body, ""), or (0, "", what went wrong)."""
+def _is_this_machine(host: str) -> bool:
     try:
-        async with asyncio.timeout(timeout_s), session.get(address, allow_redirects=False) as response:
-            body = bytearray()
-            async for chunk in response.content.iter_any():
-                body += chunk
-                if len(body) >= _MAX_BYTES:
-                    break
-            return response.status, body[:_MAX_BYTES].decode("utf-8", errors="replace"), ""
-    except TimeoutError:
-        return 0, "", f"no answer within {timeout_s:g} s"
-    except (aiohttp.ClientError, OSError) as error:
-        text = f"{type(error).__name__}: {error}"
-        return 0, "", (text.replace(api_key, "***") if api_key else text)[:ERROR_CHARACTERS]
-
-
-def _model_names(text: str) -> list[str]:
-    try:
-        answer: Any = json.loads(text)
+        return ip_address(host).is_loopback
     except ValueError:
-        return []
-    rows = answer.get("data") if isinstance(answer, dict) else None
-    rows = rows if isinstance(rows, list) else []
-    return [row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
+        return host == "localhost"

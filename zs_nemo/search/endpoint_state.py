@@ -75,6 +75,8 @@ class Endpoint:
     url: str
     """With the version, such as http://127.0.0.1:8000/v1."""
     circuit: Circuit
+    proxy: str | None = None
+    """Through which it is reached."""
     in_flight: int = 0
     rests_until: float = 0.0
     """It has asked for no more requests before this time."""
@@ -106,8 +108,3 @@ class Lease:
         self.endpoint.in_flight -= 1
         if self.is_probe:
             self.endpoint.circuit.probing = False
-
-
-def version_url(address: str) -> str:
-    """Return the address with its version: http://host:8000 and http://host:8000/v1/ are http://host:8000/v1."""
-    return address.rstrip("/").removesuffix("/v1") + "/v1"

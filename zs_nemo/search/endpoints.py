@@ -14,9 +14,16 @@ from typing import Any, Generic, TypeVar
 
 import aiohttp
 
-from zs_nemo.config.endpoints import EndpointPoolConfig
-from zs_nemo.search.endpoint_health import ERROR_CHARACTERS, check_health, error_text, open_session
-from zs_nemo.search.endpoint_state import Circuit, Endpoint, EndpointStatistics, Lease, version_url
+from zs_nemo.config.endpoints import EndpointPoolConfig, version_url
+from zs_nemo.search.endpoint_health import (
+    ERROR_CHARACTERS,
+    check_health,
+    error_text,
+    open_session,
+    proxy_for,
+    redacted,
+)
+from zs_nemo.search.endpoint_state import Circuit, Endpoint, EndpointStatistics, Lease
 from zs_nemo.search.http_client import asked_pause_s
 from zs_nemo.types.search import RequestRejected, SearchFailure, SearchFailureKind
 
@@ -25,6 +32,9 @@ MAX_ANSWER_BYTES = 8 * 2**20
 _MIN_LATENCIES = 20
 """Before so many answers have come, nothing is known about the slow tail."""
 _LATENCIES = 512
+_WAITS = 512
+_WORTH_TELLING_S = 1.0
+"""A shorter wait for a turn is no reason for anything."""
 _REFUSED = (400, 413, 422)
 """The request itself is at fault: another endpoint would refuse it too."""
 
@@ -51,6 +61,8 @@ class _Call(Generic[T]):
     """Endpoints that have failed this call since its last pause."""
     kind: SearchFailureKind = SearchFailureKind.timeout
     """Of the last failure."""
+    has_begun: bool = False
+    """Whether it has had its turn."""
 
     def pause_s(self, number: int, settings: EndpointPoolConfig) -> float:
         """Return the pause before the ``number``-th return to an endpoint: 0.5 to 1.5 times its nominal length."""
@@ -63,6 +75,7 @@ class _Call(Generic[T]):
 class _Waiter:
     future: "asyncio.Future[Lease]"
     avoided: set[Endpoint]
+    since: float
 
 
 class EndpointPool:
@@ -75,13 +88,18 @@ class EndpointPool:
         self._api_key = api_key
         self._endpoints = [
             Endpoint(
-                url=version_url(address),
+                url=url,
                 circuit=Circuit(failures_to_open=settings.failures_to_open, open_s=settings.open_s),
+                proxy=proxy_for(url),
             )
-            for address in addresses
+            for url in map(version_url, addresses)
         ]
         self._waiting: deque[_Waiter] = deque()
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
+        self._waits_s: deque[float] = deque(maxlen=_WAITS)
+        """Of the last requests, for their turns."""
+        self._answered_at = 0.0
+        """When an endpoint has last answered a request."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._keeper: asyncio.Task[None] | None = None
 
@@ -95,15 +113,30 @@ class EndpointPool:
 
         ``path`` begins behind the version ("/completions"). ``read`` raises ``ValueError`` for an answer that does not
         follow the protocol, which is a failure of the endpoint. Raises ``RequestRejected`` at once if the request
-        itself is refused, otherwise ``SearchFailure`` within the deadline, naming every endpoint with its last error.
+        itself is refused, otherwise ``SearchFailure``, naming every endpoint with its last error: within the deadline
+        from the call's turn on, or when no endpoint has answered anything for as long while it waited for that.
         """
         self._start()
         call = _Call(path, json.dumps(body).encode(), read, seed)
         try:
+            lease = await self._lease(call)
             async with asyncio.timeout(self._settings.deadline_s):
-                return await self._with_retries(call)
+                return await self._with_retries(lease, call)
         except TimeoutError:
-            raise SearchFailure(call.kind, self._account()) from None
+            told = f"no answer within {self._settings.deadline_s:g} s from any of {len(self._endpoints)} endpoints"
+            raise SearchFailure(call.kind, f"{told}: {self.account()}") from None
+
+    def account(self) -> str:
+        """Return the endpoints with their last errors, for whoever has to say why there was no answer."""
+        now = self._now() if self._waiting else 0.0
+        waiting_s = [now - waiter.since for waiter in self._waiting if not waiter.future.done()]
+        account = "; ".join(f"{each.url}: {each.last_error or 'no error so far'}" for each in self._endpoints)
+        if (longest_s := max([*self._waits_s, *waiting_s], default=0.0)) >= _WORTH_TELLING_S:
+            account += (
+                f"; requests have waited up to {longest_s:.0f} s for a turn: raise pool.max_concurrency="
+                f"{self._settings.max_concurrency} if the servers can take more at once, or ask for less at once"
+            )
+        return account
 
     async def close(self) -> None:
         """End the health checks and close the connections. The pool starts anew when it is used again."""
@@ -118,6 +151,7 @@ class EndpointPool:
             return
         # What was under way in a loop that has ended was cancelled with it; times of one clock say nothing in another.
         self._loop = loop
+        self._answered_at = loop.time()
         self._waiting.clear()
         for endpoint in self._endpoints:
             endpoint.in_flight, endpoint.rests_until = 0, 0.0
@@ -146,33 +180,47 @@ class EndpointPool:
             endpoint.circuit.reopens_at = now
             self._dispatch()
 
-    async def _with_retries(self, call: _Call[T]) -> T:
+    async def _with_retries(self, lease: Lease, call: _Call[T]) -> T:
         num_pauses = 0
         while True:
+            try:
+                return await self._ask_hedged(lease, call)
+            except _EndpointFailed as failure:
+                call.kind = failure.kind
             now = self._now()
             if call.failed and not any(each.admits(now) for each in self._endpoints if each not in call.failed):
                 await asyncio.sleep(call.pause_s(num_pauses, self._settings))
                 num_pauses += 1
                 call.failed.clear()
-            lease = await self._lease(call.failed)
-            try:
-                return await self._ask_hedged(lease, call)
-            except _EndpointFailed as failure:
-                call.kind = failure.kind
+            lease = await self._lease(call)
 
-    async def _lease(self, avoided: set[Endpoint]) -> Lease:
-        """Wait for the turn of this call and for room at an endpoint, one outside ``avoided`` if any is alive."""
+    async def _lease(self, call: _Call[T]) -> Lease:
+        """Wait for this call's turn and for room at an endpoint, one that has not failed it if any of those is alive.
+
+        The wait is no fault of endpoints that go on answering others. Raises ``TimeoutError`` where they do not.
+        """
         assert self._loop is not None
-        waiter = _Waiter(self._loop.create_future(), avoided)
-        self._waiting.append(waiter)
+        since = self._now()
+        waiter = _Waiter(self._loop.create_future(), call.failed, since)
+        # Who has had a turn that brought nothing waits for no second one.
+        (self._waiting.appendleft if call.has_begun else self._waiting.append)(waiter)
         self._dispatch()
         try:
-            return await waiter.future
-        except asyncio.CancelledError:
-            if waiter.future.done() and not waiter.future.cancelled():
+            while not waiter.future.done():
+                patience_s = max(since, self._answered_at) + self._settings.deadline_s - self._now()
+                if patience_s <= 0:
+                    raise TimeoutError
+                await asyncio.wait([waiter.future], timeout=patience_s)
+        except (asyncio.CancelledError, TimeoutError):
+            if waiter.future.done():
                 waiter.future.result().end()
                 self._dispatch()
+            waiter.future.cancel()
             raise
+        finally:
+            self._waits_s.append(self._now() - since)
+        call.has_begun = True
+        return waiter.future.result()
 
     def _dispatch(self) -> None:
         """Give room to those who wait, in their order; one that can only go where there is none lets others pass."""
@@ -265,7 +313,7 @@ class EndpointPool:
             self._latencies.append(self._now() - began)
             raise
         else:
-            endpoint.circuit.succeeded()
+            self._note_answer(endpoint)
             latency_s = self._now() - began
             self._latencies.append(latency_s)
             statistics.latency_s += latency_s
@@ -280,6 +328,7 @@ class EndpointPool:
             endpoint.url + call.path,
             data=call.body,
             headers={"Content-Type": "application/json"},
+            proxy=endpoint.proxy,
             allow_redirects=False,
         ) as response:
             raw = await _read_body(response)
@@ -287,7 +336,7 @@ class EndpointPool:
             rest_s = asked_pause_s(response.headers.get("Retry-After", ""))
         text = raw.decode("utf-8", errors="replace")
         if status in _REFUSED:
-            endpoint.circuit.succeeded()
+            self._note_answer(endpoint)
             reason = error_text(status, text, self._api_key)
             raise RequestRejected(f"{endpoint.url} refuses the request: {reason}")
         if status != 200:
@@ -307,8 +356,12 @@ class EndpointPool:
         endpoint.rests_until = self._now() + rest_s
         self._dispatch_at(endpoint.rests_until)
 
+    def _note_answer(self, endpoint: Endpoint) -> None:
+        endpoint.circuit.succeeded()
+        self._answered_at = self._now()
+
     def _note(self, lease: Lease, call: _Call[T], failure: _EndpointFailed) -> None:
-        endpoint, text = lease.endpoint, _redacted(str(failure), self._api_key)
+        endpoint, text = lease.endpoint, redacted(str(failure), self._api_key)
         call.failed.add(endpoint)
         if failure.pushed_back:
             endpoint.statistics.pushed_back += 1
@@ -327,10 +380,6 @@ class EndpointPool:
     def _dispatch_at(self, when: float) -> None:
         assert self._loop is not None
         self._loop.call_at(when, self._dispatch)
-
-    def _account(self) -> str:
-        each = "; ".join(f"{endpoint.url}: {endpoint.last_error or 'no error so far'}" for endpoint in self._endpoints)
-        return f"no answer within {self._settings.deadline_s:g} s from any of {len(self._endpoints)} endpoints: {each}"
 
     def _now(self) -> float:
         assert self._loop is not None
@@ -356,8 +405,3 @@ async def _read_body(response: aiohttp.ClientResponse) -> bytes:
         if size > MAX_ANSWER_BYTES:
             raise _EndpointFailed(SearchFailureKind.invalid, f"the answer has more than {MAX_ANSWER_BYTES} bytes")
     return b"".join(parts)
-
-
-def _redacted(text: str, api_key: str) -> str:
-    text = " ".join(text.split())
-    return (text.replace(api_key, "***") if api_key else text)[:ERROR_CHARACTERS]

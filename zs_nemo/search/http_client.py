@@ -90,10 +90,11 @@ class HttpClient:
                 reply = await self._ask(session, method, content, give_up_at)
                 if reply.status not in _BUSY:
                     return self._parsed(reply)
-                # A server that asks for none, or for a moment that has passed by its clock, is not asked without end.
-                pause = max(
-                    asked_pause_s(reply.retry_after) or 0.0, min(_FIRST_PAUSE_S * 2**num_tries, _LONGEST_PAUSE_S)
-                )
+                pause = asked_pause_s(reply.retry_after) or 0.0
+                if pause < _FIRST_PAUSE_S:
+                    # A server that asks for none, or for a moment that has passed by its clock, is not asked without
+                    # end.
+                    pause = min(_FIRST_PAUSE_S * 2**num_tries, _LONGEST_PAUSE_S)
                 pause *= 1 + self._jitter.random() / 4
                 if asyncio.get_running_loop().time() + pause >= give_up_at:
                     raise self.failure(

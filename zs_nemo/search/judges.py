@@ -12,6 +12,8 @@ from zs_nemo.types.generation import SamplingParams
 from zs_nemo.types.interaction import Interaction
 from zs_nemo.types.keys import SampleKey
 
+JUDGE_SAMPLING = SamplingParams(max_tokens=16, temperature=0.0)
+"""Of a language model that judges."""
 _VERDICT = re.compile(r"\s*verdict\s*:\s*(useful|useless)\s*[.!]?\s*", re.IGNORECASE)
 _MAX_DOCUMENT_CHARACTERS = 2000
 _RUBRIC = """\
@@ -41,8 +43,8 @@ class OutcomeJudge:
         self._threshold = threshold
 
     async def is_useful(self, interaction: Interaction) -> bool | None:
-        """Whether the episode ended well."""
-        return interaction.outcome >= self._threshold
+        """Whether the episode ended well; None where something else than the policy ended it."""
+        return None if interaction.outcome is None else interaction.outcome >= self._threshold
 
 
 class ContainmentJudge:
@@ -95,8 +97,7 @@ class LlmJudge:
     async def verdict(self, interaction: Interaction) -> LlmVerdict:
         """Return what the model says. Raises ``SearchFailure`` as the model does."""
         key = SampleKey(run_seed=self._seed, step=0, prompt=int(interaction.id, 16) % 2**31, member=0)
-        sampling = SamplingParams(max_tokens=16, temperature=0.0)
-        completion = await self._model.complete(judge_prompt(interaction), sampling, key.seed("judge"))
+        completion = await self._model.complete(judge_prompt(interaction), JUDGE_SAMPLING, key.seed("judge"))
         said = _VERDICT.fullmatch(completion.text)
         return LlmVerdict(
             useful=None if said is None else said[1].lower() == "useful",

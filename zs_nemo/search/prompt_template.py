@@ -12,7 +12,9 @@ A template is one text for useful and for noisy documents, with these slots:
 - ``topic`` (optional): what a noisy document can be about; in the examples of a fine-tuning, what theirs is about.
 
 For a chat, the comments ``{# system #}``, ``{# user #}`` and ``{# assistant #}``, each on a line of its own, begin a
-message; a template without them is one message of the user. A final line break does not count.
+message; a template without them is one message of the user. A message without text is left out, but for the system's:
+with an empty one a model's chat template does not put in its own. A final line break does not count.
+``{{ num_documents | in_words }}`` writes "five" for 5.
 """
 
 import re
@@ -38,6 +40,7 @@ small prompted model and questions of any set: our short form names an answer on
 tell that for the facts world's questions alone."""
 _EXTRA = {"short.j2": ("cue",)}
 """Slots that our own short form fills and no other template can count on."""
+_IN_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _MESSAGE = re.compile(r"^\{#-?[ \t]*(system|user|assistant)[ \t]*-?#\}[ \t]*\n", re.MULTILINE)
 
 
@@ -54,6 +57,7 @@ class PromptTemplate:
     ) -> None:
         """Raise ``ValueError`` naming the slot that is missing or unknown, or the line that is no valid Jinja."""
         environment = SandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        environment.filters["in_words"] = _in_words
         try:
             slots = meta.find_undeclared_variables(environment.parse(source))
             self._whole = environment.from_string(source)
@@ -81,15 +85,21 @@ class PromptTemplate:
         if api is ApiKind.completions:
             return self._whole.render(slots)
         messages = (ChatMessage(role=role, content=template.render(slots).strip()) for role, template in self._messages)
-        return tuple(message for message in messages if message.content)
+        return tuple(message for message in messages if message.content or message.role == "system")
 
 
 def load_template(path: str, documents: DocumentsPerCompletion) -> PromptTemplate:
     """Return the template of a file, ours for an empty path, or one that lies beside ours by its bare name (``tuned``,
-    ``open``).
+    ``open``). ``required`` stands for one that has to be named.
 
     Raises ``ValueError`` for one that cannot be used.
     """
+    if path == "required":
+        raise ValueError(
+            "search.template=required: this simulator wants the wording that it was trained on, which has no file of "
+            "ours; write it into one and name it (search.template=FILE), or choose search=prompted_3b, prompted_7b or "
+            "prompted_14b, which are asked in our wording"
+        )
     if not path or path in _BY_NAME:
         return _our_template(documents, path)
     try:
@@ -107,6 +117,10 @@ def _our_template(documents: DocumentsPerCompletion, chosen: str) -> PromptTempl
     name = f"{chosen}.j2" if chosen else _OURS[documents]
     source = resources.files("zs_nemo.search").joinpath("templates", name).read_text(encoding="utf-8")
     return PromptTemplate(source, documents, name=name, extra_slots=_EXTRA.get(name, ()))
+
+
+def _in_words(number: int) -> str:
+    return _IN_WORDS[number] if number < len(_IN_WORDS) else str(number)
 
 
 def _messages(environment: SandboxedEnvironment, source: str) -> list[tuple[str, Template]]:

@@ -1,8 +1,8 @@
 """The search server: any search engine of ours behind Search-R1's protocol, for other trainers to use.
 
 A trainer written for Search-R1's retrieval server changes one address and learns from simulated search. Requests are
-described in ``server_requests``, answers in ``server_answers``. A search that fails fails its request, with a status
-and a reason: no document is ever made up in its place.
+described in ``server_requests``, answers in ``server_answers``. A search that fails among many has an empty list; one
+that is alone, or among too many that fail, fails its request with a status and a reason. No document is ever made up.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from zs_nemo.search.all_or_none import all_or_none
 from zs_nemo.search.server_answers import answer, failure_status, refusal
 from zs_nemo.search.server_metrics import CONTENT_TYPE, ServerMetrics
 from zs_nemo.search.server_noise import ServerNoise
-from zs_nemo.search.server_requests import MALFORMED, AskedSearches, RequestRefused, read_request
+from zs_nemo.search.server_requests import MALFORMED, AskedSearches, RequestRefused, read_request, token_of
 from zs_nemo.types.search import (
     RequestRejected,
     SearchEngine,
@@ -40,8 +40,8 @@ _LOGGER = logging.getLogger(__name__)
 _BODY_TIMEOUT_S = 60.0
 _RETRY_AFTER_STOP_S = 10
 _RETRY_AFTER_FAILURE_S = 5
-_MAX_EMPTY_SHARE = 0.5
-"""Share of a request's searches for which a simulator may write nothing; as ``rollout.search_max_empty_share``."""
+_MAX_FAILED_SHARE = 0.5
+"""Share of a request's searches that may fail, for whatever reason, and are answered with an empty list."""
 _FIRST_PAUSE_S = 0.2
 _BACKLOG = 1024
 _MAY_PASS = {
@@ -70,12 +70,16 @@ class SearchServer:
         coin: CoinScope = CoinScope.query,
         coin_per_document: bool = False,
     ) -> None:
-        """``num_documents`` answers a request without topk; ``noise_at`` is None for an engine that cannot be noisy."""
+        """``num_documents`` answers a request without topk.
+
+        ``noise_at`` is None for an engine that cannot be noisy; it raises ``RequestRefused`` for a step of which it
+        cannot say how noisy it is.
+        """
         self._engine = engine
         self._settings = settings
         self._num_documents = num_documents
         self._noise = ServerNoise(settings.noise, noise_at, seed=seed, coin=coin, coin_per_document=coin_per_document)
-        self._authorization = f"Bearer {token}".encode() if token else b""
+        self._token = token.encode()
         self._admission = Admission(max_concurrency=settings.max_concurrency, max_queue=settings.max_queue)
         self._metrics = ServerMetrics(self._admission, engine.name)
         self._began = time.monotonic()
@@ -129,6 +133,7 @@ class SearchServer:
             with self._admission.admit(len(asked.searches)) as ticket:
                 # Not before it is let in: what is refused is no search that moves the curriculum on.
                 requests = self._noise.requests(asked, self._num_documents)
+                self._metrics.count_cut_queries(asked.num_cut)
                 results = await self._search_all(requests, ticket)
         except QueueFull as full:
             raise RequestRefused(429, str(full), retry_after_s=full.retry_after_s) from None
@@ -141,11 +146,13 @@ class SearchServer:
         return response
 
     def _check_token(self, request: web.Request) -> None:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        # The scheme is the same in any case (RFC 9110, section 11.1).
-        given = f"{scheme.capitalize()} {token}".encode("utf-8", "surrogateescape")
-        if self._authorization and not hmac.compare_digest(given, self._authorization):
-            raise RequestRefused(401, "the header Authorization must be 'Bearer' and this server's token")
+        given = token_of(request.headers.get("Authorization", ""))
+        if self._token and not hmac.compare_digest(given, self._token):
+            raise RequestRefused(
+                401,
+                "the header Authorization must be 'Bearer' and this server's token, or 'Basic' with the token as the "
+                "password, which a client sends that asks http://:TOKEN@HOST:PORT/retrieve",
+            )
 
     async def _body(self, request: web.Request) -> bytes:
         limit = request.client_max_size
@@ -161,28 +168,30 @@ class SearchServer:
             raise RequestRefused(MALFORMED, f"the body cannot be read: {' '.join(str(error).split())}") from None
 
     async def _search_all(self, requests: Sequence[SearchRequest], ticket: Ticket) -> list[SearchResult]:
-        """Run all searches of a request at once; the first failure cancels the others and is raised.
+        """Run all searches of a request at once; a failure too many cancels the others and is raised.
 
-        A simulator that writes nothing for some of many has found nothing for those: the others are worth having, and a
-        trainer that sends a whole batch would end with it.
+        Until then a search that fails has found nothing: the others are worth having, and a trainer that sends a whole
+        batch would end with it.
         """
-        empty: list[SearchFailure] = []
+        # An empty query cannot fail: it makes up for none that does.
+        most = _MAX_FAILED_SHARE * sum(bool(request.query.strip()) for request in requests)
+        num_failed = 0
 
         async def one(request: SearchRequest) -> SearchResult:
+            nonlocal num_failed
             try:
                 return await self._search(request, ticket)
-            except SearchFailure as failure:
-                if failure.kind is not SearchFailureKind.empty:
+            except SearchFailure:
+                num_failed += 1
+                if num_failed > most:
                     raise
-                empty.append(failure)
                 return SearchResult(documents=(), source=self._engine.name)
 
         try:
             results = await all_or_none(one(request) for request in requests)
         except SearchFailure as failure:
             raise _refused(failure) from None
-        if len(empty) > _MAX_EMPTY_SHARE * len(requests):
-            raise _refused(empty[-1])
+        self._metrics.count_failures_passed_over(num_failed)
         return results
 
     async def _search(self, request: SearchRequest, ticket: Ticket) -> SearchResult:

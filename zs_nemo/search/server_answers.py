@@ -57,5 +57,5 @@ def refusal(status: int, reason: str, *, retry_after_s: int | None = None) -> we
     """Return an answer without documents that says why."""
     headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
     if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
+        headers["WWW-Authenticate"] = 'Bearer, Basic realm="search"'
     return web.json_response({"error": reason}, status=status, headers=headers)

@@ -26,6 +26,11 @@ class ServerMetrics:
 
         self._requests = counter("requests", "HTTP requests answered", "path", "status")
         self._searches = counter("searches", "Searches ended", "outcome")
+        self._passed_over = counter(
+            "failures_passed_over",
+            "Failed searches that were answered with an empty list in a request that did not fail",
+        )
+        self._cut_queries = counter("cut_queries", "Queries that were longer than this server takes and were cut")
         self._noisy = counter("noisy_searches", "Searches answered with documents that were asked to be noisy")
         self._documents = counter("documents", "Documents returned")
         self._defects = counter("defects", "Flaws of raw documents that were mended", "kind")
@@ -47,6 +52,14 @@ class ServerMetrics:
         """Count a search that ended with ``ok``, the name of a failure's kind, ``error`` or ``cancelled``."""
         self._searches.labels(outcome).inc()
         self._latency.observe(seconds)
+
+    def count_failures_passed_over(self, number: int) -> None:
+        """Count searches that failed in a request that did not."""
+        self._passed_over.inc(number)
+
+    def count_cut_queries(self, number: int) -> None:
+        """Count queries of which the end was not searched for."""
+        self._cut_queries.inc(number)
 
     def count_result(self, result: SearchResult) -> None:
         """Count what a search brought."""

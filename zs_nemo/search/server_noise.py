@@ -1,6 +1,7 @@
 """Turns what a client asks into search requests: how noisy each is to be, and the key of its draws."""
 
 import hashlib
+import logging
 from collections.abc import Callable
 from itertools import count
 
@@ -10,6 +11,8 @@ from zs_nemo.search.noise_coin import with_coin_tossed
 from zs_nemo.search.server_requests import UNPROCESSABLE, AskedSearch, AskedSearches, RequestRefused
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.search import SearchRequest
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class ServerNoise:
@@ -32,7 +35,10 @@ class ServerNoise:
         coin: CoinScope = CoinScope.query,
         coin_per_document: bool = False,
     ) -> None:
-        """``noise_at`` is P(noisy) at a step of the curriculum; None for an engine that cannot be noisy."""
+        """``noise_at`` is P(noisy) at a step of the curriculum, or raises ``RequestRefused`` for a step it cannot tell.
+
+        It is None for an engine that cannot be noisy.
+        """
         assert coin is not CoinScope.trajectory, "nothing says which searches are of one trajectory"
         self._settings = settings
         self._noise_at = noise_at
@@ -56,7 +62,10 @@ class ServerNoise:
         return self._noise_at(self.step) if self._settings.searches_per_step else self._settings.probability
 
     def requests(self, asked: AskedSearches, default_num_documents: int) -> list[SearchRequest]:
-        """Return the searches of a request; raise ``RequestRefused`` for noise that the engine cannot make."""
+        """Return the searches of a request.
+
+        Raises ``RequestRefused`` for noise that the engine cannot make, and for a step of unknown noise.
+        """
         if self._noise_at is None and any(search.noise for search in asked.searches):
             raise RequestRefused(
                 UNPROCESSABLE, "noise: this server's engine is a real one and returns no noisy documents; leave it out"
@@ -100,8 +109,16 @@ class ServerNoise:
         if asked.step is not None:
             return asked.step, self._noise_at(asked.step)
         own = self.step, self.probability
-        self._num_counted += 1
+        if search.query.strip():
+            self._count()
         return own
+
+    def _count(self) -> None:
+        """Count a search, which an empty query is not."""
+        before = self.step
+        self._num_counted += 1
+        if self.step != before:
+            _LOGGER.info("the curriculum has come to step %d: P(noisy) is %.3f", self.step, self.probability)
 
     def _key(self, asked: AskedSearches, place: int, step: int) -> SampleKey:
         search = asked.searches[place]

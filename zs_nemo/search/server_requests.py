@@ -9,9 +9,11 @@ added that let a simulator do its work: question, gold answers and turn of each 
 be (one of ``noise``, ``noisy`` and ``step``), and a ``seed``, with which the same request gets the same answer again.
 
 No query at all and an empty one are requests like any other, which find nothing: Search-R1's trainer sends them when no
-episode searches in a turn, or one writes ``<search></search>``, and ends with an error if it is refused.
+episode searches in a turn, or one writes ``<search></search>``, and ends with an error if it is refused. For the same
+reason a query that is too long, which a policy that rambles writes, is cut and not refused.
 """
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
@@ -65,6 +67,8 @@ class AskedSearches:
     seed: int | None
     wants_list: bool
     """Whether it is ZeroSearch's form, answered with one plain list."""
+    num_cut: int = 0
+    """Queries that were longer than the server takes."""
 
 
 class _Form(BaseModel):
@@ -120,7 +124,26 @@ def read_request(body: bytes, parameters: Mapping[str, str], limits: ServerConfi
         raise RequestRefused(UNPROCESSABLE, _reasons(error)) from None
     asked = _from_single(form) if isinstance(form, _SingleForm) else _from_batch(form)
     _check_limits(asked, limits)
-    return _with_url(asked, form, url)
+    return _with_url(_with_queries_cut(asked, limits.max_query_characters), form, url)
+
+
+def token_of(authorization: str) -> bytes:
+    """Return the token that a header Authorization holds, as a bearer or as the password of Basic; empty without.
+
+    Python's requests sends Basic for what stands before the host of an address, which is all that can be set of some
+    clients.
+    """
+    scheme, _, credentials = authorization.partition(" ")
+    # The scheme is the same in any case (RFC 9110, section 11.1).
+    match scheme.lower():
+        case "bearer":
+            return credentials.encode("utf-8", "surrogateescape")
+        case "basic":
+            try:
+                return base64.b64decode(credentials, validate=True).partition(b":")[2]
+            except ValueError:
+                return b""
+    return b""
 
 
 def _from_single(form: _SingleForm) -> AskedSearches:
@@ -212,13 +235,18 @@ def _check_limits(asked: AskedSearches, limits: ServerConfig) -> None:
             UNPROCESSABLE, f"{name}: {asked.num_documents} is more than this server's {limits.max_topk}"
         )
     for number, search in enumerate(asked.searches):
-        longest = max(map(len, (search.query, search.question, *search.answers)))
+        longest = max(map(len, (search.question, *search.answers)))
         if longest > limits.max_query_characters:
             raise RequestRefused(
                 UNPROCESSABLE,
-                f"{_place(asked, number)}: a text of {longest} characters, this server takes "
-                f"{limits.max_query_characters} for a query, a question or an answer",
+                f"{_place(asked, number)}: a question or an answer of {longest} characters, this server takes "
+                f"{limits.max_query_characters}",
             )
+
+
+def _with_queries_cut(asked: AskedSearches, most: int) -> AskedSearches:
+    searches = tuple(replace(search, query=search.query[:most]) for search in asked.searches)
+    return replace(asked, searches=searches, num_cut=sum(len(search.query) > most for search in asked.searches))
 
 
 def _place(asked: AskedSearches, number: int) -> str:

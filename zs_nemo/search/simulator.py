@@ -20,7 +20,7 @@ from zs_nemo.search.judges import contains_answer
 from zs_nemo.search.simulator_prompts import MAX_QUERY_CHARACTERS, STOP, ShortPrompts, SimulatorPrompts
 from zs_nemo.search.text_generators import EngineTextGenerator
 from zs_nemo.types.completion import Prompt, TextCompletion, TextGenerator
-from zs_nemo.types.generation import GenerationEngine, SamplingParams, Tokenizer
+from zs_nemo.types.generation import GenerationEngine, SamplingParams, StopReason, Tokenizer
 from zs_nemo.types.search import Document, PromptTooLong, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
 
 __all__ = ["MAX_QUERY_CHARACTERS", "SimulatedSearchEngine", "TextSimulator", "mend", "without_cut_end"]
@@ -50,8 +50,8 @@ class TextSimulator:
     What is wrong with raw output is mended and counted in ``SearchResult.defects``; ``document_parser`` names the
     kinds. A completion without a document is drawn again with another keyed seed, and so is a noisy one of which a
     document holds a gold answer, about another topic alone then; the one with fewest of those is shown. A query that is
-    too long for the engine is halved until it fits, and counted as ``long_query``. Documents that are missing in the
-    end are left out, and if none is left the call fails with ``SearchFailure`` (empty).
+    too long for the engine is halved until it fits, and counted once as ``long_query``. Documents that are missing in
+    the end are left out, and if none is left the call fails with ``SearchFailure`` (empty).
     """
 
     name = "simulator"
@@ -83,6 +83,9 @@ class TextSimulator:
             for place, text in zip(part.places, draft.texts, strict=False)
         }
         defects = Counter(chain.from_iterable(draft.defects.elements() for draft in drafts))
+        if defects["long_query"]:
+            # There is one query, however many completions it was too long for, and however often it was halved.
+            defects["long_query"] = 1
         if not placed:
             raise SearchFailure(
                 SearchFailureKind.empty,
@@ -149,6 +152,8 @@ class TextSimulator:
     def _documents(
         self, completion: TextCompletion, prompt: Prompt, num_documents: int
     ) -> tuple[tuple[str, ...], Counter[str]]:
+        if completion.stop_reason is StopReason.filtered:
+            return (), Counter(filtered=1)
         if self._prompts.documents is DocumentsPerCompletion.all:
             return parse_documents(completion, num_documents, prompt=prompt, budget=self._budget)
         text, defects = mend(completion, self._budget)

@@ -159,7 +159,10 @@ class TemplatePrompts:
         if self._demonstrations is not None:
             if noisy:
                 topic = topic or topic_away_from(request, query, number, draw, self._demonstrations)
-                query = topic if draw else query
+                if draw and self.documents is DocumentsPerCompletion.one:
+                    # Of a small model: one that follows instructions draws again from the same prompt, and stays with
+                    # what was asked.
+                    query = topic
                 examples = [_example(example, about) for about, example in self._demonstrations.noisy]
             else:
                 examples = [_example(example) for example in self._demonstrations.group_for(request.question).last]

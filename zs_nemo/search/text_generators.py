@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from zs_nemo.config.endpoints import ApiKind
+from zs_nemo.search.completion_form import CompletionForm
 from zs_nemo.search.endpoints import EndpointPool
 from zs_nemo.types.completion import Prompt, TextCompletion
 from zs_nemo.types.generation import GenerationEngine, SamplingParams, StopReason, Tokenizer
@@ -65,73 +65,11 @@ def _chat_template(tokenizer: Tokenizer) -> Any:
 class EndpointTextGenerator:
     """A model that one or several servers serve. Implements ``types.completion.TextGenerator``."""
 
-    def __init__(self, pool: EndpointPool, *, model: str, api: ApiKind) -> None:
+    def __init__(self, pool: EndpointPool, form: CompletionForm) -> None:
         self._pool = pool
-        self._model = model
-        self._api = api
+        self._form = form
 
     async def complete(self, prompt: Prompt, sampling: SamplingParams, seed: int) -> TextCompletion:
         """Sample one completion on the least loaded endpoint; raise ``SearchFailure`` as ``EndpointPool.post`` does."""
-        body = self._body(prompt, sampling, seed)
-        path = "/chat/completions" if self._api is ApiKind.chat else "/completions"
-        return await self._pool.post(path, body, self._read, seed=seed)
-
-    def _body(self, prompt: Prompt, sampling: SamplingParams, seed: int) -> dict[str, Any]:
-        body: dict[str, Any] = {
-            "model": self._model,
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": seed,
-            "stream": False,
-        }
-        if sampling.stop:
-            body["stop"] = list(sampling.stop)
-        if self._api is ApiKind.chat:
-            messages = [("user", prompt)] if isinstance(prompt, str) else [(each.role, each.content) for each in prompt]
-            return body | {"messages": [{"role": role, "content": content} for role, content in messages]}
-        text = prompt if isinstance(prompt, str) else "\n\n".join(message.content for message in prompt)
-        return body | {"prompt": text}
-
-    def _read(self, answer: Any) -> TextCompletion:
-        """Return the completion in an answer; raise ``ValueError`` for one that does not follow the protocol."""
-        choice = _first_choice(answer)
-        if self._api is ApiKind.chat:
-            message = choice.get("message")
-            text = message.get("content") if isinstance(message, dict) else None
-            # A model that has only thought, or has been cut while it thought, has no content.
-            text = "" if text is None and isinstance(message, dict) else text
-        else:
-            text = choice.get("text")
-        if not isinstance(text, str):
-            raise ValueError("the answer's first choice holds no text")
-        usage = answer.get("usage")
-        usage = usage if isinstance(usage, dict) else {}
-        return TextCompletion(
-            text=text,
-            stop_reason=_stop_reason(choice),
-            prompt_tokens=_count(usage.get("prompt_tokens")),
-            completion_tokens=_count(usage.get("completion_tokens")),
-        )
-
-
-def _first_choice(answer: Any) -> dict[str, Any]:
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise ValueError("the answer has no choices")
-    return choices[0]
-
-
-def _stop_reason(choice: dict[str, Any]) -> StopReason:
-    finish = choice.get("finish_reason")
-    if finish == "length":
-        return StopReason.length
-    if finish not in ("stop", "eos", None):
-        # Such as "abort" and "content_filter": what is there is no whole completion.
-        raise ValueError(f"the server ended the completion with finish_reason={str(finish)[:40]!r}")
-    # vLLM names the stop string; others do not tell it from the end of the text.
-    return StopReason.stop_string if isinstance(choice.get("stop_reason"), str) else StopReason.end_of_text
-
-
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+        body = self._form.body(prompt, sampling, seed)
+        return await self._pool.post(self._form.path, body, self._form.read, seed=seed)

@@ -58,6 +58,8 @@ class ExampleWriter:
             place = f"sft.examples: {file}, {kind} {number + 1}"
             try:
                 interaction = Interaction.from_row(row)
+                if not interaction.documents:
+                    raise ValueError("it has no document, so that there is nothing to learn to write")
                 if not isinstance(row.get("useful"), bool):
                     raise ValueError(f"useful is {row.get('useful')!r} and must be true or false")
             except ValueError as error:

@@ -12,6 +12,7 @@ class StopReason(Enum):
     stop_string = "one of the stop strings was completed; it is part of the output"
     end_of_text = "the model sampled its end-of-text token; the token is part of the output"
     length = "max_tokens was reached"
+    filtered = "the server's content filter withheld it; nothing of the output is there"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,11 +36,11 @@ class Interaction:
     query: str
     engine: str
     documents: tuple[Document, ...]
-    """In the engine's order; never empty."""
+    """In the engine's order; empty where it found none, which makes no example."""
     prediction: str | None
     """What the episode answered in the end; None if it did not."""
-    outcome: float
-    """Token F1 of the prediction, in [0, 1]."""
+    outcome: float | None
+    """Token F1 of the prediction, in [0, 1]; None where a later search failed or time ran out before there was one."""
 
     @property
     def id(self) -> str:
@@ -66,7 +66,7 @@ class Interaction:
         texts = [interaction.question_id, interaction.question, interaction.query, interaction.split]
         texts += [*interaction.answers, *(document.text for document in documents)]
         whole = all(isinstance(text, str) for text in texts) and not isinstance(row["answers"], str)
-        if not whole or not documents or not interaction.answers or not isinstance(interaction.turn, int):
+        if not whole or not interaction.answers or not isinstance(interaction.turn, int):
             raise ValueError(
                 "not an interaction: question, query and split must be texts, turn a number, answers a list of texts, "
                 "documents a list of objects with a text"

@@ -97,6 +97,11 @@ class Trajectory:
         return sum(turn.result is not None for turn in self.turns)
 
     @property
+    def is_refused(self) -> bool:
+        """Whether it ended because what may be spent on the search engine is spent."""
+        return self.status is Status.search_failed and self.search_failure_kind is SearchFailureKind.refused
+
+    @property
     def num_policy_tokens(self) -> int:
         """Tokens that the policy sampled."""
         return sum(role is Role.policy for role in self.roles)

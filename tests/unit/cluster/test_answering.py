@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp import web
@@ -13,12 +13,14 @@ from aiohttp import web
 from tests.completion_server import completion
 from tests.loopback import serving
 from zs_nemo.cluster.answering import answering
+from zs_nemo.cluster.system import System
 from zs_nemo.config.answering import PolicyEndpointConfig
 from zs_nemo.config.endpoints import ApiKind
 from zs_nemo.config.evaluate import EvaluateRecipeConfig, Method
 from zs_nemo.config.search import Bm25SearchConfig
 from zs_nemo.evaluation.answerer import Answerer, question_key
 from zs_nemo.observability.phase import Phase
+from zs_nemo.qa.facts import FactsWorld
 from zs_nemo.rollout.build import episode_limits
 from zs_nemo.rollout.collector import Decoding
 from zs_nemo.rollout.ledger import SearchLedger
@@ -27,6 +29,7 @@ from zs_nemo.types.question import Question
 from zs_nemo.types.trajectory import Trajectory
 
 QUESTION = Question(id="q/test/1", text="What is the capital of Peru?", answers=("Lima",), kind="q", split="test")
+WORLD = cast(FactsWorld, SimpleNamespace(corpus=Path("facts")))
 
 
 async def complete(request: web.Request) -> web.Response:
@@ -73,7 +76,7 @@ def test_a_served_policy_searches_a_local_index(
     monkeypatch.setenv("ZS_NEMO_CACHE", str(tmp_path / "cache"))
     cfg, ledger, checked = settings(url, tmp_path, api=api), SearchLedger(), list[Tokenizer]()
     ledger.phase = Phase.evaluation
-    with answering(cfg, SimpleNamespace(), ledger, tmp_path, check=checked.append) as parts:  # type: ignore[arg-type]
+    with answering(cfg, WORLD, ledger, tmp_path, check=checked.append) as parts:
         policy = parts.policy
         answerer = Answerer(
             Method.agent, policy.engine, policy.tokenizer, episode_limits(cfg), policy.form, parts.search
@@ -101,6 +104,19 @@ def test_a_server_of_another_model_is_refused_by_name(url: str, tmp_path: Path) 
             match=r"endpoint\.addresses: none of 1 can be used .*it serves my-policy, and not 'the-policy-of-the-"
             r"manifest'.*endpoint\.served_model",
         ),
-        answering(cfg, SimpleNamespace(), SearchLedger(), tmp_path),  # type: ignore[arg-type]
+        answering(cfg, WORLD, SearchLedger(), tmp_path),
     ):
+        pass
+
+
+@pytest.mark.parametrize(("content", "told"), [(None, "is no file"), ("# Lima", "line 1: must be a JSON object")])
+def test_a_corpus_that_cannot_be_read_is_found_before_anything_is_started(
+    content: str | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(System, "start", None)
+    cfg = EvaluateRecipeConfig(search=Bm25SearchConfig(corpus=str(tmp_path / "wiki.jsonl")))
+    if content is not None:
+        (tmp_path / "wiki.jsonl").write_text(content)
+    told = rf"^search\.corpus.*wiki\.jsonl.* {told}"
+    with pytest.raises(ValueError, match=told), answering(cfg, WORLD, SearchLedger(), tmp_path):
         pass

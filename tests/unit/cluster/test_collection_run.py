@@ -36,6 +36,7 @@ from zs_nemo.rollout.collector import RolloutCollector, SearchBudgetExceeded, St
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodeRunner, SearchSetting
 from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.rollout.rewards import f1
+from zs_nemo.search.endpoint_trial import TRIAL_PROMPT
 from zs_nemo.search.example_files import examples_file, read_examples
 from zs_nemo.search.judges import LlmJudge, LlmVerdict
 from zs_nemo.types.interaction import Interaction
@@ -122,7 +123,9 @@ def test_rounds_that_are_there_are_not_asked_again(policy: ScriptedEngine, tmp_p
     assert (report["searches"], report["questions"]) == (20, 20)
     assert (report["useful"], report["useless"]) == (1, 19), "the document holds the answer to one question"
     rounds = {path.name: path.read_text() for path in (tmp_path / "interactions").iterdir()}
-    assert len(rounds) == 3
+    assert sorted(rounds) == ["episodes_0002.jsonl", *(f"step_{number:04d}.jsonl" for number in range(3))], (
+        "more questions may be asked for"
+    )
     (tmp_path / "interactions" / "step_0001.jsonl").unlink()
     policy.calls.clear()
     again = collected(tmp_path, cfg)
@@ -190,26 +193,97 @@ def test_nothing_that_answers_a_held_out_question_is_learned_from(
     assert measured["of_held_out_questions"] == 0, "searches to measure on are held out anyway"
 
 
-def test_what_a_round_that_failed_has_asked_counts_in_the_next_session(
+def fail_after(engine: FixedSearch, count: int, kind: SearchFailureKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = engine.search
+
+    async def until_then(request: SearchRequest) -> SearchResult:
+        if len(engine.requests) == count:
+            raise SearchFailure(kind, "the quota is spent")
+        return await asked(request)
+
+    monkeypatch.setattr(engine, "search", until_then)
+
+
+def twice(prompt: str) -> str:
+    """Search twice, then answer."""
+    number = prompt.split("Question: Question ")[1].split("?")[0]
+    num_searches = prompt.count("Doc 1:")
+    return (
+        f"<search>find {number}, {num_searches}</search>" if num_searches < 2 else f"<answer>answer {number}</answer>"
+    )
+
+
+def test_what_was_bought_before_the_quota_was_spent_is_kept_judged_and_not_asked_again(
+    policy: ScriptedEngine,
+    engine: FixedSearch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = engine.search
+    fail_after(engine, 11, SearchFailureKind.refused, monkeypatch)
+    report = collected(tmp_path, settings(balance=False))
+    assert (report["searches"], report["episodes"], report["episodes_wanted"]) == (11, 11, 20)
+    assert sum(sum(kinds.values()) for kinds in report["examples"].values()) == 11
+    assert "the quota is spent. 11 of 20 episodes are recorded" in capsys.readouterr().out
+    assert not read_json(tmp_path / "state.json", {})["finished"], "the same command goes on"
+    assert SearchLedger(read_json(tmp_path / "search.json", {})).asked("bm25") == 11
+    engine.requests.clear()
+    monkeypatch.setattr(engine, "search", asked)
+    report = collected(tmp_path, settings(balance=False))
+    assert (len(engine.requests), report["searches"], report["questions"]) == (9, 20, 20)
+    assert read_json(tmp_path / "state.json", {})["finished"]
+    rows = read_json_lines(tmp_path / "interactions" / "step_0001.jsonl")
+    assert [row["question_id"] for row in rows] == [f"q{number}" for number in range(8, 16)]
+    assert SearchLedger(read_json(tmp_path / "search.json", {})).asked("bm25") == 20
+
+
+def test_an_episode_that_is_refused_a_later_search_keeps_its_first_and_is_not_run_again(
+    policy: ScriptedEngine, engine: FixedSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, policy.script = engine.search, twice
+    monkeypatch.setitem(globals(), "LIMITS", replace(LIMITS, max_turns=3))
+    cfg = settings(judge=JudgeName.outcome, balance=False, num_questions=8)
+    fail_after(engine, 11, SearchFailureKind.refused, monkeypatch)
+    report = collected(tmp_path, cfg)
+    assert (report["searches"], report["useful"], report["undecided"]) == (11, 6, 5), "it has no outcome"
+    engine.requests.clear()
+    monkeypatch.setattr(engine, "search", asked)
+    report = collected(tmp_path, cfg)
+    assert (len(engine.requests), report["searches"]) == (0, 11)
+
+
+def test_a_round_that_failed_asks_its_lost_episodes_again_and_no_others(
     policy: ScriptedEngine, engine: FixedSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = engine.search
-
-    async def until_the_quota_is_spent(request: SearchRequest) -> SearchResult:
-        if len(engine.requests) == 11:
-            raise SearchFailure(SearchFailureKind.refused, "the quota is spent")
-        return await asked(request)
-
-    monkeypatch.setattr(engine, "search", until_the_quota_is_spent)
+    fail_after(engine, 11, SearchFailureKind.missing, monkeypatch)
     with pytest.raises(SearchBudgetExceeded, match="the quota is spent"):
         collected(tmp_path, settings())
-    assert [path.name for path in (tmp_path / "interactions").iterdir()] == ["step_0000.jsonl"]
-    counts = read_json(tmp_path / "search.json", {})
-    assert SearchLedger(counts).asked("bm25") == 11, "eight of the round that is there, three of the one that is not"
+    kept = len(read_json_lines(tmp_path / "interactions" / "episodes_0001.jsonl"))
     engine.requests.clear()
     monkeypatch.setattr(engine, "search", asked)
-    collected(tmp_path, settings())
-    assert SearchLedger(read_json(tmp_path / "search.json", {})).asked("bm25") == 11 + 12
+    report = collected(tmp_path, settings())
+    assert report["searches"] == 20 and len(engine.requests) == 12 - kept <= 12
+
+
+def test_more_questions_are_asked_by_a_collection_that_goes_on(
+    policy: ScriptedEngine, engine: FixedSearch, tmp_path: Path
+) -> None:
+    assert collected(tmp_path, settings(num_questions=10))["searches"] == 10
+    engine.requests.clear()
+    report = collected(tmp_path, settings(num_questions=13))
+    assert (len(engine.requests), report["searches"]) == (3, 13)
+
+
+def test_a_search_that_brought_nothing_is_recorded_and_makes_no_example(
+    policy: ScriptedEngine, engine: FixedSearch, tmp_path: Path
+) -> None:
+    engine.texts, after = (), lambda prompt: prompt.partition("Question: Question ")[2]
+    policy.script = lambda prompt: "<answer>x</answer>" if "<information>" in after(prompt) else script(prompt)
+    report = collected(tmp_path, settings(balance=False))
+    assert (report["searches"], report["without_documents"], report["useless"]) == (20, 20, 0)
+    assert read_json_lines(tmp_path / "examples_train.jsonl") == []
 
 
 def test_the_parts_hold_different_questions_and_the_outcome_can_judge(policy: ScriptedEngine, tmp_path: Path) -> None:
@@ -233,6 +307,8 @@ def judge_that_says(
 ) -> Callable[[], web.Application]:
     async def complete(request: web.Request) -> web.Response:
         prompt = (await request.json())["messages"][-1]["content"]
+        if prompt == TRIAL_PROMPT:
+            return completion("Hello.", chat=True)
         asked.append(prompt)
         said = answer(prompt)
         return completion(said, chat=True) if isinstance(said, str) else said

@@ -126,7 +126,7 @@ def test_the_page_shows_what_was_held_searched_and_paid_as_that_of_a_training_do
     held = {"generation": {"held_gpu_s": 7200.0, "busy_gpu_s": 3600.0, "prompt_tokens": 90, "completion_tokens": 8}}
     held["simulator"] = {"held_gpu_s": 3600.0, "busy_gpu_s": 900.0, "prompt_tokens": 600, "completion_tokens": 240}
     world.parts["system"] = SimpleNamespace(accounts=lambda **spent: held, engines_alone=nullcontext)
-    path = run(tmp_path, world.settings(search=SimulatedSearchConfig(), methods=METHODS))
+    path = run(tmp_path, world.settings(search=SimulatedSearchConfig(template="open"), methods=METHODS))
     cost = read_json(path / "report.json", None)["cost"]
     assert (cost["searches"], cost["simulator_tokens"]) == ({"simulator": 20}, {"simulator": 20 * 42})
     told = text_of(path / "report.html")
@@ -145,7 +145,7 @@ def test_a_policy_behind_an_endpoint_is_paid_by_the_token_and_the_simulator_besi
         "simulator_roles",
         lambda cfg, usage, *, wall_s: {"simulator": {"held_gpu_s": 3600.0, "requests": usage.num_requests}},
     )
-    cfg = world.settings(search=SimulatedSearchConfig(), methods=[Method.agent])
+    cfg = world.settings(search=SimulatedSearchConfig(template="open"), methods=[Method.agent])
     cfg.cost = CostConfig(usd_per_million_prompt_tokens=0.5, usd_per_million_completion_tokens=2.0)
     path = run(tmp_path, cfg)
     cost = read_json(path / "report.json", None)["cost"]
@@ -215,7 +215,7 @@ def test_questions_without_a_search_result_have_no_score_and_are_named(
     other = run(tmp_path, world.settings("other", methods=[Method.agent]))
     assert compare.main([str(path), str(other), "--samples", "50"]) == 0
     told = capsys.readouterr().out
-    assert "1 questions are left out, because their search failed: nq/test/0000" in told
+    assert "1 questions are left out, because their search failed or their time ran out: nq/test/0000" in told
     assert "| macro average | 9 |" in told
     world.policy.calls.clear()
     # The evaluation was done, its run had others to do.
@@ -259,7 +259,9 @@ def test_patterns_are_not_asked_of_a_simulator_and_that_is_said(
         return questions
 
     monkeypatch.setattr(evaluation_run, "load_test_questions", with_patterns)
-    path = run(tmp_path, world.settings(search=SimulatedSearchConfig(), methods=[Method.agent, Method.direct]))
+    path = run(
+        tmp_path, world.settings(search=SimulatedSearchConfig(template="open"), methods=[Method.agent, Method.direct])
+    )
     entries = read_json(path / "report.json", None)["evaluation"]
     assert {name: (each["n"], each["left_out"]) for name, each in entries.items()} == {
         "agent_simulator_greedy": (9, 1),

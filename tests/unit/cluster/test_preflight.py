@@ -20,7 +20,7 @@ from zs_nemo.config.endpoints import RecordingConfig, RecordingMode
 from zs_nemo.config.experiment import Accelerator
 from zs_nemo.config.policy import Precision, SchedConfig, ScheduleName
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig
-from zs_nemo.config.rollout import RefitTransport
+from zs_nemo.config.rollout import RefitTransport, RolloutConfig
 from zs_nemo.config.search import SimulatedSearchConfig
 from zs_nemo.weights.families import read_architecture
 
@@ -212,8 +212,15 @@ class Models(BaseHTTPRequestHandler):
     """Serves the list of models and nothing else."""
 
     def do_GET(self) -> None:
-        body = json.dumps({"data": [{"id": "llama"}]}).encode()
-        self.send_response(200 if self.path == "/v1/models" else 404)
+        self._send({"data": [{"id": "llama"}]}, 200 if self.path == "/v1/models" else 404)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._send({"choices": [{"text": " Lima is", "finish_reason": "length"}]}, 200)
+
+    def _send(self, answer: dict[str, Any], status: int) -> None:
+        body = json.dumps(answer).encode()
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -253,6 +260,20 @@ def test_endpoints_that_cannot_be_used_are_refused_with_each_of_their_errors(
     cfg.search = replace(cfg.search, served_model="llama")
     preflight.check(cfg, derive_layout(cfg))
     assert f"{dead}/v1 cannot be used now" in caplog.text, "one of two is enough to begin with"
+
+
+@pytest.mark.parametrize(
+    ("max_concurrency", "num_documents", "endpoints", "warned"),
+    [(320, 1, 1, True), (320, 1, 3, False), (64, 5, 1, True)],
+)
+def test_many_more_searches_than_the_endpoints_take_at_once_are_warned_of(
+    caplog: pytest.LogCaptureFixture, max_concurrency: int, num_documents: int, endpoints: int, warned: bool
+) -> None:
+    addresses = [f"http://host{number}" for number in range(endpoints)]
+    search = SimulatedSearchConfig(endpoints=addresses, served_model="llama", num_documents=num_documents)
+    preflight.warn_of_waiting(RolloutConfig(max_concurrency=max_concurrency), search)
+    told = f"search.endpoints take {64 * endpoints} ({endpoints} x search.pool.max_concurrency=64)"
+    assert (told in caplog.text) is warned is bool(caplog.text)
 
 
 def test_a_template_that_cannot_be_used_is_refused_before_anything_starts(

@@ -16,14 +16,15 @@ from tests.loopback import serving
 from zs_nemo.cluster import search_engines, simulator_system
 from zs_nemo.cluster import served_engine as served_engine_module
 from zs_nemo.cluster.roles import RoleError
-from zs_nemo.cluster.search_engines import SearchEngines, build_real_engines, build_remote_engines
-from zs_nemo.cluster.served_engine import LostIsUnavailable, served_engine
+from zs_nemo.cluster.search_engines import SearchEngines, build_real_engines, build_remote_engines, corpus_of
+from zs_nemo.cluster.served_engine import LostIsUnavailable, served_engine, told_noise
 from zs_nemo.cluster.simulator_system import simulator_engines
 from zs_nemo.config.cost import CostConfig
 from zs_nemo.config.endpoints import RecordingConfig, RecordingMode
 from zs_nemo.config.experiment import Accelerator, EvaluationConfig, TrainerConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig
 from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
+from zs_nemo.config.rollout import CurriculumConfig, CurriculumName
 from zs_nemo.config.search import (
     Bm25SearchConfig,
     DocumentsPerCompletion,
@@ -36,6 +37,7 @@ from zs_nemo.observability.phase import Phase
 from zs_nemo.qa.facts import FactsWorld
 from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.search.retriever import RetrieverSearch
+from zs_nemo.search.server_requests import RequestRefused
 from zs_nemo.search.web import WebSearch
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.search import SearchFailure, SearchFailureKind, SearchRequest, SearchResult
@@ -47,6 +49,17 @@ REQUEST = SearchRequest(
     key=SampleKey(run_seed=1, step=0, prompt=0, member=0),
     num_documents=1,
 )
+LEVEL = CurriculumConfig(name=CurriculumName.constant, constant_noise=0.3)
+COUNTED = ServerNoiseConfig(searches_per_step=2560, first_step=7)
+
+
+@pytest.fixture
+def replaying(tmp_path: Path, facts_world: FactsWorld, monkeypatch: pytest.MonkeyPatch) -> SimulatedSearchConfig:
+    """Return the settings of a simulator that needs no model."""
+    monkeypatch.setattr(served_engine_module, "load_facts_world", lambda data: facts_world)
+    (tmp_path / "answers.jsonl").touch()
+    recording = RecordingConfig(mode=RecordingMode.replay, path=str(tmp_path / "answers.jsonl"))
+    return SimulatedSearchConfig(recording=recording)
 
 
 @pytest.fixture
@@ -128,6 +141,39 @@ def test_what_the_judge_lacks_is_named_as_the_judges(corpus: Path, tmp_path: Pat
     lost = config(RetrieverSearchConfig(), Bm25SearchConfig(corpus=str(tmp_path / "lost")))
     with pytest.raises(ValueError, match=r"^evaluation\.search\.corpus=.* is no file"):
         build_real_engines(lost, world_of(corpus), build_remote_engines(lost, SearchLedger()))
+
+
+def test_a_corpus_in_the_home_folder_is_found(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(corpus.parent))
+    at_home = Bm25SearchConfig(corpus=f"~/{corpus.name}")
+    assert corpus_of(at_home, world_of(Path("facts"))) == corpus
+    with served_engine(ServeSearchConfig(search=at_home)) as served:
+        assert served.engine.name == "bm25"
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "world", "warned"),
+    [(Accelerator.cpu, "facts", False), (Accelerator.auto, "facts", True), (Accelerator.auto, "corpus.jsonl", False)],
+    ids=["on CPU", "on GPUs", "the facts world's own"],
+)
+def test_an_index_that_gpus_have_to_wait_for_is_warned_of_with_the_way_to_build_it_beforehand(
+    accelerator: Accelerator,
+    world: str,
+    warned: bool,
+    corpus: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(search_engines, "uses_gpu", lambda cfg: cfg.trainer.accelerator is not Accelerator.cpu)
+    cfg = config(Bm25SearchConfig(corpus=str(corpus)))
+    cfg.trainer.accelerator = accelerator
+    remote = build_remote_engines(cfg, SearchLedger())
+    for _ in range(2):
+        build_real_engines(cfg, world_of(corpus.parent / world), remote)
+    told = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert len(told) == warned
+    assert all("(1 documents) is not there yet: it is built now, and the GPUs wait" in each for each in told)
+    assert all(f"; python recipes/build_index.py {corpus} builds it beforehand" in each for each in told)
 
 
 @pytest.mark.parametrize(
@@ -225,14 +271,53 @@ def test_the_server_gets_bm25_or_a_client_of_another_server(corpus: Path) -> Non
 
 @pytest.mark.parametrize("unit", NoiseUnit)
 def test_the_server_is_told_what_the_noise_coin_is_tossed_for(
-    unit: NoiseUnit, tmp_path: Path, facts_world: FactsWorld, monkeypatch: pytest.MonkeyPatch
+    unit: NoiseUnit, replaying: SimulatedSearchConfig
 ) -> None:
-    monkeypatch.setattr(served_engine_module, "load_facts_world", lambda data: facts_world)
-    (tmp_path / "answers.jsonl").touch()
-    recording = RecordingConfig(mode=RecordingMode.replay, path=str(tmp_path / "answers.jsonl"))
-    search = SimulatedSearchConfig(recording=recording, noise_unit=unit)
-    with served_engine(ServeSearchConfig(search=search)) as served:
+    with served_engine(ServeSearchConfig(search=replace(replaying, noise_unit=unit))) as served:
         assert served.coin_per_document is (unit is NoiseUnit.document)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"trainer": TrainerConfig(max_steps=0)},
+            "P(noisy) is 0 for a request that says nothing of it; one that names a step is refused, because "
+            "trainer.max_steps is not set",
+        ),
+        (
+            {"trainer": TrainerConfig(max_steps=0), "curriculum": LEVEL},
+            "P(noisy) is 0 for a request that says nothing of it; one that names a step follows the curriculum "
+            "constant",
+        ),
+        (
+            {"trainer": TrainerConfig(max_steps=1005), "server": ServerConfig(noise=COUNTED)},
+            "P(noisy) follows the curriculum published over trainer.max_steps=1005, from step 7 on, one step every "
+            "2560 searches",
+        ),
+        ({"search": RetrieverSearchConfig()}, ""),
+    ],
+)
+def test_the_server_says_at_its_start_how_noisy_it_is(changes: dict[str, Any], told: str) -> None:
+    assert told_noise(ServeSearchConfig(**{"search": SimulatedSearchConfig()} | changes)) == told
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "max_steps", "noise"),
+    [(CurriculumConfig(), 0, None), (CurriculumConfig(), 80, 0.1667), (LEVEL, 0, 0.3)],
+)
+def test_a_step_is_refused_while_nobody_has_said_how_many_there_are(
+    curriculum: CurriculumConfig, max_steps: int, noise: float | None, replaying: SimulatedSearchConfig
+) -> None:
+    cfg = ServeSearchConfig(search=replaying, curriculum=curriculum, trainer=TrainerConfig(max_steps=max_steps))
+    with served_engine(cfg) as served:
+        assert served.noise_at is not None
+        if noise is not None:
+            assert served.noise_at(40) == pytest.approx(noise, abs=1e-4)
+            return
+        with pytest.raises(RequestRefused, match=r"how noisy step 40 is .*start it with trainer\.max_steps") as refused:
+            served.noise_at(40)
+        assert refused.value.status == 422
 
 
 def test_noise_set_for_a_real_engine_is_refused() -> None:

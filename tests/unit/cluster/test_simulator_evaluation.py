@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from zs_nemo.cluster import simulator_evaluation
 from zs_nemo.config.cost import CostConfig
 from zs_nemo.config.endpoints import ApiKind, EndpointPoolConfig
 from zs_nemo.config.evaluate_simulator import EvaluateSimulatorConfig
-from zs_nemo.config.search import Bm25SearchConfig, DocumentsPerCompletion, SimulatedSearchConfig
+from zs_nemo.config.search import Bm25SearchConfig, DocumentsPerCompletion, OffTarget, SimulatedSearchConfig
 from zs_nemo.observability.files import read_json, read_json_lines
 from zs_nemo.observability.progress import Progress
 from zs_nemo.qa.facts import FactsWorld
@@ -42,19 +43,20 @@ def write(folder: Path, rows: list[dict]) -> None:
 
 
 def model(refuses: dict[str, int] | None = None) -> web.Application:
-    """A model that writes the answer where it is asked to help, and leaks it into noisy documents about land 1.
+    """A model that writes the answer where it is asked to help, at first leaking it into noisy documents on land 1.
 
     Questions about the lands in ``refuses`` get that status.
     """
 
+    leaks = cycle((True, False))
+
     async def complete(request: web.Request) -> web.Response:
         prompt = (await request.json())["messages"][-1]["content"]
         asked = re.search(r"capital of land (\d+)", prompt)
-        # What is drawn again no longer names the land.
         number = asked[1] if asked else ""
         if status := (refuses or {}).get(number):
             return web.json_response({"error": "the prompt is too long"}, status=status)
-        helps = "went wrong" not in prompt or number == "1"
+        helps = "went wrong" not in prompt or (number == "1" and next(leaks))
         return completion(f"Doc 1: {f'Town{number}' if helps else 'A river'} is there.", chat=True)
 
     async def models(request: web.Request) -> web.Response:
@@ -102,6 +104,8 @@ def test_every_query_is_asked_for_both_kinds_and_measured(
     assert found["leaks_per_noisy_search"] == drawn_again["leaks_per_noisy_search"] == 0.25
     assert drawn_again["completion_tokens_per_search"] > found["completion_tokens_per_search"]
     assert found["settings"]["served_model"] == "simulator"
+    assert (found["failed_share"], found["in_flight"]) == (0.0, 64), "what the endpoint takes at once"
+    assert found["searches_per_s"] > 0 and found["latency_s_p95"] >= found["latency_s_median"] > 0
     tokens = found["prompt_tokens_per_search"] + 2 * found["completion_tokens_per_search"]
     assert tokens > 0
     cost = found["cost"]
@@ -151,16 +155,34 @@ def test_a_request_that_is_rejected_counts_as_no_document_unless_all_are(
         simulator_evaluation.evaluate_simulators(settings(tmp_path, url), progress)
 
 
-def test_a_simulator_that_does_not_answer_is_told_with_a_remedy(
-    tmp_path: Path, facts_world: FactsWorld, monkeypatch: pytest.MonkeyPatch
+def test_a_simulator_that_does_not_answer_is_told_with_a_remedy_unless_it_is_a_small_share(
+    tmp_path: Path, facts_world: FactsWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(simulator_evaluation, "load_facts_world", lambda data: facts_world)
     write(tmp_path, [*map(row, range(4))])
     with serving(lambda: model({"3": 500})) as url, Progress("quality") as progress:
         cfg = settings(tmp_path, url)
         cfg.search.pool = EndpointPoolConfig(deadline_s=0.3, request_timeout_s=0.2, first_pause_s=0.05)
-        with pytest.raises(RuntimeError, match=r"the simulator did not answer .*max_concurrency=96"):
+        told = r"did not answer [12] of 8 searches, more than max_failed_share=0\.02 allows .*max_concurrency=96"
+        with pytest.raises(RuntimeError, match=told):
             simulator_evaluation.evaluate_simulators(cfg, progress)
+        cfg.max_failed_share = 0.25
+        simulator_evaluation.evaluate_simulators(cfg, progress)
+    found = measured(tmp_path)
+    assert (found["failed_share"], found["num_useful"], found["empty_share"]) == (0.25, 3, 0.0)
+    assert "2 of 8 searches failed and are left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("off_target", "warned"), [(OffTarget.auto, True), (OffTarget.withhold, False)])
+def test_simulators_that_are_asked_for_different_documents_are_told_apart(
+    off_target: OffTarget, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = SimulatedSearchConfig(template="tuned", off_target=off_target)
+    cfg = EvaluateSimulatorConfig(search=tuned, baseline=SimulatedSearchConfig())
+    with Progress("quality") as progress:
+        simulator_evaluation.warn_of_other_terms(cfg, progress)
+    told = "search.off_target=auto is answer here, and baseline.off_target=auto is withhold"
+    assert (told in capsys.readouterr().out) is warned
 
 
 def test_a_collection_over_training_questions_is_refused(tmp_path: Path) -> None:

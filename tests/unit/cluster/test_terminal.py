@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from tests.unit.observability.runs import config
+from tests.unit.observability.runs import config, searching
 from zs_nemo.cluster.roles import RanksLost, Role, RoleError
 from zs_nemo.cluster.stop_request import StopRequest
 from zs_nemo.cluster.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, run_in_terminal
 from zs_nemo.config.recipe import GrpoRecipeConfig
 from zs_nemo.observability.progress import Progress
 from zs_nemo.observability.run_dir import RunDir
+from zs_nemo.rollout.rewards import build_reward
+from zs_nemo.types.trajectory import Trajectory
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +71,11 @@ def test_a_run_that_is_done_is_told_with_the_report_that_there_is(
     assert f"this run is already done: {path / name}\n" in capsys.readouterr().out
 
 
+def careless(trajectory: Trajectory) -> float:
+    """Read what is not there: a reward of a user's own."""
+    return {}["title"]
+
+
 def lost_rank() -> RanksLost:
     error = RanksLost("policy-rank-1 failed in train_step: its process died\nlog: somewhere")
     error.role, error.died = Role("policy-rank-1", None, Path("log")), True
@@ -109,6 +116,24 @@ def test_a_full_disk_ends_the_command_with_a_message_of_its_own(
     cfg.exp_manager.exp_dir = str(tmp_path)
     assert run_in_terminal(OmegaConf.structured(cfg), GrpoRecipeConfig, train) == EXIT_FAILED
     assert "error: disk full (" in capsys.readouterr().err
+
+
+def test_a_reward_that_fails_ends_the_command_with_its_name_the_way_on_and_the_stack_in_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(cfg: GrpoRecipeConfig, run_dir: RunDir, progress: Progress) -> Path:
+        trajectory = searching(reward=0.0, key=(0, 0, 0))
+        build_reward({f"{__name__}.careless": 1.0})(trajectory)
+        raise AssertionError("it is graded")
+
+    cfg = config()
+    cfg.exp_manager.exp_dir = str(tmp_path)
+    assert run_in_terminal(OmegaConf.structured(cfg), GrpoRecipeConfig, train) == EXIT_FAILED
+    told = capsys.readouterr().err
+    assert f"error: reward term '{__name__}.careless' raised KeyError: 'title' for question " in told
+    assert "The same command goes on from the last checkpoint." in told
+    log = tmp_path / cfg.exp_manager.name / "logs" / "driver_error.log"
+    assert 'return {}["title"]' in log.read_text(), "the line of the user's own"
 
 
 @pytest.mark.parametrize(("died", "code"), [(True, EXIT_STOPPED), (False, EXIT_FAILED)])

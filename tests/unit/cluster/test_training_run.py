@@ -1,6 +1,7 @@
 """What a run keeps in its checkpoints besides what the workers write, with a system that computes nothing."""
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -21,11 +22,13 @@ from zs_nemo.observability.progress import Progress
 from zs_nemo.observability.run_dir import RunDir
 from zs_nemo.rollout.collector import SearchBudgetExceeded
 from zs_nemo.rollout.ledger import SearchLedger
+from zs_nemo.rollout.rewards import RewardFailed
 
 REWARDS = (0.9, 0.7, 0.3, 0.6, 0.1, 0.8, 0.95, 0.2)
 HEALTHY, COLLAPSED = 1.0, 0.01
 FAIL_IN_REFIT: dict[int, Exception] = {}
 SEARCHES_FAILED = SearchBudgetExceeded("no endpoint is alive", engine="simulator")
+REWARD_FAILED = RewardFailed("the term is wrong")
 
 
 def death_of(name: str, kind: type[RoleError] = RoleError) -> RoleError:
@@ -104,10 +107,14 @@ def test_a_resumed_run_meets_the_noise_of_an_uninterrupted_one(
 
 
 @pytest.mark.parametrize(
-    "failure", [SEARCHES_FAILED, death_of("simulator-engine-0"), death_of("policy-engine-1")], ids=str
+    ("failure", "async_save"),
+    [
+        *product([SEARCHES_FAILED, death_of("simulator-engine-0"), death_of("policy-engine-1")], [False, True]),
+        (REWARD_FAILED, False),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("async_save", [False, True], ids=["in the way", "in the background"])
-def test_a_run_that_has_lost_its_engines_is_saved_where_it_stands(
+def test_a_run_whose_episodes_have_failed_and_not_its_ranks_is_saved_where_it_stands(
     tmp_path: Path, async_save: bool, failure: Exception
 ) -> None:
     whole = train(tmp_path / "whole")

@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
 from tests.composed import composed
-from zs_nemo.config.command import CONFIGS, _known, did_you_mean, explain, split_config_name
+from zs_nemo.config.command import CONFIGS, REFUSED, _known, did_you_mean, explain, split_config_name
 from zs_nemo.config.other_trainers import OURS, ours_of
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.registry import register, to_dataclass
@@ -58,7 +56,7 @@ def refusal(*arguments: str, name: str = "grpo") -> str:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
             to_dataclass(compose(chosen, overrides=overrides), RecipeConfig)
-        except (HydraException, OmegaConfBaseException) as error:
+        except REFUSED as error:
             refused: Exception = error
         except ValueError as error:
             return str(error)
@@ -170,6 +168,51 @@ def test_a_group_for_another_place_is_refused_with_the_nearest_right_name_of_eit
     assert refusal("+search@evaluation.serch=retriever") == told
     told = "unknown setting baselin: did you mean baseline?"
     assert refusal("+search@baselin=prompted_7b", name="evaluate_simulator") == told
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (
+            ["evaluation.search=bm25"],
+            "evaluation.search takes an engine of the group search, which is chosen so: +search@evaluation.search=bm25",
+        ),
+        (
+            ["evaluation.search.corpus=wiki.jsonl"],
+            "evaluation.search.corpus is a setting of an engine, and evaluation.search names none; choose it as well: "
+            "+search@evaluation.search=bm25 evaluation.search.corpus=...",
+        ),
+        (
+            ["evaluation.search.urll=http://h"],
+            "evaluation.search.urll is a setting of an engine, and evaluation.search names none; choose it as well: "
+            "+search@evaluation.search=NAME evaluation.search.urll=...",
+        ),
+        (["+search@evaluation.search=bm25", "evaluation.search.corpus=wiki.jsonl"], ""),
+    ],
+)
+def test_an_engine_for_evaluations_alone_is_answered_with_how_it_is_chosen(typed: list[str], told: str) -> None:
+    assert refusal(*typed) == told
+
+
+def test_an_assertion_that_is_not_about_settings_is_not_told_as_one() -> None:
+    with pytest.raises(AssertionError, match="ours"):
+        explain(AssertionError("ours"), "grpo", ["seed=2"])
+
+
+def test_a_name_that_lacks_its_last_word_leads_to_the_whole_one() -> None:
+    known = ["search.api", "search.api_key_variable", "search.token_variable", "endpoint.api_key_variable"]
+    assert did_you_mean("search.api_key", known) == ": did you mean search.api_key_variable?"
+    assert did_you_mean("search.apis", known) == ": did you mean search.api?"
+
+
+def test_a_misspelt_setting_in_a_file_of_the_users_own_is_named_with_the_nearest_right_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zs_nemo.config.command._recipes", lambda: ["grpo", "ppo"])
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "mine.yaml").write_text("defaults: [simulated_schema, _self_]\nnum_document: 3\n")
+    told = "search=mine sets search.num_document, which grpo does not have: did you mean search.num_documents?"
+    assert refusal(f"hydra.searchpath=[{tmp_path}]", "search=mine") == told
 
 
 def test_a_choice_that_sets_what_the_recipe_does_not_have_is_named() -> None:

@@ -7,6 +7,7 @@ from tests.unit.config.test_schemas import load
 
 def test_sets_weights_and_counts_are_typed_as_lists():
     data = load(
+        "search.template=open",
         "data.train=[nq:train,hotpotqa:train]",
         "data.train_weights=[2,1]",
         "data.test=[pyserini/nq:test,data/mine/test.jsonl,hub:Alibaba-NLP/ZeroSearch_dataset:test@main]",
@@ -32,6 +33,14 @@ def test_the_quickstart_stays_in_the_facts_world():
         (["data.train_weights=[0]"], r"data\.train_weights=\[0\.0\] must be positive"),
         (["data.train_weights=[nan]"], r"data\.train_weights=\[nan\] must be positive"),
         (["data.train_counts=[-1]"], r"data\.train_counts=\[-1\] .* no negative"),
+        (
+            ["data.train=[facts:train,nq:train]"],
+            r"search\.template='' with search\.off_target=auto shows .* data\.train names nq:train, .*template=open",
+        ),
+        (
+            ["data.train=[nq:train]", "search.template=open", "search.off_target=withhold"],
+            r"search\.template='open' with search\.off_target=withhold",
+        ),
         (["data.max_skipped_rows=-1"], r"data\.max_skipped_rows=-1"),
     ],
 )

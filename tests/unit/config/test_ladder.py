@@ -158,7 +158,7 @@ def test_a_simulator_is_tuned_as_published_with_the_prompts_that_it_is_asked_wit
     assert cfg.policy.optim.lr == 1e-6 and cfg.policy.model.endswith(f"/Qwen2.5-{size.upper()}-Instruct")
     assert isinstance(cfg.search, SimulatedSearchConfig)
     assert (cfg.search.num_documents, cfg.search.num_words) == (5, 30)
-    afterwards = load("grpo", f"experiment=zerosearch_grpo_{size}", f"search=finetuned_{size}").search
+    afterwards = load("grpo", f"experiment=zerosearch_grpo_{size}", f"search=prompted_{size}").search
     assert replace(afterwards, model=cfg.search.model, num_engines=cfg.search.num_engines) == cfg.search
     load_template(cfg.search.template, cfg.search.documents_per_completion)
 

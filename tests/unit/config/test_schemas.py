@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from tests.composed import composed
 from zs_nemo.config.collect import CollectRecipeConfig
+from zs_nemo.config.endpoints import version_url
 from zs_nemo.config.evaluate import EvaluateRecipeConfig
 from zs_nemo.config.policy import Recompute, RecomputeMethod
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, ReinforcePpRecipeConfig
@@ -176,6 +177,8 @@ def test_a_curriculum_is_chosen_by_its_group_and_keeps_the_experiments_end():
     assert load("curriculum=off").curriculum.constant_noise == 0.0
     assert load("curriculum=constant", "curriculum.constant_noise=0.3", recipe="ppo").curriculum.constant_noise == 0.3
     assert load("curriculum.coin=group", recipe="reinforce_pp").curriculum.coin is CoinScope.group
+    for overrides, end in ((), 0.25), (("curriculum.end_noise=0.4",), 0.4):
+        assert load("curriculum=stepwise", *overrides).curriculum.stepwise.levels == [0.0, end]
 
 
 def test_every_curriculum_can_be_chosen_by_its_name():
@@ -209,6 +212,7 @@ def simulated(*overrides: str) -> SimulatedSearchConfig:
         ("endpoints=['http://host/v1?key=1']", r"search\.endpoints\[0\] must be .*without a user part, a query part"),
         ("endpoints=['http://host:99999']", r"must be an address"),
         ("endpoints=[http://host:1,http://host:1/v1/]", r"names an endpoint twice"),
+        ("extra_body={seed: 1, top_k: 5, n: 2}", r"search\.extra_body names seed, which other settings decide"),
         ("served_model=''", r"search\.served_model is empty, but search\.endpoints are given"),
         ("cache_size=10", r"search\.cache_size=10 keeps answers that search\.seed_group=request never asks"),
         ("max_answers=-1", r"search\.max_answers=-1 must be 0 or positive"),
@@ -225,6 +229,25 @@ def simulated(*overrides: str) -> SimulatedSearchConfig:
 def test_a_bad_setting_of_endpoints_is_refused_with_its_rule(override, message):
     with pytest.raises(ValueError, match=message):
         simulated(override)
+
+
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [
+        ("http://host:8000", "http://host:8000/v1"),
+        ("http://host:8000/", "http://host:8000/v1"),
+        ("http://host:8000/v1/", "http://host:8000/v1"),
+        ("https://host/v1beta/openai", "https://host/v1beta/openai"),
+        ("https://host/paas/v4/", "https://host/paas/v4"),
+    ],
+)
+def test_an_endpoint_with_a_path_of_its_own_keeps_it(address, url):
+    assert version_url(address) == url
+
+
+def test_fields_for_endpoints_are_refused_without_any():
+    with pytest.raises(ValueError, match=r"search\.extra_body=.* is sent to search\.endpoints, and none are given"):
+        simulated("endpoints=[]", "extra_body={top_k: 5}")
 
 
 def test_the_endpoints_have_less_time_than_the_search_that_waits_for_them():

@@ -1,5 +1,6 @@
 """The settings of remote engines and of the server: what composes, and what is refused with its rule."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,13 @@ import pytest
 from hydra.errors import ConfigCompositionException
 
 from tests.composed import composed, composed_dataclass
+from zs_nemo.config.experiment import TrainerConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig
 from zs_nemo.config.registry import to_dataclass
 from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
-from zs_nemo.config.search import Bm25SearchConfig, settings_stand_at
-from zs_nemo.config.server import ServeSearchConfig
+from zs_nemo.config.rollout import CurriculumConfig, CurriculumName
+from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig, settings_stand_at
+from zs_nemo.config.server import ServerConfig, ServerNoiseConfig, ServeSearchConfig
 from zs_nemo.observability.config_file import changed_settings, to_yaml
 
 CONFIGS = str(Path(__file__).parents[3] / "configs")
@@ -40,6 +43,7 @@ def test_the_server_serves_bm25_by_default_and_any_engine_by_one_override() -> N
     cfg = load("serve_search")
     assert isinstance(cfg, ServeSearchConfig) and isinstance(cfg.search, Bm25SearchConfig)
     assert (cfg.server.host, cfg.search.num_documents) == ("127.0.0.1", 3)
+    assert cfg.trainer.max_steps == 0, "how many steps another trainer makes is not known"
     for engine in ("simulated", "retriever", "web"):
         assert load("serve_search", f"search={engine}").search.num_documents == 3
     with pytest.raises(ConfigCompositionException):
@@ -60,6 +64,7 @@ def test_the_server_serves_bm25_by_default_and_any_engine_by_one_override() -> N
         ("grpo", ["search=retriever", "search.token_variable=my-token"], r"search\.token_variable must be the NAME"),
         ("grpo", ["search=web", "search.max_searches=-1"], r"search\.max_searches=-1"),
         ("grpo", ["search=web", "search.num_documents=0"], r"search\.num_documents=0"),
+        ("serve_search", ["server.host="], r"server\.host is empty; set it to 127\.0\.0\.1"),
         ("serve_search", ["server.port=65536"], r"server\.port=65536 must lie in 0\.\.65535"),
         ("serve_search", ["server.max_topk=0"], r"server\.max_topk=0 must be at least 1"),
         ("serve_search", ["server.max_body_mib=0"], r"server\.max_body_mib=0"),
@@ -86,6 +91,33 @@ def test_a_bad_value_is_refused_with_its_rule_and_no_secret(recipe: str, overrid
         load(recipe, *overrides)
     for secret in ("p4ss", "my-token", "s3cret"):
         assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "max_steps", "lacks"),
+    [
+        (CurriculumConfig(), 0, True),
+        (CurriculumConfig(), 1005, False),
+        (CurriculumConfig(name=CurriculumName.constant, constant_noise=0.0), 0, False),
+        # The mean of the steps of the published one.
+        (CurriculumConfig(name=CurriculumName.constant), 0, True),
+    ],
+)
+def test_the_server_does_not_guess_how_many_steps_another_trainer_makes(
+    curriculum: CurriculumConfig, max_steps: int, lacks: bool
+) -> None:
+    def config(noise: ServerNoiseConfig) -> ServeSearchConfig:
+        return ServeSearchConfig(
+            search=SimulatedSearchConfig(),
+            server=ServerConfig(noise=noise),
+            curriculum=curriculum,
+            trainer=TrainerConfig(max_steps=max_steps),
+        )
+
+    assert config(ServerNoiseConfig()).lacks_max_steps is lacks
+    refused = pytest.raises(ValueError, match=r"server\.noise\.searches_per_step=9 .* set trainer\.max_steps")
+    with refused if lacks else nullcontext():
+        config(ServerNoiseConfig(searches_per_step=9, first_step=3))
 
 
 @pytest.mark.parametrize(

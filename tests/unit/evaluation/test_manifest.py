@@ -166,3 +166,19 @@ def test_policies_and_versions_may_differ_between_evaluations_that_are_compared(
     make(conditions, num_documents=5).write(manifest_file(second))
     assert manifest_differences(first, second) == ["num_documents: 2 -> 5"]
     assert manifest_differences(first, third) == []
+
+
+@pytest.mark.parametrize(
+    ("wording", "differs"),
+    [("another", ["engine_template_sha256"]), ("a wording", []), ("", [])],
+    ids=["another wording", "a chat template of the policy's", "made before wordings had a hash"],
+)
+def test_of_two_templates_only_another_wording_of_the_simulator_is_another_condition(
+    wording: str, differs: list[str], conditions: Conditions, tmp_path: Path
+) -> None:
+    first, second = (tmp_path / "evaluations" / f"{name}.jsonl" for name in "ab")
+    make(conditions, "simulator", engine_template_sha256="a wording").write(manifest_file(first))
+    changed = make(conditions, "simulator", engine_template_sha256=wording, chat_template_sha256="a chat")
+    changed.write(manifest_file(second))
+    for pair in ((first, second), (second, first)):
+        assert [line.partition(":")[0] for line in manifest_differences(*pair)] == differs

@@ -37,6 +37,11 @@ def test_shares_count_what_supports_and_what_leaks():
     assert found["empty_share"] == pytest.approx(1 / 6)
 
 
+def test_the_slow_searches_of_a_queue_are_told_beside_the_median():
+    found = quality([replace(USEFUL, latency_s=float(number)) for number in range(101)])
+    assert (found["latency_s_median"], found["latency_s_p95"]) == (50.0, 95.0)
+
+
 def test_a_search_is_not_supported_by_all_of_its_documents_because_one_holds_the_answer():
     five = replace(USEFUL, documents=(*USEFUL.documents, *["Rivers."] * 4), real_documents=("New Delhi.", "Rivers."))
     found = quality([five, NOISY])

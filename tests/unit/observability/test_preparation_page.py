@@ -55,10 +55,11 @@ def collection(tmp_path: Path) -> Path:
     rows = [example(number % 2 == 0, number) for number in range(40)]
     write_json_lines(path / "examples_train.jsonl", rows)
     write_json_lines(path / "examples_held_out.jsonl", [example(True, 99, split="held_out")])
+    gaps = {"episodes": 1200, "episodes_wanted": 2000, "without_documents": 5}
     counts = {"useful": 51, "useless": 17, "undecided": 3, "of_held_out_questions": 6, "searches": 77, "questions": 60}
     examples = {"train": {"useful": 20, "useless": 20}, "held_out": {"useful": 1, "useless": 0}}
     told = {"judge": "evidence", "unit": "search", "engine": "bm25", "split": "train", "seed": 4, "examples": examples}
-    return reported(path, {**told, **counts, "different_searches": 66})
+    return reported(path, {**told, **counts, **gaps, "different_searches": 66})
 
 
 @pytest.fixture
@@ -80,6 +81,8 @@ def tuning(tmp_path: Path) -> Path:
 def test_a_collection_s_page_shows_what_became_of_its_searches_and_some_of_each_kind(collection: Path) -> None:
     page = write_preparation_page(collection).read_text()
     assert "What a policy asked BM25 over questions of the train split, judged by evidence, seed 4." in page
+    assert "<dd>1,200 of 2,000: the engine refused to go on</dd>" in page
+    assert "<dt>searches that found nothing</dt><dd>5</dd>" in page
     assert "66 different ones" in page and "20 useful, 20 useless" in page and "3.2 GiB" in page
     assert "judged, of held-out questions: 6" in page and "to learn from, useless: 20" in page
     # Held-out ones first; twelve of each kind.

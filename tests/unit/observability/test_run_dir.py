@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from tests.fakes import CharTokenizer
 from tests.unit.observability.runs import config, group, searching
+from zs_nemo.config.endpoints import RecordingConfig, RecordingMode
 from zs_nemo.config.policy import Recompute
 from zs_nemo.config.recipe import PpoRecipeConfig
 from zs_nemo.config.rollout import RefitTransport
@@ -234,6 +235,8 @@ def test_a_resumed_run_must_keep_what_changes_its_results_once_it_has_made_any(t
     elsewhere.rollout.search_max_failure_share, elsewhere.rollout.search_deadline_s = 0.5, 90.0
     elsewhere.rollout.search_max_empty_share = 0.9
     elsewhere.policy.activations_checkpoint_granularity = Recompute.full
+    # How a recorder that crashed goes on from its file.
+    elsewhere.search.recording = RecordingConfig(mode=RecordingMode.record_missing, path="answers.jsonl")
     RunDir(tmp_path, elsewhere).close()
 
 

@@ -1,6 +1,7 @@
 """The coin of simulated search, and callbacks named by import path."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -85,3 +86,10 @@ def test_a_callback_is_named_by_its_import_path() -> None:
     assert isinstance(resolve_callback("zs_nemo.rollout.callbacks.EngineSearch")(engine), EngineSearch)
     with pytest.raises(ValueError, match=r"rollout\.callback='no\.such\.Thing' cannot be imported"):
         resolve_callback("no.such.Thing")
+
+
+def test_a_module_that_is_no_python_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_callback.py").write_text("class Picky(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot be imported \(SyntaxError.*; mend broken_callback"):
+        resolve_callback("broken_callback.Picky")

@@ -117,6 +117,21 @@ def test_too_many_failed_searches_stop_the_step():
         collect(ScriptedEngine(script), FixedSearch(failures=10**6))
 
 
+@pytest.mark.parametrize(("max_turns", "asked"), [(2, 4), (3, 5)])
+def test_a_step_stops_as_soon_as_its_searches_cannot_keep_within_their_budget(max_turns: int, asked: int) -> None:
+    """Of six episodes half of the searches may fail: with one search each three, with two each perhaps four."""
+    policy, search = (
+        ScriptedEngine(script, delay_s=lambda prompt: 0.005),
+        FixedSearch(failures=99, failure_kind=SearchFailureKind.missing),
+    )
+    limits = replace(LIMITS, max_turns=max_turns)
+    collector = build(policy, concurrency=1, limits=limits, budgets=StepBudgets(failed=0.5))
+    with pytest.raises(SearchBudgetExceeded, match=f"{asked} of {asked} search calls failed"):
+        collector.collect(QUESTIONS, setting(search), Decoding(temperature=1.0), step=0, group_size=1)
+    collector.close()
+    assert len(search.requests) == asked
+
+
 @pytest.mark.parametrize(("max_empty_share", "stops"), [(0.5, False), (0.2, True)])
 def test_a_simulator_that_wrote_nothing_has_a_budget_of_its_own(max_empty_share, stops):
     collector = RolloutCollector(
@@ -130,7 +145,7 @@ def test_a_simulator_that_wrote_nothing_has_a_budget_of_its_own(max_empty_share,
     # The first of three questions asks for nothing that can be answered, as often as it may.
     search = FixedSearch(failures=MAX_EMPTY_ANSWERS, failure_kind=SearchFailureKind.empty)
     setting = SearchSetting(callback=EngineSearch(search), num_documents=1)
-    told = r"for 1 of 3 search calls the simulator wrote nothing.*rollout\.search_max_empty_share=0\.2"
+    told = r"for 1 of 1 search calls the simulator wrote nothing.*rollout\.search_max_empty_share=0\.2"
     with pytest.raises(SearchBudgetExceeded, match=told) if stops else nullcontext():
         groups = collector.collect(QUESTIONS[:3], setting, Decoding(temperature=1.0), step=0, group_size=1)
         assert [len(group.trajectories) for group in groups] == [0, 1, 1]

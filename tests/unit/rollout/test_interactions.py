@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from tests.unit.observability.runs import searching
 from zs_nemo.rollout.interactions import Judged, interactions_of, select, split_of
-from zs_nemo.types.interaction import HELD_OUT, TRAIN
+from zs_nemo.types.interaction import HELD_OUT, TRAIN, Interaction
 from zs_nemo.types.search import Document
 
 
@@ -11,14 +11,17 @@ def one():
     return found
 
 
-def test_every_search_that_brought_documents_is_recorded_with_its_own_question():
+def test_every_search_that_was_answered_is_recorded_with_its_own_question():
     trajectory = searching()
     found = one()
     assert found.query == trajectory.turns[0].query and found.documents == trajectory.turns[0].result.documents
     assert (found.question, found.answers) == (trajectory.question.text, trajectory.question.answers)
     assert (found.outcome, found.prediction, found.turn, found.split) == (0.5, trajectory.answer, 0, TRAIN)
-    trajectory.turns[0] = replace(trajectory.turns[0], result=replace(trajectory.turns[0].result, documents=()))
-    assert interactions_of(trajectory, outcome=0.5, held_out_share=0.0) == []
+    answered, nothing = trajectory.turns[0], replace(trajectory.turns[0].result, documents=())
+    trajectory.turns = [replace(answered, result=nothing), answered, replace(answered, result=None)]
+    recorded = interactions_of(trajectory, outcome=None, held_out_share=0.0)
+    assert [(each.turn, len(each.documents), each.outcome) for each in recorded] == [(0, 0, None), (1, 1, None)]
+    assert [Interaction.from_row(each.to_row()) for each in recorded] == recorded
 
 
 def test_a_question_is_in_one_part_and_the_parts_have_their_shares():

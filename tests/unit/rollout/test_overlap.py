@@ -17,7 +17,7 @@ from zs_nemo.rollout.collector import Decoding, RolloutCollector, StepBudgets
 from zs_nemo.rollout.episode import EpisodeRunner, SearchSetting
 from zs_nemo.rollout.loop_thread import LoopThread
 from zs_nemo.rollout.overlap import StepDraw, StepsAhead
-from zs_nemo.rollout.rewards import f1
+from zs_nemo.rollout.rewards import Reward, RewardFailed, f1
 from zs_nemo.types.generation import Completion, SamplingParams
 from zs_nemo.types.trajectory import Trajectory
 
@@ -83,12 +83,12 @@ def draw_of(run: Run, step: int, *, attempt: int = 0, first_prompt: int = 0) -> 
 
 
 @contextmanager
-def started(*, max_staleness: int = 1, concurrency: int = 64, attempt: int = 0) -> Iterator[Run]:
+def started(*, max_staleness: int = 1, concurrency: int = 64, attempt: int = 0, reward: Reward = f1) -> Iterator[Run]:
     policy = Policy(script)
     collector = RolloutCollector(
         EpisodeRunner(policy, CharTokenizer(), LIMITS),
         CharTokenizer(),
-        f1,
+        reward,
         run_seed=7,
         max_concurrency=1000,
         budgets=StepBudgets(failed=0.1),
@@ -284,6 +284,22 @@ def test_what_an_episode_of_a_later_step_raises_comes_out_of_the_next_collecting
         with pytest.raises(ConnectionError, match="the engine is gone"):
             for step in range(2):
                 run.collect(step)
+
+
+def test_an_episode_that_could_not_be_graded_is_run_again_from_a_checkpoint():
+    def of_members_before(trajectory: Trajectory) -> float:
+        if trajectory.key.member == GROUP - 1:
+            raise RewardFailed("the term is wrong")
+        return f1(trajectory)
+
+    with started(reward=of_members_before) as run:
+        begin_next(run)
+        with pytest.raises(RewardFailed, match="the term is wrong"):
+            run.collect(1)
+        facts, rows = run.ahead.state()
+    with started() as resumed:
+        resumed.ahead.restore(facts, rows, attempt=0)
+        assert [each.reward for each in resumed.collect(1)] == [1.0] * EPISODES
 
 
 def test_dropped_episodes_are_cancelled_in_the_engine():

@@ -1,9 +1,11 @@
 """Rewards of whole trajectories."""
 
+from pathlib import Path
+
 import pytest
 
 from zs_nemo.config.reward import RewardConfig
-from zs_nemo.rollout.rewards import build_reward, retrieval_diversity
+from zs_nemo.rollout.rewards import RewardFailed, build_reward, retrieval_diversity
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.question import Question
 from zs_nemo.types.search import SearchResult
@@ -47,6 +49,16 @@ def forgetful(trajectory: Trajectory) -> float:  # type: ignore[return]  # that 
     """Have no return."""
 
 
+def boundless(trajectory: Trajectory) -> float:
+    """Return what no float can hold."""
+    return 10**400
+
+
+def careless(trajectory: Trajectory) -> float:
+    """Read what is not there."""
+    return {}["title"]
+
+
 def test_the_default_is_f1_alone_and_a_missing_answer_earns_nothing():
     reward = build_reward(RewardConfig().weights())
     assert reward(trajectory("paris")) == 1.0
@@ -80,7 +92,31 @@ def test_a_term_that_cannot_be_imported_is_named_with_its_setting(name):
         build_reward(RewardConfig(function=name).weights())
 
 
-@pytest.mark.parametrize(("name", "told"), [("unsure", "nan"), ("forgetful", "None")])
-def test_a_term_that_returns_no_number_is_named(name, told):
-    with pytest.raises(ValueError, match=rf"{name}.* returned {told} .*finite number"):
-        build_reward(RewardConfig(function=f"{__name__}.{name}").weights())(trajectory("x"))
+@pytest.mark.parametrize(
+    ("code", "told"), [("def term(:", "SyntaxError: invalid syntax"), ("{}['title']", "KeyError: 'title'")]
+)
+def test_a_module_that_fails_when_it_is_imported_is_refused_by_the_terms_name(
+    code: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_reward.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"^reward\.function='own_reward\.term' cannot .*\({told}.*; mend own_reward$"
+    ):
+        build_reward(RewardConfig(function="own_reward.term").weights())
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("unsure", "returned nan .*finite number"),
+        ("forgetful", "returned None .*finite number"),
+        ("boundless", "returned 10+ .*finite number"),
+        ("careless", "raised KeyError: 'title' .*mend the term"),
+    ],
+)
+def test_a_term_that_raises_or_returns_no_number_is_named_with_the_question(name: str, told: str) -> None:
+    reward = build_reward(RewardConfig(function=f"{__name__}.{name}").weights())
+    with pytest.raises(RewardFailed, match=rf"{name}' {told}") as failed:
+        reward(trajectory("x"))
+    assert "for question 'q', trajectory SampleKey(" in str(failed.value)

@@ -89,3 +89,16 @@ def test_a_time_limit_of_the_callback_is_not_told_as_the_deadline() -> None:
     assert [str(each) for each in failures] == ["unavailable: the search raised TimeoutError('its own limit')"]
     with pytest.raises(TimeoutError, match="its own limit"):
         asyncio.run(search_within_deadline(OutOfPatience(), REQUEST, None))
+
+
+class Waiting:
+    """Never answers."""
+
+    async def search(self, request: SearchRequest) -> SearchResult:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+def test_a_search_that_its_deadline_ends_says_how_the_servers_are() -> None:
+    asked = search_within_deadline(Waiting(), REQUEST, 0.01, lambda: "http://host/v1: busy")
+    assert str(asyncio.run(asked)[1][-1]) == "timeout: no answer within 0.01 s; http://host/v1: busy"

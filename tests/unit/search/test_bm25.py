@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from recipes.build_index import main as build_index_recipe
-from zs_nemo.search.bm25 import Bm25Search, build_index, needs_all_scripts, query_tokens, tokens
+from zs_nemo.search.bm25 import Bm25Search, build_index, check_corpus, needs_all_scripts, query_tokens, tokens
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.search import SearchRequest
 
@@ -165,6 +165,27 @@ def test_a_corpus_without_a_word_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"search\.corpus: none of its 1 documents holds a letter or a digit"):
         Bm25Search(path, tmp_path)
     assert not list(tmp_path.glob("*bm25-*"))
+
+
+def test_the_first_line_of_a_corpus_tells_whether_it_can_be_one(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    with pytest.raises(ValueError, match="is no file"):
+        check_corpus(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match="holds no document"):
+        check_corpus(path)
+    path.write_text('{"id": 1}\n')
+    with pytest.raises(ValueError, match=r"line 1: must be a JSON object"):
+        check_corpus(path)
+    path.write_text('{"id": "a", "contents": "Lima"}\nno JSON')
+    check_corpus(path)
+
+
+def test_whoever_waits_for_an_index_is_told_of_it_once(corpus: Path, tmp_path: Path) -> None:
+    told: list[int] = []
+    for _ in range(2):
+        Bm25Search(corpus, tmp_path, on_building=told.append)
+    assert told == [6]
 
 
 def test_an_index_built_beforehand_is_the_one_that_is_searched_and_is_built_once(corpus: Path, tmp_path: Path) -> None:

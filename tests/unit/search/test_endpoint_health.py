@@ -1,42 +1,31 @@
-"""Whether endpoints are told apart that serve the model and that do not."""
-
-import asyncio
-import json
+"""How an endpoint is reached, and what its errors may tell."""
 
 import pytest
-from aiohttp import web
 
-from tests.loopback import serving
-from zs_nemo.search import endpoint_health
-from zs_nemo.search.endpoint_health import check_served
-
-LISTED = json.dumps({"data": [{"id": f"model-{number}"} for number in range(2000)]}).encode()
+from zs_nemo.search.endpoint_health import proxy_for, redacted
 
 
-def app() -> web.Application:
-    """Answer with the list of models in two parts, the second one a moment later."""
-
-    async def models(asked: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(asked)
-        await response.write(LISTED[:100])
-        await asyncio.sleep(0.05)
-        await response.write(LISTED[100:])
-        return response
-
-    made = web.Application()
-    made.add_routes([web.get("/v1/models", models)])
-    return made
-
-
-def test_the_list_of_models_is_read_to_its_end_however_it_comes() -> None:
-    with serving(app) as url:
-        assert check_served([url], "model-1999") == {}
-        with pytest.raises(ValueError, match=r"it serves model-0, model-1, .* and not 'another'"):
-            check_served([url], "another")
+@pytest.mark.parametrize(
+    ("address", "proxy"),
+    [
+        ("https://far.example/v1", "http://proxy:3128"),
+        ("http://far.example/v1", None),
+        ("https://near.example:8000/v1", None),
+        ("https://127.0.0.1:8000/v1", None),
+        ("https://localhost:8000/v1", None),
+        ("https://[::1]:8000/v1", None),
+    ],
+)
+def test_a_proxy_is_what_the_environment_names_but_never_for_this_machine(
+    monkeypatch: pytest.MonkeyPatch, address: str, proxy: str | None
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    monkeypatch.setenv("no_proxy", "near.example")
+    assert proxy_for(address) == proxy
 
 
-def test_a_list_without_an_end_is_read_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint_health, "_MAX_BYTES", 50)
-    with serving(app) as url:
-        assert check_served([url], "another") == {}, "what is listed is not known"
+def test_neither_the_key_nor_what_a_proxys_address_holds_is_told() -> None:
+    text = "407, url='http://user:hunter2@proxy:3128'\n bearer sk-1"
+    assert redacted(text, "sk-1") == "407, url='http://***@proxy:3128' bearer ***"

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import time
 import warnings
 from collections import Counter
@@ -13,6 +14,7 @@ from aiohttp import web
 
 from tests.completion_server import CompletionServer, completion
 from zs_nemo.config.endpoints import ApiKind, EndpointPoolConfig
+from zs_nemo.search.completion_form import CompletionForm
 from zs_nemo.search.endpoints import EndpointPool
 from zs_nemo.search.text_generators import EndpointTextGenerator
 from zs_nemo.types.completion import ChatMessage, TextCompletion
@@ -30,8 +32,8 @@ def settings(**changes: Any) -> EndpointPoolConfig:
     return EndpointPoolConfig(**{"deadline_s": 30.0, "request_timeout_s": 15.0, **quick, **changes})
 
 
-def text(pool: EndpointPool, api: ApiKind = ApiKind.completions) -> EndpointTextGenerator:
-    return EndpointTextGenerator(pool, model="simulator", api=api)
+def text(pool: EndpointPool, api: ApiKind = ApiKind.completions, **extra_body: Any) -> EndpointTextGenerator:
+    return EndpointTextGenerator(pool, CompletionForm(model="simulator", api=api, extra_body=extra_body))
 
 
 async def ask(pool: EndpointPool, seed: int = 1) -> str:
@@ -64,13 +66,17 @@ def pool_of(stack: AsyncExitStack, *addresses: str, api_key: str = "", **changes
 @pytest.mark.parametrize("api", list(ApiKind))
 async def test_a_completion_is_asked_for_and_read_in_both_interfaces(stack: AsyncExitStack, api: ApiKind) -> None:
     (server,) = await servers(stack, "Lima")
-    got = await text(pool_of(stack, server.url, api_key=KEY), api).complete("Query: x", SAMPLING, 17)
+    kwargs = {"enable_thinking": False}
+    asked_by = text(pool_of(stack, server.url, api_key=KEY), api, chat_template_kwargs=kwargs)
+    got = await asked_by.complete("Query: x", SAMPLING, 17)
     assert got == TextCompletion(
         text=" Lima is a city.", stop_reason=StopReason.end_of_text, prompt_tokens=7, completion_tokens=16
     )
     asked = {"messages": [{"role": "user", "content": "Query: x"}]} if api is ApiKind.chat else {"prompt": "Query: x"}
     sampling = {"max_tokens": 48, "temperature": 0.4, "top_p": 1.0, "stop": ["\n"], "seed": 17}
-    assert server.bodies == [{"model": "simulator", "stream": False, **asked, **sampling}]
+    assert server.bodies == [
+        {"model": "simulator", "stream": False, "chat_template_kwargs": kwargs, **asked, **sampling}
+    ]
     assert server.paths == [api.value.partition(":")[0]]
     assert server.keys == [f"Bearer {KEY}"]
 
@@ -102,6 +108,25 @@ async def test_the_stop_reason_is_told_apart(stack: AsyncExitStack, answer: dict
     server.answer = speak
     got = await text(pool_of(stack, server.url)).complete("x", SAMPLING, 1)
     assert got == TextCompletion(text="a", stop_reason=reason, prompt_tokens=0, completion_tokens=0)
+
+
+@pytest.mark.parametrize(
+    ("api", "choice"),
+    [
+        (ApiKind.completions, {"text": "Half of", "finish_reason": "content_filter"}),
+        (ApiKind.completions, {"text": None, "finish_reason": "content_filter"}),
+        (ApiKind.chat, {"message": {"content": None}, "finish_reason": "content_filter"}),
+    ],
+)
+async def test_what_a_content_filter_withholds_is_an_empty_completion_and_no_fault_of_the_endpoint(
+    stack: AsyncExitStack, api: ApiKind, choice: dict[str, Any]
+) -> None:
+    (server,) = await servers(stack, "")
+    server.answer = lambda body: failing(200, json.dumps({"choices": [choice]}))
+    pool = pool_of(stack, server.url, failures_to_open=1)
+    got = await text(pool, api).complete("x", SAMPLING, 1)
+    assert (got.text, got.stop_reason) == ("", StopReason.filtered)
+    assert (pool.statistics[server.url].failures, len(server.bodies)) == (0, 1)
 
 
 async def test_the_least_loaded_endpoint_is_asked_and_none_more_than_its_bound(stack: AsyncExitStack) -> None:
@@ -208,6 +233,70 @@ async def test_no_endpoint_alive_is_a_failure_within_the_deadline_that_names_eac
     message = str(failure.value)
     assert f"{DEAD}/v1: ClientConnectorError" in message
     assert f"{broken.url}: HTTP 500: CUDA out of memory" in message
+
+
+class Clock:
+    """Lets the event loop's time pass at will."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._passed_s = 0.0
+        loop = asyncio.get_running_loop()
+        true_time = loop.time
+        monkeypatch.setattr(loop, "time", lambda: true_time() + self._passed_s)
+
+    def advance(self, seconds: float) -> None:
+        self._passed_s += seconds
+
+
+async def test_a_slow_endpoint_makes_calls_wait_for_their_turn_and_loses_none(
+    stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (server,) = await servers(stack, "slow")
+    gate = asyncio.Semaphore(0)
+
+    async def wait_at_the_gate(body: dict[str, Any]) -> web.Response:
+        await gate.acquire()
+        return completion("late")
+
+    server.answer = wait_at_the_gate
+    clock = Clock(monkeypatch)
+    pool = pool_of(stack, server.url, max_concurrency=1, deadline_s=30.0, request_timeout_s=25.0)
+    asked = [asyncio.ensure_future(ask(pool, seed)) for seed in range(4)]
+    for number in range(1, 5):
+        assert await until(lambda: len(server.bodies) == number)  # noqa: B023
+        clock.advance(20.0)
+        gate.release()
+    assert await asyncio.gather(*asked) == ["late"] * 4
+    assert "requests have waited up to 60 s for a turn: raise pool.max_concurrency=1" in pool.account()
+
+
+async def test_a_turn_is_not_waited_for_where_nobody_is_answered(
+    stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (server,) = await servers(stack, "")
+    server.answer = lambda body: failing(429, Retry_After="1000")
+    clock = Clock(monkeypatch)
+    pool = pool_of(stack, server.url, max_concurrency=1, deadline_s=30.0)
+    asked = [asyncio.ensure_future(ask(pool, seed)) for seed in range(2)]
+    assert await until(lambda: pool.statistics[server.url].pushed_back == 1)
+    clock.advance(31.0)
+    for failure in await asyncio.gather(*asked, return_exceptions=True):
+        assert isinstance(failure, SearchFailure) and "no answer within 30 s from any of 1 endpoints" in str(failure)
+    assert "waited up to 31 s for a turn" in str(failure)
+    assert all(endpoint.in_flight == 0 for endpoint in pool._endpoints)
+
+
+async def test_a_far_endpoint_is_asked_through_the_proxy(
+    stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (proxy,) = await servers(stack, "")
+    monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    # It answers by itself, whoever was meant.
+    assert await ask(pool_of(stack, "http://far.example:8000")) == " A city is a city."
+    assert await ask(pool_of(stack, "http://far.example/v1")) == " A city is a city."
+    assert len(proxy.bodies) == 2
 
 
 async def test_an_endpoint_that_hangs_is_left_for_another_one(stack: AsyncExitStack) -> None:

@@ -49,7 +49,8 @@ async def test_containment_looks_into_every_document_and_at_every_answer():
 async def test_the_outcome_decides_for_all_searches_of_an_episode():
     judge = OutcomeJudge(threshold=0.8)
     assert await judge.is_useful(interaction("It is the capital.", outcome=0.8))
-    assert not await judge.is_useful(interaction(outcome=0.79))
+    assert await judge.is_useful(interaction(outcome=0.79)) is False
+    assert await judge.is_useful(interaction(outcome=None)) is None, "something else than the policy ended it"
 
 
 def test_an_interaction_is_read_back_as_it_was_written():
@@ -59,7 +60,6 @@ def test_an_interaction_is_read_back_as_it_was_written():
     assert interaction(query="France capital").id != written.id
     row = written.to_row()
     for damage in (
-        {"documents": []},
         {"documents": [{"words": 3}]},
         {"query": None},
         {"answers": []},

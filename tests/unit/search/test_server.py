@@ -227,7 +227,10 @@ def test_a_body_that_is_not_compressed_as_it_says_is_a_400_with_a_reason(url: st
         ({"queries": ["Lima"], "noise": 0.5, "step": 3}, "noise and step: only one of them"),
         ({"queries": ["Lima"], "step": -1}, "step: Input should be greater than or equal to 0"),
         ({"queries": ["Lima"], "seed": "x"}, "seed: Input should be a valid integer"),
-        ({"queries": ["x" * 4001]}, "queries.0: a text of 4001 characters, this server takes 4000"),
+        (
+            {"queries": ["Lima"], "questions": ["x" * 4001]},
+            "queries.0: a question or an answer of 4001 characters, this server takes 4000",
+        ),
         ({"queries": ["x"] * 4097}, "queries: 4097 in one request, this server takes 4096"),
         ({"query": "Lima", "topk": 3}, "topk: Extra inputs are not permitted"),
         ({"query": "Lima", "top_k": 101}, "top_k: 101 is more"),
@@ -236,6 +239,16 @@ def test_a_body_that_is_not_compressed_as_it_says_is_a_400_with_a_reason(url: st
 def test_a_request_that_cannot_be_meant_is_a_422_that_names_the_field(url: str, body: Any, reason: str) -> None:
     response = post(url, body)
     assert response.status_code == 422 and reason in response.json()["error"]
+
+
+def test_a_query_that_is_too_long_is_cut_and_ends_no_foreign_training() -> None:
+    engine = EchoEngine()
+    with served(engine, max_query_characters=6) as url:
+        assert [len(found) for found in post(url, TWO | {"queries": ["Lima", "x" * 10_000]}).json()["result"]] == [2, 2]
+        assert len(post(url, {"query": "y" * 7, "top_k": 1}).json()) == 1
+        metrics = CLIENT.get(f"{url}/metrics").text
+    assert sorted(request.query for request in engine.requests) == ["Lima", "xxxxxx", "yyyyyy"]
+    assert "zs_nemo_cut_queries_total 2.0" in metrics
 
 
 def test_not_a_number_is_no_probability(url: str) -> None:
@@ -254,16 +267,39 @@ def test_a_body_that_is_too_long_is_a_413_and_a_wrong_path_or_method_a_reason(ur
     assert wrong.status_code == 405 and wrong.headers["Allow"] == "POST" and wrong.json()["error"]
 
 
-@pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "t0k3n"}])
+@pytest.mark.parametrize(
+    "header",
+    [
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "t0k3n"},
+        {"Authorization": "Basic t0k3n"},
+        {"Authorization": "Basic dDBrM24="},  # t0k3n
+        {"Authorization": "Basic dDBrM246"},  # t0k3n:
+        {"Authorization": "Basic OndyMG5n"},  # :wr0ng
+        {"Authorization": "Digest OnQwazNu"},  # :t0k3n
+    ],
+)
 def test_without_the_token_nothing_is_searched(header: dict[str, str]) -> None:
     engine = EchoEngine()
     with served(engine, token="t0k3n") as url:
         refused = post(url, TWO, headers=header)
-        assert refused.status_code == 401 and refused.headers["WWW-Authenticate"] == "Bearer"
+        assert refused.status_code == 401 and refused.headers["WWW-Authenticate"] == 'Bearer, Basic realm="search"'
         assert "t0k3n" not in refused.text and engine.requests == []
         for scheme in ("Bearer", "bearer"):
             assert post(url, TWO, headers={"Authorization": f"{scheme} t0k3n"}).status_code == 200
         assert CLIENT.get(f"{url}/health").status_code == 200
+
+
+@pytest.mark.parametrize("user", ["", "anyone"])
+def test_a_client_of_which_only_the_address_can_be_changed_has_the_token_in_it(
+    user: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    with served(token="t0k3n:%") as url:
+        assert post(url.replace("//", f"//{user}:t0k3n%3A%25@"), TWO).status_code == 200
+        assert post(url.replace("//", f"//{user}:t0k3n@"), TWO).status_code == 401
+    assert not any("t0k3n" in record.getMessage() for record in caplog.records if record.name.startswith("zs_nemo"))
 
 
 def test_beyond_the_queue_a_request_is_a_429_with_retry_after_and_the_others_are_answered() -> None:
@@ -309,37 +345,46 @@ def test_a_client_that_goes_away_makes_room_for_others() -> None:
         (SearchFailureKind.refused, 503, 1),
     ],
 )
-def test_a_failing_search_fails_its_request_with_the_reason_and_no_made_up_document(
+def test_a_search_that_fails_alone_fails_its_request_with_the_reason_and_no_made_up_document(
     kind: SearchFailureKind, status: int, num_calls: int
 ) -> None:
     def make(request: SearchRequest) -> None:
-        if request.query == "bad":
-            raise SearchFailure(kind, "the reason")
+        raise SearchFailure(kind, "the reason")
 
     engine = EchoEngine(make=make)
     with served(engine, max_attempts=2) as url:
-        response = post(url, {"queries": ["good", "bad"]})
+        response = post(url, {"queries": ["", "bad"]})
         metrics = CLIENT.get(f"{url}/metrics").text
     assert response.status_code == status and response.json() == {"error": f"{kind.name}: the reason"}
     assert ("Retry-After" in response.headers) is (status == 503)
-    attempts = [request.attempt for request in engine.requests if request.query == "bad"]
+    attempts = [request.attempt for request in engine.requests]
     assert attempts == list(range(num_calls)), "a simulator draws anew when it is asked again"
     assert f'zs_nemo_searches_total{{outcome="{kind.name}"}} 1.0' in metrics
 
 
-def test_a_query_for_which_a_simulator_writes_nothing_ends_no_batch_but_one_that_is_empty_for_the_most_part() -> None:
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        (SearchFailureKind.empty, 502),
+        (SearchFailureKind.timeout, 504),
+        (SearchFailureKind.unavailable, 503),
+        (SearchFailureKind.refused, 503),
+    ],
+)
+def test_a_search_that_fails_ends_no_batch_but_one_of_which_most_fail(kind: SearchFailureKind, status: int) -> None:
     def make(request: SearchRequest) -> None:
         if request.query.startswith("bad"):
-            raise SearchFailure(SearchFailureKind.empty, "nothing was written")
+            raise SearchFailure(kind, "the reason")
 
-    with served(EchoEngine(make=make), max_attempts=2) as url:
+    with served(EchoEngine(make=make), max_attempts=1) as url:
         some = post(url, {"queries": ["good", "bad"]})
         most = post(url, {"queries": ["good", "bad", "bad too"]})
         metrics = CLIENT.get(f"{url}/metrics").text
     found, nothing = some.json()["result"]
     assert some.status_code == 200 and found and nothing == []
-    assert most.status_code == 502 and most.json() == {"error": "empty: nothing was written"}
-    assert 'zs_nemo_searches_total{outcome="empty"} 3.0' in metrics
+    assert most.status_code == status and most.json() == {"error": f"{kind.name}: the reason"}
+    assert f'zs_nemo_searches_total{{outcome="{kind.name}"}} 3.0' in metrics
+    assert "zs_nemo_failures_passed_over_total 1.0" in metrics
 
 
 def test_what_a_simulators_server_rejects_is_not_sent_again() -> None:

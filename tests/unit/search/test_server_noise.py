@@ -175,12 +175,17 @@ def test_a_seed_repeats_coins_and_draws_and_without_one_they_differ(url: str, en
     assert [request.key for request in asked_of(engine, url, body, "?seed=7")] == [key for key, _ in draws(seed=7)]
 
 
-def test_for_a_trainer_that_names_no_step_the_curriculum_follows_the_number_of_searches(engine: FixedSearch) -> None:
+def test_for_a_trainer_that_names_no_step_the_curriculum_follows_the_number_of_searches(
+    engine: FixedSearch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "zs_nemo.search.server_noise")
     noise = ServerNoiseConfig(searches_per_step=4, first_step=3)
     with served(engine, noise=noise) as url:
         seen = []
         for _ in range(3):
             seen += asked_of(engine, url, {"queries": ["a", "b"]})
+            # Nothing is asked for these, and they are not counted.
+            CLIENT.post(f"{url}/retrieve", json={"queries": ["", " \n", ""]})
         asked_of(engine, url, {"queries": ["c"], "noise": 0.0})
         health = CLIENT.get(f"{url}/health").json()
     assert [request.key.step for request in seen] == [3, 3, 3, 3, 4, 4]
@@ -188,6 +193,8 @@ def test_for_a_trainer_that_names_no_step_the_curriculum_follows_the_number_of_s
     assert [request.noise_probability for request in seen] == pytest.approx(expected)
     # The last search has a noise of its own and is not counted.
     assert (health["step"], health["noise"]) == (4, CURRICULUM.noise_at(4))
+    told = [record.getMessage() for record in caplog.records if record.name == "zs_nemo.search.server_noise"]
+    assert told == [f"the curriculum has come to step 4: P(noisy) is {CURRICULUM.noise_at(4):.3f}"]
 
 
 def test_a_request_that_finds_no_room_does_not_move_the_curriculum_on() -> None:

@@ -119,6 +119,16 @@ def test_every_document_has_its_own_keyed_seed_and_a_call_repeats_exactly() -> N
     assert len(set(runs[0])) == 3
 
 
+@pytest.mark.parametrize("documents", list(DocumentsPerCompletion))
+def test_what_a_content_filter_withholds_is_asked_for_again_and_counted(documents: DocumentsPerCompletion) -> None:
+    engine = ScriptedEngine(lambda call: "Chad is", StopReason.filtered)
+    prompts = build_prompts(SimulatedSearchConfig(documents_per_completion=documents), DEMONSTRATIONS)
+    text = EngineTextGenerator(engine, CharacterTokenizer())
+    with pytest.raises(SearchFailure, match=r"wrote nothing .*'filtered': 3") as failure:
+        asyncio.run(TextSimulator(text, prompts, SamplingParams(max_tokens=48)).search(request()))
+    assert failure.value.kind is SearchFailureKind.empty and len({seed for *_, seed in engine.calls}) == 3
+
+
 def test_an_empty_document_is_asked_for_again_with_another_seed_and_counted() -> None:
     engine = ScriptedEngine(lambda call: " \n" if call == 1 else " Chad is a country.\n")
     result = asyncio.run(simulator(engine).search(request()))
@@ -159,6 +169,13 @@ def test_each_draw_of_a_noisy_document_has_a_topic_of_its_own() -> None:
     # Of the four topics two have a word of the question or of an answer.
     assert len([text for text in drawn if request().query not in text]) == 2
     assert request().query in str(prompts.prompt(request(), 0, noisy=True))
+
+
+def test_a_model_that_follows_instructions_draws_again_with_the_query() -> None:
+    settings = SimulatedSearchConfig(documents_per_completion=DocumentsPerCompletion.all)
+    prompts = build_prompts(settings, DEMONSTRATIONS)
+    again = prompts.prompt(request(), 0, noisy=True, num_documents=2, draw=1)
+    assert again == prompts.prompt(request(), 0, noisy=True, num_documents=2) and request().query in str(again)
 
 
 def test_a_leak_that_is_left_after_the_last_draw_is_shown_and_a_useful_document_may_hold_the_answer() -> None:
@@ -343,14 +360,17 @@ def test_a_query_for_which_an_engine_has_no_room_is_halved_until_it_fits() -> No
     fits = TextSimulator(EngineTextGenerator(engine, CharacterTokenizer()), ShortPrompts(DEMONSTRATIONS), sampling)
     room = len(fits.prompt(request(query="c" * 40))) + sampling.max_tokens
 
-    def asked(max_sequence_tokens: int) -> SearchResult:
+    def asked(max_sequence_tokens: int, num_documents: int = 1) -> SearchResult:
         text = EngineTextGenerator(engine, CharacterTokenizer(), max_sequence_tokens=max_sequence_tokens)
         return asyncio.run(
-            TextSimulator(text, ShortPrompts(DEMONSTRATIONS), sampling).search(request(query="c" * 2000))
+            TextSimulator(text, ShortPrompts(DEMONSTRATIONS), sampling).search(
+                request(query="c" * 2000, num_documents=num_documents)
+            )
         )
 
-    # Of a query 300 characters are shown, then 150, 75 and 37.
-    assert asked(room).defects == {"long_query": 3} and "c" * 37 in engine.calls[-1][0]
+    # Of a query 300 characters are shown, then 150, 75 and 37, and it is one query that was too long.
+    assert asked(room, num_documents=3).defects == {"long_query": 1}
+    assert asked(room).defects == {"long_query": 1} and "c" * 37 in engine.calls[-1][0]
     assert "c" * 38 not in engine.calls[-1][0]
     with pytest.raises(PromptTooLong, match=r"search\.max_sequence_tokens=20; raise that"):
         asked(20)

@@ -119,6 +119,7 @@ def test_what_does_not_fit_is_left_out_and_counted():
         ({"answers": "Lima"}, "answers a list of texts"),
         ({"answers": [5]}, "answers a list of texts"),
         ({"documents": [{"text": 5}]}, "documents a list of objects with a text"),
+        ({"documents": []}, "it has no document"),
         ({"turn": None}, "turn a number"),
     ],
 )

@@ -23,6 +23,8 @@ from zs_nemo.config.recipe import RecipeConfig
 _SEQUENCES_PER_STEP = 22.0
 _SAMPLED_PER_PROMPT_TOKEN = 0.8
 _FIT_ROUNDS = 10
+_OF_THE_CRITIC = ("values", "train_critic")
+"""Stages that its ranks work in."""
 _DRAWS = 3
 """Random workloads that a step is predicted with; the mean counts."""
 
@@ -76,7 +78,7 @@ class CpuClusterBuilder:
         stages = dict.fromkeys(name for step in steps for name in step.stage_s if name != "rollout")
         having = {name: [step for step in steps if name in step.stage_s] for name in stages}
         totals = {name: sum(step.stage_s[name] for step in parts) for name, parts in having.items()}
-        works_on_tokens = {"reference", "values", "train", "train_critic"}
+        works_on_tokens = {"reference", "train", *_OF_THE_CRITIC}
         found = Calibration(
             sequence_s=1e-3,
             simulator_sequence_s=1e-3,
@@ -111,10 +113,12 @@ class CpuClusterBuilder:
     def _build(
         self, machine: Calibration, cfg: RecipeConfig, layout: Layout, workload: Workload, trained_tokens: float
     ) -> ClusterModel:
-        trained_tokens *= self._layout.num_ranks / layout.num_ranks
         staleness, concurrency = cfg.rollout.max_staleness, cfg.rollout.max_concurrency
         stage_s = {name: seconds for name, seconds in machine.fixed_s.items() if name != "refit"}
-        stage_s |= {name: seconds * trained_tokens for name, seconds in machine.seconds_per_token.items()}
+        stage_s |= {
+            name: seconds * trained_tokens * _ranks_of(name, self._layout) / _ranks_of(name, layout)
+            for name, seconds in machine.seconds_per_token.items()
+        }
         policy, simulator = layout.policy_engines, layout.simulator_engines
         simulator_s = machine.simulator_sequence_s
         return ClusterModel(
@@ -138,6 +142,11 @@ class CpuClusterBuilder:
             room=room,
         )
         return EngineRole(count=count, speed=speed, gpus_per_engine=0)
+
+
+def _ranks_of(stage: str, layout: Layout) -> int:
+    """Return how many ranks work in a stage."""
+    return (stage in _OF_THE_CRITIC and layout.num_critic_ranks) or layout.num_ranks
 
 
 def _drawn(workload: Workload, seed: int) -> DrawStep:

@@ -14,7 +14,7 @@ from zs_nemo.cluster.simulation.planned_cluster import PlannedCluster, on_nodes
 from zs_nemo.cluster.simulation.quantities import Source, Sources
 from zs_nemo.cluster.simulation.result_page import advice, check_table, document, picture, sources_table, table
 from zs_nemo.cluster.simulation.workload import draw_episodes
-from zs_nemo.config.recipe import RecipeConfig, ReinforcePpRecipeConfig
+from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.registry import register, to_dataclass
 from zs_nemo.weights.families import read_architecture
 
@@ -27,15 +27,15 @@ def models(tmp_path, monkeypatch):
     folder = tmp_path / "models"
     folder.mkdir()
     (folder / "Qwen2.5-7B").symlink_to(SHAPES / "Qwen2.5-7B")
-    (folder / "Simulation_LLM_google_14B").symlink_to(SHAPES / "Qwen2.5-14B")
+    (folder / "Qwen2.5-14B-Instruct").symlink_to(SHAPES / "Qwen2.5-14B")
     monkeypatch.setenv("ZS_NEMO_MODELS", str(folder))
 
 
-def load(*overrides: str) -> RecipeConfig:
+def load(*overrides: str, recipe: str = "reinforce_pp") -> RecipeConfig:
     GlobalHydra.instance().clear()
     register()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return to_dataclass(compose("reinforce_pp", overrides=list(overrides)), ReinforcePpRecipeConfig)
+        return to_dataclass(compose(recipe, overrides=list(overrides)), RecipeConfig)
 
 
 def rung(*overrides: str) -> RecipeConfig:
@@ -149,11 +149,14 @@ def row(step: int, **changed: float) -> dict[str, float | str]:
     } | changed
 
 
-def calibrated(folder: Path, rows: list[dict[str, float | str]], *overrides: str) -> RecipeConfig:
+def calibrated(
+    folder: Path, rows: list[dict[str, float | str]], *overrides: str, recipe: str = "reinforce_pp"
+) -> RecipeConfig:
     folder.mkdir()
     (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     model = f"policy.model={SHAPES / 'Qwen2.5-3B'}"
-    return load(model, "search=bm25", f"simulation.calibrate_on={folder}", "simulation.num_steps=4", *overrides)
+    common = (model, "search=bm25", f"simulation.calibrate_on={folder}", "simulation.num_steps=4")
+    return load(*common, *overrides, recipe=recipe)
 
 
 def test_a_run_predicts_its_later_steps(tmp_path):
@@ -186,6 +189,18 @@ def test_what_is_played_may_have_more_ranks_and_engines_than_what_was_measured(t
     episodes = cfg.rollout.num_prompts_per_step * cfg.rollout.num_generations_per_prompt
     played = planned.as_configured().steps.stage_s["train"]
     assert played == pytest.approx(10 * episodes / 12 / 2), "twice the ranks"
+
+
+@pytest.mark.parametrize(("measured", "faster"), [(1, 3), (0, 1.5)], ids=["of its own", "on the policy's ranks"])
+def test_a_critic_is_as_fast_as_its_own_ranks_make_it(measured: int, faster: float, tmp_path: Path) -> None:
+    rows = [row(step, **{"time/values": 2.0, "time/train_critic": 8.0}) for step in range(2)]
+    overrides = ("trainer.devices=4", "critic.num_ranks=3", "simulation.calibration_steps=1")
+    cfg = calibrated(tmp_path / "run", rows, *overrides, recipe="ppo")
+    (tmp_path / "run" / "config.yaml").write_text(f"trainer: {{devices: 2}}\ncritic: {{num_ranks: {measured}}}\n")
+    more = cfg.rollout.num_prompts_per_step * cfg.rollout.num_generations_per_prompt / 12
+    played = PlannedCluster(cfg).as_configured().steps.stage_s
+    assert (played["train"], played["reference"]) == pytest.approx((10 * more / 2, 3 * more / 2))
+    assert (played["values"], played["train_critic"]) == pytest.approx((2 * more / faster, 8 * more / faster))
 
 
 def test_a_run_that_collected_while_it_trained_is_no_measure_of_speeds(tmp_path):
