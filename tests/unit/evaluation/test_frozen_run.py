@@ -44,6 +44,7 @@ def kept(tmp_path: Path) -> Path:
     cfg = to_dataclass(
         evaluation(
             "search=simulated",
+            "search.template=open",
             "search.temperature=0.3",
             "data.test=[pyserini/nq:test]",
             "evaluate.limit=2",
