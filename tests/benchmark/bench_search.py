@@ -49,7 +49,6 @@ from zs_nemo.types.search import SearchFailure, SearchRequest, SearchResult  # n
 
 MEDIAN_S, SIGMA = 1.0, 0.8
 DOCUMENTS = 5
-DEADLINE_S = 600.0
 _QUERY = re.compile(r"Typed into the search engine: (.+)")
 
 
@@ -149,7 +148,7 @@ def simulator(urls: Sequence[str], room: int) -> Simulator:
             documents_per_completion=DocumentsPerCompletion.all,
             num_documents=DOCUMENTS,
             max_tokens=600,
-            pool=EndpointPoolConfig(max_concurrency=room, deadline_s=DEADLINE_S, request_timeout_s=DEADLINE_S / 2),
+            pool=EndpointPoolConfig(max_concurrency=room),
         )
     )
 

@@ -156,8 +156,7 @@ def _finished(text: str, budget: DocumentBudget | None) -> tuple[str, Counter[st
     defects: Counter[str] = Counter()
     if tags := count_control_tags(text):
         defects["control_tag"] += tags
-        text = neutralize(text)
-    text = one_line(text)
+    text = one_line(neutralize(text))
     if budget is not None and (kept := budget.cut(text)) != text:
         defects["too_long"] += 1
         text = kept

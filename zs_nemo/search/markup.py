@@ -1,4 +1,4 @@
-"""Makes text that others wrote harmless: our control tags in it, and characters that are none."""
+"""Makes text that others wrote harmless: control tags and special tokens in it, and characters that are none."""
 
 import re
 
@@ -12,6 +12,7 @@ _TAG = re.compile(
     rf"{_INVISIBLE}/?{_INVISIBLE}(?:[>\uff1e\u203a\u3009]|$|(?=<))",
     re.IGNORECASE,
 )
+_SPECIAL_TOKEN = re.compile(r"<\|(\w{1,64})\|>")
 
 
 # Not the white space among the control characters: that separates words.
@@ -29,6 +30,7 @@ def without_broken_characters(text: str) -> str:
 def neutralize(text: str) -> str:
     """Return ``text`` with every control tag turned into plain words: ``</Information >`` becomes ``(information)``.
 
+    So do the special tokens of chat models, which a tokenizer would read as such: ``<|im_end|>`` becomes ``(im_end)``.
     No angle bracket is left that a parser or a model could take for a tag. Finds any case, white space and invisible
     characters inside the tag, look-alike brackets, and a tag that the end of the text cuts. Text that only becomes a
     tag by this (``<sea<search>rch>``) is treated again.
@@ -36,7 +38,7 @@ def neutralize(text: str) -> str:
     while True:
         text, found = _TAG.subn(lambda match: f"({_name(match[1])})", text)
         if not found:
-            return text
+            return _SPECIAL_TOKEN.sub(r"(\1)", text)
 
 
 def count_control_tags(text: str) -> int:

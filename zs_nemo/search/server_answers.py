@@ -14,7 +14,8 @@ from zs_nemo.types.search import Document, SearchFailureKind, SearchResult
 _STATUS_OF_FAILURE = {
     SearchFailureKind.timeout: 504,
     SearchFailureKind.unavailable: 503,
-    SearchFailureKind.refused: 503,
+    # A quota that is spent: nobody is to ask again until somebody has raised it.
+    SearchFailureKind.refused: 403,
 }
 
 
@@ -49,8 +50,7 @@ def _harmless(text: str, defects: Counter[str]) -> str:
     text = text.encode("utf-8", "replace").decode("utf-8")
     if tags := count_control_tags(text):
         defects["control_tag"] += tags
-        text = neutralize(text)
-    return text
+    return neutralize(text)
 
 
 def refusal(status: int, reason: str, *, retry_after_s: int | None = None) -> web.Response:

@@ -342,7 +342,7 @@ def test_a_client_that_goes_away_makes_room_for_others() -> None:
         (SearchFailureKind.timeout, 504, 2),
         (SearchFailureKind.unavailable, 503, 2),
         (SearchFailureKind.invalid, 502, 2),
-        (SearchFailureKind.refused, 503, 1),
+        (SearchFailureKind.refused, 403, 1),
     ],
 )
 def test_a_search_that_fails_alone_fails_its_request_with_the_reason_and_no_made_up_document(
@@ -368,7 +368,7 @@ def test_a_search_that_fails_alone_fails_its_request_with_the_reason_and_no_made
         (SearchFailureKind.empty, 502),
         (SearchFailureKind.timeout, 504),
         (SearchFailureKind.unavailable, 503),
-        (SearchFailureKind.refused, 503),
+        (SearchFailureKind.refused, 403),
     ],
 )
 def test_a_search_that_fails_ends_no_batch_but_one_of_which_most_fail(kind: SearchFailureKind, status: int) -> None:
