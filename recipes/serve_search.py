@@ -42,11 +42,9 @@ def serve(cfg: ServeSearchConfig) -> None:
             served.engine,
             cfg.server,
             num_documents=cfg.search.num_documents,
-            noise_at=served.noise_at,
-            seed=cfg.seed,
+            noise=served.noise,
             token=token,
-            coin=cfg.curriculum.coin,
-            coin_per_document=served.coin_per_document,
+            trouble=served.trouble,
         )
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host

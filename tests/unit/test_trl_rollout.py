@@ -8,12 +8,13 @@ import pytest
 from tests.benchmark.trl_rollout import Row, SearchRollout
 from tests.fakes import CharTokenizer, FixedSearch, ScriptedEngine
 from tests.loopback import serving
-from zs_nemo.config.server import ServerConfig
+from zs_nemo.config.server import ServerConfig, ServerNoiseConfig
 from zs_nemo.qa.prompts import policy_prompt
 from zs_nemo.qa.tags import STOP_STRINGS
 from zs_nemo.rollout.callbacks import EngineSearch
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodePlan, EpisodeRunner, SearchSetting
 from zs_nemo.search.server import SearchServer
+from zs_nemo.search.server_noise import ServerNoise
 from zs_nemo.types.generation import SamplingParams
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.question import Question
@@ -63,7 +64,8 @@ def benchmark_episode(script: Callable[[int], str], limits: EpisodeLimits, engin
         return [list(each.token_ids) for each in made]
 
     def app():
-        return SearchServer(engine, ServerConfig(), num_documents=3, noise_at=lambda step: 1.0).app()
+        noise = ServerNoise(ServerNoiseConfig(), lambda step: 1.0)
+        return SearchServer(engine, ServerConfig(), num_documents=3, noise=noise).app()
 
     told = {PROMPT: {"questions": QUESTION.text, "answers": list(QUESTION.answers)}}
     with serving(app) as url:

@@ -154,7 +154,7 @@ def _asked_policy(
 def _policy_of_servers(cfg: AnsweringConfig, tokenizer: PieceTokenizer, run_path: Path) -> Iterator[AskedPolicy]:
     settings = cfg.endpoint
     key = secret_from(settings.api_key_variable, "endpoint.api_key_variable")
-    asked = CompletionForm(model=settings.served_model, api=cfg.api)
+    asked = CompletionForm(model=settings.served_model, api=cfg.api, extra_body=settings.extra_body)
     sampling = SamplingParams(max_tokens=cfg.rollout.max_turn_tokens, stop=STOP_STRINGS)
     trial = Trial(form=asked, sampling=sampling, timeout_s=settings.pool.request_timeout_s)
     check_served(settings.addresses, trial, key, setting="endpoint.addresses")

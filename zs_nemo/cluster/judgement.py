@@ -8,7 +8,7 @@ from typing import Any
 from zs_nemo.config.collect import LlmJudgeConfig
 from zs_nemo.observability.files import append_json_line, drop_torn_line, read_json_lines
 from zs_nemo.search.all_or_none import all_or_none
-from zs_nemo.search.completion_form import CompletionForm
+from zs_nemo.search.build import completion_form
 from zs_nemo.search.endpoints import EndpointPool
 from zs_nemo.search.http_client import secret_from
 from zs_nemo.search.judges import ContainmentJudge, LlmJudge
@@ -73,7 +73,7 @@ class LlmJudgement:
         settings = self._settings
         key = secret_from(settings.api_key_variable, "collect.llm.api_key_variable")
         pool = EndpointPool(settings.endpoints, settings.pool, api_key=key)
-        model = EndpointTextGenerator(pool, CompletionForm(model=settings.served_model, api=settings.api))
+        model = EndpointTextGenerator(pool, completion_form(settings))
         judge = LlmJudge(model, seed=self._seed)
         # No more at once than the servers take: the others would only wait for a turn.
         num_at_once = min(len(new), settings.pool.max_concurrency * len(settings.endpoints))

@@ -20,7 +20,6 @@ from zs_nemo.config.recipe import PpoRecipeConfig, RecipeConfig
 from zs_nemo.config.rollout import RefitTransport, RolloutConfig
 from zs_nemo.config.search import DocumentsPerCompletion, SimulatedSearchConfig, settings_stand_at
 from zs_nemo.search.build import completion_form, simulator_sampling
-from zs_nemo.search.completion_form import CompletionForm
 from zs_nemo.search.endpoint_trial import Trial, check_served
 from zs_nemo.search.http_client import secret_from
 from zs_nemo.search.judges import JUDGE_SAMPLING
@@ -104,14 +103,13 @@ def check_simulator(search: SimulatedSearchConfig, place: str = "search") -> Non
         read_answers(Path(search.recording.path).expanduser(), search.recording.mode)
     if not search.endpoints or search.recording.mode is RecordingMode.replay:
         return
-    _check_endpoints(place, search, completion_form(search), simulator_sampling(search))
+    _check_endpoints(place, search, simulator_sampling(search))
 
 
 def check_judge(collect: CollectConfig) -> None:
     """Raise unless a language model that is to judge has its key, and one of its endpoints can be used."""
     if collect.judge is JudgeName.llm:
-        form = CompletionForm(model=collect.llm.served_model, api=collect.llm.api)
-        _check_endpoints("collect.llm", collect.llm, form, JUDGE_SAMPLING)
+        _check_endpoints("collect.llm", collect.llm, JUDGE_SAMPLING)
 
 
 def warn_of_waiting(rollout: RolloutConfig, search: SimulatedSearchConfig) -> None:
@@ -133,12 +131,10 @@ def warn_of_waiting(rollout: RolloutConfig, search: SimulatedSearchConfig) -> No
         )
 
 
-def _check_endpoints(
-    group: str, settings: SimulatedSearchConfig | LlmJudgeConfig, form: CompletionForm, sampling: SamplingParams
-) -> None:
+def _check_endpoints(group: str, settings: SimulatedSearchConfig | LlmJudgeConfig, sampling: SamplingParams) -> None:
     key = secret_from(settings.api_key_variable, f"{group}.api_key_variable")
     setting = f"{group}.endpoints"
-    trial = Trial(form=form, sampling=sampling, timeout_s=settings.pool.request_timeout_s)
+    trial = Trial(form=completion_form(settings), sampling=sampling, timeout_s=settings.pool.request_timeout_s)
     wrong = check_served(settings.endpoints, trial, key, setting=setting)
     for url, error in wrong.items():
         _LOGGER.warning("%s: %s cannot be used now (%s); the others are asked", setting, url, error)

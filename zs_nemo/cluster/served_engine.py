@@ -18,6 +18,7 @@ from zs_nemo.qa.facts import load_facts_world
 from zs_nemo.search.bm25 import Bm25Search
 from zs_nemo.search.build import Simulator, build_simulator
 from zs_nemo.search.demonstrations import build_demonstrations
+from zs_nemo.search.server_noise import ServerNoise
 from zs_nemo.search.server_requests import UNPROCESSABLE, RequestRefused
 from zs_nemo.search.threaded import ThreadedBm25
 from zs_nemo.types.search import SearchEngine, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
@@ -29,13 +30,12 @@ class ServedEngine:
     """What the server needs to know of its engine."""
 
     engine: SearchEngine
-    noise_at: Callable[[int], float] | None
-    """P(noisy) at a step of the curriculum; None for an engine that cannot be noisy. Raises ``RequestRefused`` while
-    nobody has said how many steps there are."""
+    noise: ServerNoise | None
+    """Decides how noisy answers are; None for an engine that cannot be noisy."""
     aclose: Callable[[], Awaitable[None]]
     """Ends what belongs to the server's event loop."""
-    coin_per_document: bool = False
-    """Whether the noise coin is tossed for each document."""
+    trouble: Callable[[], str] = str
+    """Returns why searches would fail now, "" where nothing is known against them; asked in the server's event loop."""
 
 
 @contextmanager
@@ -44,13 +44,15 @@ def served_engine(cfg: ServeSearchConfig) -> Iterator[ServedEngine]:
     if isinstance(cfg.search, SimulatedSearchConfig):
         with _simulator(cfg, cfg.search) as simulator:
             curriculum = NoiseCurriculum.from_config(cfg.curriculum, max_steps=cfg.trainer.max_steps)
-            engine = LostIsUnavailable(simulator.engine)
-            yield ServedEngine(
-                engine=engine,
-                noise_at=_unknown_noise if cfg.lacks_max_steps else curriculum.noise_at,
-                aclose=simulator.aclose,
+            noise = ServerNoise(
+                cfg.server.noise,
+                _unknown_noise if cfg.lacks_max_steps else curriculum.noise_at,
+                seed=cfg.seed,
+                coin=cfg.curriculum.coin,
                 coin_per_document=cfg.search.noise_unit is NoiseUnit.document,
             )
+            engine = LostIsUnavailable(simulator.engine)
+            yield ServedEngine(engine=engine, noise=noise, aclose=simulator.aclose, trouble=simulator.trouble)
         return
     if cfg.server.noise != ServerNoiseConfig():
         raise ValueError(
@@ -59,10 +61,10 @@ def served_engine(cfg: ServeSearchConfig) -> Iterator[ServedEngine]:
         )
     remote = build_remote_engine(cfg.search, cfg.cost)
     if remote is not None:
-        yield ServedEngine(engine=remote, noise_at=None, aclose=remote.aclose)
+        yield ServedEngine(engine=remote, noise=None, aclose=remote.aclose)
         return
     with ThreadPoolExecutor(1) as pool:
-        yield ServedEngine(engine=ThreadedBm25(_bm25(cfg), pool), noise_at=None, aclose=_nothing)
+        yield ServedEngine(engine=ThreadedBm25(_bm25(cfg), pool), noise=None, aclose=_nothing)
 
 
 def _unknown_noise(step: int) -> float:

@@ -1,9 +1,15 @@
 """Settings of the recipes that only ask a policy: who it is, and how it is spoken to."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from zs_nemo.config.endpoints import ApiKind, EndpointPoolConfig, check_endpoints, check_variable_name
+from zs_nemo.config.endpoints import (
+    ApiKind,
+    EndpointPoolConfig,
+    check_endpoints,
+    check_extra_body,
+    check_variable_name,
+)
 from zs_nemo.config.recipe import RecipeConfig
 
 
@@ -15,6 +21,8 @@ class PolicyEndpointConfig:
     """As ``search.endpoints``; all serve the same model. Empty for the folder ``policy.model``."""
     served_model: str = ""
     """Name under which they serve it."""
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    """As ``search.extra_body``."""
     api_key_variable: str = ""
     """Name of the environment variable that holds the bearer key; empty for none."""
     pool: EndpointPoolConfig = field(
@@ -24,6 +32,7 @@ class PolicyEndpointConfig:
     def __post_init__(self) -> None:
         check_endpoints(self.addresses, "endpoint.addresses")
         self.pool.check("endpoint.pool")
+        check_extra_body(self.extra_body, "endpoint.extra_body", endpoints=self.addresses, where="endpoint.addresses")
         if self.api_key_variable:
             check_variable_name("endpoint.api_key_variable", self.api_key_variable)
         if bool(self.addresses) != bool(self.served_model):

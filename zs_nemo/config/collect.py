@@ -2,9 +2,15 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from zs_nemo.config.endpoints import ApiKind, EndpointPoolConfig, check_endpoints, check_variable_name
+from zs_nemo.config.endpoints import (
+    ApiKind,
+    EndpointPoolConfig,
+    check_endpoints,
+    check_extra_body,
+    check_variable_name,
+)
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.search import SimulatedSearchConfig
 
@@ -51,6 +57,8 @@ class LlmJudgeConfig:
     served_model: str = ""
     """Name under which they serve it."""
     api: ApiKind = ApiKind.chat
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    """As ``search.extra_body``."""
     api_key_variable: str = ""
     """Name of the environment variable that holds the bearer key; empty for none."""
     pool: EndpointPoolConfig = field(default_factory=EndpointPoolConfig)
@@ -61,6 +69,9 @@ class LlmJudgeConfig:
     def __post_init__(self) -> None:
         check_endpoints(self.endpoints, "collect.llm.endpoints")
         self.pool.check("collect.llm.pool")
+        check_extra_body(
+            self.extra_body, "collect.llm.extra_body", endpoints=self.endpoints, where="collect.llm.endpoints"
+        )
         if self.api_key_variable:
             check_variable_name("collect.llm.api_key_variable", self.api_key_variable)
         if not 0 <= self.max_nonsense_share <= 1:

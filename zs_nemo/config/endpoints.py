@@ -122,13 +122,18 @@ def version_url(address: str) -> str:
     return address if urlsplit(address).path else f"{address}/v1"
 
 
-def check_extra_body(extra_body: Mapping[str, object], setting: str) -> None:
-    """Raise ``ValueError`` for a field that we set ourselves."""
+def check_extra_body(extra_body: Mapping[str, object], setting: str, *, endpoints: list[str], where: str) -> None:
+    """Raise ``ValueError`` for a field that we set ourselves, and for fields that would go nowhere.
+
+    ``where`` is the setting that names the ``endpoints``.
+    """
     if taken := sorted(FIELDS_WE_SET & extra_body.keys()):
         raise ValueError(
-            f"{setting} names {', '.join(taken)}, which other settings decide (search.served_model, max_tokens, "
-            "temperature, stop and template); leave it out there"
+            f"{setting} names {', '.join(taken)}, which other settings decide (the served model, its sampling and its "
+            "prompt); leave it out there"
         )
+    if extra_body and not endpoints:
+        raise ValueError(f"{setting}={extra_body} is sent to {where}, and none are given; name them, or leave it out")
 
 
 def may_hold_secret(address: str) -> bool:

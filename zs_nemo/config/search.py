@@ -184,12 +184,7 @@ class SimulatedSearchConfig(SearchConfig):
                 "search.served_model is empty, but search.endpoints are given; set it to the name under which they "
                 "serve the model (GET /v1/models lists it)"
             )
-        check_extra_body(self.extra_body, "search.extra_body")
-        if self.extra_body and not self.endpoints:
-            raise ValueError(
-                f"search.extra_body={self.extra_body} is sent to search.endpoints, and none are given; name them, or "
-                "leave it out"
-            )
+        check_extra_body(self.extra_body, "search.extra_body", endpoints=self.endpoints, where="search.endpoints")
 
 
 @dataclass(kw_only=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from zs_nemo.config.collect import LlmJudgeConfig
 from zs_nemo.config.endpoints import ApiKind, RecordingMode
 from zs_nemo.config.search import DocumentsPerCompletion, SimulatedSearchConfig
 from zs_nemo.search.completion_form import CompletionForm
@@ -37,6 +38,10 @@ class Simulator:
     def account(self) -> str:
         """Return how the endpoints are; empty without any."""
         return self.pool.account() if self.pool is not None else ""
+
+    def trouble(self) -> str:
+        """Return "" as long as the endpoints, if there are any, can be expected to answer; else how they are."""
+        return self.pool.trouble() if self.pool is not None else ""
 
     def metrics(self) -> dict[str, float]:
         """Return what sharing has saved and what every endpoint has done since the start, as flat numbers."""
@@ -90,8 +95,8 @@ def build_simulator(
     return Simulator(engine=SharedSearch(asked, settings.seed_group, settings.cache_size), pool=pool)
 
 
-def completion_form(settings: SimulatedSearchConfig) -> CompletionForm:
-    """Return how the simulator's endpoints are asked."""
+def completion_form(settings: SimulatedSearchConfig | LlmJudgeConfig) -> CompletionForm:
+    """Return how the endpoints of a simulator or a judge are asked."""
     return CompletionForm(model=settings.served_model, api=settings.api, extra_body=settings.extra_body)
 
 

@@ -54,6 +54,20 @@ class Circuit:
         """Whether a request may pass."""
         return self.reopens_at is None or (now >= self.reopens_at and not self.probing)
 
+    def is_hopeless(self, now: float, *, is_looked_after: bool) -> bool:
+        """Whether a request that came now would fail, as far as is known.
+
+        ``is_looked_after`` says that health checks go on: then it is they that give hope again, not the time passed.
+        """
+        if self.reopens_at is None:
+            return False
+        return now < self.reopens_at or (is_looked_after and self.failures_in_row > 0)
+
+    def is_up_again(self, now: float) -> None:
+        """Let a probe pass from now on, since a health check found the endpoint well."""
+        self.failures_in_row = 0
+        self.reopens_at = now
+
     def succeeded(self) -> None:
         """Count an answer."""
         self.failures_in_row = 0

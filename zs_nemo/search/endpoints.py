@@ -138,6 +138,14 @@ class EndpointPool:
             )
         return account
 
+    def trouble(self) -> str:
+        """Return "" as long as an endpoint can be expected to answer, else their account."""
+        if self._loop is None:
+            return ""
+        now, is_looked_after = self._now(), self._settings.health_interval_s > 0
+        is_hopeless = all(each.circuit.is_hopeless(now, is_looked_after=is_looked_after) for each in self._endpoints)
+        return self.account() if is_hopeless else ""
+
     async def close(self) -> None:
         """End the health checks and close the connections. The pool starts anew when it is used again."""
         if self._keeper is not None and self._loop is asyncio.get_running_loop():
@@ -176,8 +184,8 @@ class EndpointPool:
         if error:
             self._note_failure(endpoint, error, now)
         elif endpoint.circuit.is_open:
-            # It is up again: the next request may try it, without waiting for the rest of the pause.
-            endpoint.circuit.reopens_at = now
+            # The next request may try it, without waiting for the rest of the pause.
+            endpoint.circuit.is_up_again(now)
             self._dispatch()
 
     async def _with_retries(self, lease: Lease, call: _Call[T]) -> T:

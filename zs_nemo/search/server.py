@@ -19,7 +19,6 @@ from importlib.metadata import version
 
 from aiohttp import web
 
-from zs_nemo.config.rollout import CoinScope
 from zs_nemo.config.server import ServerConfig
 from zs_nemo.search.admission import Admission, QueueFull, Ticket
 from zs_nemo.search.all_or_none import all_or_none
@@ -64,22 +63,21 @@ class SearchServer:
         settings: ServerConfig,
         *,
         num_documents: int,
-        noise_at: Callable[[int], float] | None = None,
-        seed: int = 0,
+        noise: ServerNoise | None = None,
         token: str = "",
-        coin: CoinScope = CoinScope.query,
-        coin_per_document: bool = False,
+        trouble: Callable[[], str] = str,
     ) -> None:
         """``num_documents`` answers a request without topk.
 
-        ``noise_at`` is None for an engine that cannot be noisy; it raises ``RequestRefused`` for a step of which it
-        cannot say how noisy it is.
+        ``noise`` is None for an engine that cannot be noisy. ``trouble`` returns why the engine cannot answer now; ""
+        as long as nothing is known against it.
         """
         self._engine = engine
         self._settings = settings
         self._num_documents = num_documents
-        self._noise = ServerNoise(settings.noise, noise_at, seed=seed, coin=coin, coin_per_document=coin_per_document)
+        self._noise = noise or ServerNoise(settings.noise, None)
         self._token = token.encode()
+        self._trouble = trouble
         self._admission = Admission(max_concurrency=settings.max_concurrency, max_queue=settings.max_queue)
         self._metrics = ServerMetrics(self._admission, engine.name)
         self._began = time.monotonic()
@@ -234,17 +232,19 @@ class SearchServer:
         raise SearchFailure(SearchFailureKind.timeout, f"{self._engine.name}: no answer within {limit_s:g} s")
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
+        trouble = "the server is shutting down" if self._is_stopping else self._trouble()
         state = {
             "engine": self._engine.name,
             "version": version("zs-nemo"),
             "uptime_s": round(time.monotonic() - self._began, 3),
-            "ready": not self._is_stopping,
+            "ready": not trouble,
+            "trouble": trouble,
             "in_flight": self._admission.num_in_flight,
             "queued": self._admission.num_queued,
             "step": self._noise.step,
             "noise": self._noise.probability,
         }
-        return web.json_response(state, status=503 if self._is_stopping else 200)
+        return web.json_response(state, status=503 if trouble else 200)
 
     async def _show_metrics(self, request: web.Request) -> web.StreamResponse:
         return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})

@@ -31,7 +31,7 @@ class ServerNoise:
         settings: ServerNoiseConfig,
         noise_at: Callable[[int], float] | None,
         *,
-        seed: int,
+        seed: int = 0,
         coin: CoinScope = CoinScope.query,
         coin_per_document: bool = False,
     ) -> None:

@@ -30,10 +30,12 @@ from zs_nemo.types.trajectory import Trajectory
 
 QUESTION = Question(id="q/test/1", text="What is the capital of Peru?", answers=("Lima",), kind="q", split="test")
 WORLD = cast(FactsWorld, SimpleNamespace(corpus=Path("facts")))
+EXTRA = {"top_k": 20}
 
 
 async def complete(request: web.Request) -> web.Response:
     body: dict[str, Any] = await request.json()
+    assert body.items() >= EXTRA.items()
     prompt = body.get("prompt") or body["messages"][-1]["content"]
     # As most servers do, without the stop string.
     return completion(
@@ -64,7 +66,7 @@ def settings(url: str, folder: Path, *, model: str = "my-policy", api: ApiKind =
     corpus.write_text(json.dumps({"id": "d1", "contents": "Lima is the capital of Peru."}) + "\n")
     return EvaluateRecipeConfig(
         search=Bm25SearchConfig(corpus=str(corpus)),
-        endpoint=PolicyEndpointConfig(addresses=[url], served_model=model),
+        endpoint=PolicyEndpointConfig(addresses=[url], served_model=model, extra_body=EXTRA),
         api=api,
     )
 

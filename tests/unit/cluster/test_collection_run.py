@@ -302,11 +302,17 @@ def test_nothing_of_a_collection_over_test_questions_can_be_learned_from(
     assert report["searches"] == 3 and report["examples"]["train"] == {"useful": 0, "useless": 0}
 
 
+EXTRA = {"chat_template_kwargs": {"enable_thinking": False}}
+"""A thinking model would spend the verdict's few tokens on its thoughts."""
+
+
 def judge_that_says(
     answer: Callable[[str], str | web.Response], asked: list[str], *, model: str = "judge"
 ) -> Callable[[], web.Application]:
     async def complete(request: web.Request) -> web.Response:
-        prompt = (await request.json())["messages"][-1]["content"]
+        body = await request.json()
+        assert body.items() >= EXTRA.items()
+        prompt = body["messages"][-1]["content"]
         if prompt == TRIAL_PROMPT:
             return completion("Hello.", chat=True)
         asked.append(prompt)
@@ -326,7 +332,7 @@ def judge_that_says(
 
 
 def judged_by(url: str, **changes: object) -> CollectRecipeConfig:
-    llm = LlmJudgeConfig(endpoints=[url], served_model="judge", **changes)
+    llm = LlmJudgeConfig(endpoints=[url], served_model="judge", extra_body=EXTRA, **changes)
     return settings(balance=False, judge=JudgeName.llm, llm=llm)
 
 

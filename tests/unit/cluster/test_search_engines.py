@@ -37,7 +37,7 @@ from zs_nemo.observability.phase import Phase
 from zs_nemo.qa.facts import FactsWorld
 from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.search.retriever import RetrieverSearch
-from zs_nemo.search.server_requests import RequestRefused
+from zs_nemo.search.server_requests import RequestRefused, read_request
 from zs_nemo.search.web import WebSearch
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.search import SearchFailure, SearchFailureKind, SearchRequest, SearchResult
@@ -263,7 +263,7 @@ def test_the_server_gets_bm25_or_a_client_of_another_server(corpus: Path) -> Non
         return [document.id for document in result.documents]
 
     with served_engine(ServeSearchConfig(search=Bm25SearchConfig(corpus=str(corpus)))) as served:
-        assert served.engine.name == "bm25" and served.noise_at is None
+        assert served.engine.name == "bm25" and served.noise is None
         assert asyncio.run(ask(served)) == ["a"]
     with serving(app) as url, served_engine(ServeSearchConfig(search=RetrieverSearchConfig(url=url))) as served:
         assert isinstance(served.engine, RetrieverSearch) and asyncio.run(ask(served)) == ["remote"]
@@ -273,8 +273,12 @@ def test_the_server_gets_bm25_or_a_client_of_another_server(corpus: Path) -> Non
 def test_the_server_is_told_what_the_noise_coin_is_tossed_for(
     unit: NoiseUnit, replaying: SimulatedSearchConfig
 ) -> None:
-    with served_engine(ServeSearchConfig(search=replace(replaying, noise_unit=unit))) as served:
-        assert served.coin_per_document is (unit is NoiseUnit.document)
+    cfg = ServeSearchConfig(search=replace(replaying, noise_unit=unit))
+    asked = read_request(b'{"queries": ["Peru"], "topk": 5, "noise": 0.5}', {}, cfg.server)
+    with served_engine(cfg) as served:
+        assert served.noise is not None
+        (request,) = served.noise.requests(asked, 1)
+    assert len(request.noisy_documents) == (5 if unit is NoiseUnit.document else 0)
 
 
 @pytest.mark.parametrize(
@@ -310,13 +314,15 @@ def test_a_step_is_refused_while_nobody_has_said_how_many_there_are(
     curriculum: CurriculumConfig, max_steps: int, noise: float | None, replaying: SimulatedSearchConfig
 ) -> None:
     cfg = ServeSearchConfig(search=replaying, curriculum=curriculum, trainer=TrainerConfig(max_steps=max_steps))
+    asked = read_request(b'{"queries": ["Peru"], "step": 40}', {}, cfg.server)
     with served_engine(cfg) as served:
-        assert served.noise_at is not None
+        assert served.noise is not None
         if noise is not None:
-            assert served.noise_at(40) == pytest.approx(noise, abs=1e-4)
+            (request,) = served.noise.requests(asked, 1)
+            assert request.noise_probability == pytest.approx(noise, abs=1e-4)
             return
         with pytest.raises(RequestRefused, match=r"how noisy step 40 is .*start it with trainer\.max_steps") as refused:
-            served.noise_at(40)
+            served.noise.requests(asked, 1)
         assert refused.value.status == 422
 
 

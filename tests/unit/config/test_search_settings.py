@@ -147,6 +147,16 @@ def test_the_server_does_not_guess_how_many_steps_another_trainer_makes(
             r"endpoint\.addresses\[0\].*\(endpoint\.api_key_variable\)",
         ),
         ("collect_interactions", ["collect.llm.endpoints=['http://h?k=1']"], r"\(collect\.llm\.api_key_variable\)"),
+        (
+            "collect_interactions",
+            ["+collect.llm.extra_body={top_k: 5}"],
+            r"^collect\.llm\.extra_body=.* is sent to collect\.llm\.endpoints, and none are given",
+        ),
+        (
+            "evaluate",
+            ["endpoint.addresses=['http://h']", "endpoint.served_model=m", "+endpoint.extra_body={seed: 1}"],
+            r"^endpoint\.extra_body names seed, which other settings decide",
+        ),
     ],
 )
 def test_a_setting_is_named_where_it_stands(recipe: str, overrides: list[str], message: str) -> None:

@@ -425,9 +425,12 @@ async def test_a_health_check_finds_a_dead_endpoint_and_one_that_is_back(stack: 
     (server,) = await servers(stack, "back")
     server.health_status = 503
     pool = pool_of(stack, server.url, health_interval_s=0.05, failures_to_open=2, open_s=60.0)
+    assert not pool.trouble(), "nobody has asked it yet"
     await ask(pool)
     assert await until(lambda: pool.statistics[server.url].opened == 1)
+    assert f"{server.url}: HTTP 503" in pool.trouble()
     server.health_status = 200
+    assert await until(lambda: not pool.trouble()), "without a request, which a load balancer would not send"
     assert await asyncio.wait_for(ask(pool), 20.0) == " back is a city.", "long before the 60 s are over"
 
 

@@ -18,6 +18,7 @@ from aiohttp import web
 from tests.loopback import serving
 from zs_nemo.config.server import ServerConfig
 from zs_nemo.search.server import SearchServer
+from zs_nemo.search.server_noise import ServerNoise
 from zs_nemo.types.search import (
     Document,
     RequestRejected,
@@ -72,7 +73,11 @@ def served(engine: SearchEngine | None = None, *, token: str = "", **changes: An
 
     def app() -> web.Application:
         server = SearchServer(
-            engine or EchoEngine(), settings, num_documents=3, noise_at=lambda step: 1.0, seed=5, token=token
+            engine or EchoEngine(),
+            settings,
+            num_documents=3,
+            noise=ServerNoise(settings.noise, lambda step: 1.0, seed=5),
+            token=token,
         )
         return server.app()
 
@@ -426,6 +431,15 @@ def test_metrics_sum_up_what_searches_that_are_paid_for_have_cost() -> None:
         assert "zs_nemo_searches_price_total 0.0" in CLIENT.get(f"{url}/metrics").text
         post(url, TWO)
         assert "zs_nemo_searches_price_total 0.5" in CLIENT.get(f"{url}/metrics").text
+
+
+def test_a_server_whose_engine_is_in_trouble_is_not_ready_and_says_why() -> None:
+    trouble = ["http://host1:8000/v1: HTTP 500"]
+    with serving(SearchServer(EchoEngine(), ServerConfig(), num_documents=1, trouble=lambda: trouble[0]).app) as url:
+        health = CLIENT.get(f"{url}/health")
+        assert (health.status_code, health.json()["ready"], health.json()["trouble"]) == (503, False, trouble[0])
+        trouble[0] = ""
+        assert CLIENT.get(f"{url}/health").status_code == 200
 
 
 def test_health_says_what_is_served_and_metrics_count_it() -> None:

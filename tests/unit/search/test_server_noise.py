@@ -24,6 +24,7 @@ from zs_nemo.config.server import ServerConfig, ServerNoiseConfig
 from zs_nemo.curriculum import NoiseCurriculum
 from zs_nemo.search.retriever import RetrieverSearch
 from zs_nemo.search.server import SearchServer, listen
+from zs_nemo.search.server_noise import ServerNoise
 from zs_nemo.search.simulator import SimulatedSearchEngine
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.search import Document, SearchEngine, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
@@ -48,10 +49,7 @@ def served(
             engine,
             settings,
             num_documents=1,
-            noise_at=noise_at,
-            seed=5,
-            coin=coin,
-            coin_per_document=coin_per_document,
+            noise=ServerNoise(settings.noise, noise_at, seed=5, coin=coin, coin_per_document=coin_per_document),
         )
         return server.app()
 
@@ -287,9 +285,7 @@ def test_a_signal_lets_what_is_under_way_end_and_refuses_what_comes() -> None:
         engine = Slow()
         listening = listen("127.0.0.1", 0)
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server = asyncio.create_task(
-            SearchServer(engine, ServerConfig(), num_documents=1, noise_at=None).serve(listening)
-        )
+        server = asyncio.create_task(SearchServer(engine, ServerConfig(), num_documents=1).serve(listening))
         async with httpx.AsyncClient(base_url=url, timeout=30, trust_env=False, verify=False) as client:
             under_way = asyncio.create_task(client.post("/retrieve", json={"queries": ["a"]}))
             while not engine.requests:
@@ -320,9 +316,7 @@ def test_a_second_signal_does_not_wait() -> None:
         engine = Stuck()
         listening = listen("127.0.0.1", 0)
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server = asyncio.create_task(
-            SearchServer(engine, ServerConfig(), num_documents=1, noise_at=None).serve(listening)
-        )
+        server = asyncio.create_task(SearchServer(engine, ServerConfig(), num_documents=1).serve(listening))
         async with httpx.AsyncClient(base_url=url, timeout=30, trust_env=False, verify=False) as client:
             stuck = asyncio.create_task(client.post("/retrieve", json={"queries": ["a"]}))
             while not engine.requests:
