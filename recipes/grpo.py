@@ -64,7 +64,9 @@ def train(cfg: GrpoRecipeConfig, run_dir: "RunDir", progress: "Progress") -> Pat
                     advantages = group_relative_advantages(batch, normalize_std=algorithm.normalize_std)
                     batch = batch.replace(advantages=advantages)
                     if zero_variance is not ZeroVariance.keep:
-                        batch = without_zero_variance(batch, loss.normalizer)
+                        batch = without_zero_variance(
+                            batch, loss.normalizer, global_batch_size=cfg.policy.global_batch_size
+                        )
             updates = []
             if batch is not None:
                 with timer("reference"):

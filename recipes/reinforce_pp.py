@@ -1,14 +1,17 @@
 """Train a policy to search with REINFORCE++, against a simulated search engine or a real one.
 
 ZeroSearch (arXiv 2505.04588) with REINFORCE++ (arXiv 2501.03262): as ``grpo.py``, but a token's advantage is the
-reward that follows it, whitened over all policy tokens of the step. No group is needed:
-rollout.num_generations_per_prompt=1 works. With algorithm.group_baseline=true the group's mean is taken off first.
+reward that follows it, whitened over all policy tokens of the step. The KL stands in the loss, as ZeroSearch publishes
+it; algorithm.kl.where=reward algorithm.kl.estimator=k1 takes it off each token's reward, as the paper does. No group is
+needed: rollout.num_generations_per_prompt=1 works. With algorithm.group_baseline=true the group's mean is taken off
+first.
 
     python recipes/reinforce_pp.py exp_manager.name=reinforce_pp
     python recipes/reinforce_pp.py exp_manager.name=baseline algorithm.group_baseline=true algorithm.kl.estimator=k2
 
 Asked again with the same run directory it resumes.
-Differences from the published code: the KL pulls towards the reference, and whitening sees policy tokens alone.
+Differences from the published code: that has plain REINFORCE, the raw reward on every token, which is
+algorithm.whiten_advantages=false here; and the KL pulls towards the reference.
 """
 
 import sys
@@ -58,6 +61,7 @@ def train(cfg: ReinforcePpRecipeConfig, run_dir: "RunDir", progress: "Progress")
                         token_rewards(batch, algorithm.kl),
                         gamma=algorithm.gamma,
                         group_baseline=algorithm.group_baseline,
+                        whitened=algorithm.whiten_advantages,
                     )
                     batch = batch.replace(advantages=advantages)
                 with timer("train"):

@@ -1,11 +1,13 @@
 """GRPO: each sample against the other samples of its prompt."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from zs_nemo.types.batch import TrainBatch
+from zs_nemo.types.trajectory import SMALLEST_SPREAD
 
 
 def group_relative_advantages(batch: TrainBatch, *, normalize_std: bool) -> Tensor:
@@ -13,24 +15,28 @@ def group_relative_advantages(batch: TrainBatch, *, normalize_std: bool) -> Tens
 
     GRPO (arXiv 2402.03300) divides by the group's standard deviation, the sample's (n - 1). Dr. GRPO (arXiv 2503.20783)
     does not, since dividing weights easy and hard prompts up. A group without variance, and so a group of one, has
-    nothing to compare and gets exactly 0, not a rounding error blown up by a tiny divisor.
+    nothing to compare and gets exactly 0, not a rounding error blown up by a tiny divisor; rewards that differ by less
+    than ``SMALLEST_SPREAD`` are such a group.
     """
     rewards_B, advantages_B = trajectory_rewards(batch), torch.zeros(batch.num_sequences, dtype=torch.float64)
     for members in groups_of(batch):
         rewards_G = rewards_B[members]
-        if rewards_G.max() == rewards_G.min():
+        if float(rewards_G.max() - rewards_G.min()) < SMALLEST_SPREAD:
             continue
         centered_G = rewards_G - rewards_G.mean()
         advantages_B[members] = centered_G / rewards_G.std(correction=1) if normalize_std else centered_G
     return batch.on_loss_tokens(advantages_B)
 
 
-def without_zero_variance(batch: TrainBatch, normalizer: Callable[[TrainBatch], float]) -> TrainBatch | None:
+def without_zero_variance(
+    batch: TrainBatch, normalizer: Callable[[TrainBatch], float], *, global_batch_size: int
+) -> TrainBatch | None:
     """Leave out groups in which all advantages are 0: only a KL term would see them (cf. DAPO, arXiv 2503.14476).
 
-    They still count: the advantages of the others are scaled by the share of the loss's ``normalizer`` that is kept,
-    so that a step from which there is little to learn makes a small gradient, as it would if nothing were left out.
-    None if all are.
+    They still count: the advantages of the others are scaled so that a step from which there is little to learn makes
+    as small a gradient as it would if nothing were left out, in all its updates of up to ``global_batch_size``
+    sequences together: by the share of the loss's ``normalizer`` that is kept, over the share of the updates. None if
+    all are left out.
     """
     assert batch.advantages is not None
     kept = sorted(
@@ -43,7 +49,9 @@ def without_zero_variance(batch: TrainBatch, normalizer: Callable[[TrainBatch], 
         return None
     part = batch.select(kept)
     assert part.advantages is not None
-    return part.replace(advantages=part.advantages * (normalizer(part) / normalizer(batch)))
+    num_updates, num_left = (math.ceil(each.num_sequences / global_batch_size) for each in (batch, part))
+    scale = normalizer(part) / normalizer(batch) * (num_updates / num_left)
+    return part.replace(advantages=part.advantages * scale)
 
 
 def trajectory_rewards(batch: TrainBatch) -> Tensor:

@@ -9,8 +9,12 @@ from zs_nemo.algorithms.whitening import whiten
 from zs_nemo.types.batch import TrainBatch
 
 
-def reinforce_pp_advantages(batch: TrainBatch, token_rewards: Tensor, *, gamma: float, group_baseline: bool) -> Tensor:
+def reinforce_pp_advantages(
+    batch: TrainBatch, token_rewards: Tensor, *, gamma: float, group_baseline: bool, whitened: bool = True
+) -> Tensor:
     """Return float32 [T]: the rewards that follow each policy token, whitened over the whole step (arXiv 2501.03262).
+
+    Without ``whitened`` and ``group_baseline`` they are plain REINFORCE's.
 
     With ``group_baseline`` the mean reward of the group is taken off first ("REINFORCE++-baseline" there), so that a
     token is not praised for an easy question. A group of one keeps its KL penalty alone, if there is one; like all
@@ -24,7 +28,7 @@ def reinforce_pp_advantages(batch: TrainBatch, token_rewards: Tensor, *, gamma: 
             means_B[members] = rewards_B[members].mean()
         # With gamma < 1 the reward at the end has shrunk on its way to an earlier token; so has the baseline.
         following = following - discounted_sums(batch, _on_last_tokens(batch, means_B), gamma)
-    return whiten(following, batch.loss_mask)
+    return whiten(following, batch.loss_mask) if whitened else following.float()
 
 
 def _on_last_tokens(batch: TrainBatch, values_B: Tensor) -> Tensor:

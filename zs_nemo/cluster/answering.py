@@ -15,13 +15,13 @@ from zs_nemo.cluster.system import System
 from zs_nemo.config.answering import AnsweringConfig
 from zs_nemo.config.endpoints import ApiKind
 from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
-from zs_nemo.evaluation.answerer import PromptForm
 from zs_nemo.generation.endpoint_engine import EndpointEngine, PieceTokenizer
 from zs_nemo.qa.facts import FactsWorld
 from zs_nemo.qa.tags import STOP_STRINGS
 from zs_nemo.rollout.callbacks import EngineSearch
 from zs_nemo.rollout.episode import SearchSetting
 from zs_nemo.rollout.ledger import SearchLedger
+from zs_nemo.rollout.prompt_form import PromptForm
 from zs_nemo.search.bm25 import Bm25Search
 from zs_nemo.search.build import Simulator, build_simulator
 from zs_nemo.search.completion_form import CompletionForm
@@ -143,11 +143,16 @@ def _asked_policy(
         return
     tokenizer = load_tokenizer(resolve_model(cfg.policy.model, setting="policy.model"))
     check(tokenizer)
-    form = PromptForm(api=cfg.api, may_open=True)
+    form = policy_form(cfg)
     with System.start(cfg, run_path, on_placed) as system:
         yield AskedPolicy(
             engine=system.generation, tokenizer=tokenizer, form=form, system=system, simulator=system.simulator
         )
+
+
+def policy_form(cfg: AnsweringConfig) -> PromptForm:
+    """Return how the asked policy gets its prompts."""
+    return PromptForm(api=cfg.api, may_open=cfg.api is ApiKind.completions or not cfg.endpoint.addresses)
 
 
 @contextmanager
@@ -160,7 +165,7 @@ def _policy_of_servers(cfg: AnsweringConfig, tokenizer: PieceTokenizer, run_path
     check_served(settings.addresses, trial, key, setting="endpoint.addresses")
     pool = EndpointPool(settings.addresses, settings.pool, api_key=key)
     engine = EndpointEngine(EndpointTextGenerator(pool, asked), tokenizer)
-    form = PromptForm(api=cfg.api, may_open=cfg.api is ApiKind.completions)
+    form = policy_form(cfg)
     with ExitStack() as stack:
         simulator = None
         if isinstance(cfg.search, SimulatedSearchConfig):

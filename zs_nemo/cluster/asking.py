@@ -48,7 +48,7 @@ async def _answer(cfg: AskRecipeConfig, parts: Answering, text: str, console: Co
     limits = episode_limits(cfg)
     answerer = Answerer(method, WatchedEngine(policy.engine, painter), policy.tokenizer, limits, policy.form, search)
     question = Question(id="asked/0000", text=text, answers=_UNKNOWN, kind="asked", split="test")
-    check_prompts_fit([question], policy.tokenizer, limits)
+    check_prompts_fit([question], policy.tokenizer, limits, form=policy.form)
     key = question_key(question, run_seed=cfg.seed, step=0)
     decoding = Decoding(temperature=cfg.temperature, top_p=cfg.top_p)
     trajectory = await answerer.answer(question, key, decoding)

@@ -32,6 +32,7 @@ from zs_nemo.qa.question_source import load_questions
 from zs_nemo.rollout.build import build_collector, check_own_code, episode_limits
 from zs_nemo.rollout.collector import check_prompts_fit
 from zs_nemo.rollout.ledger import SearchLedger, State
+from zs_nemo.rollout.prompt_form import PromptForm
 from zs_nemo.search.bm25 import Bm25Search
 from zs_nemo.search.simulator import SimulatedSearchEngine
 from zs_nemo.weights.pretrained import load_tokenizer, resolve_model
@@ -77,7 +78,10 @@ class EngineRun:
         self._tokenizer = load_tokenizer(resolve_model(cfg.policy.model, setting="policy.model"))
         self._questions = load_questions(cfg.data, self._world, self._progress.say)
         check_prompts_fit(
-            [*self._questions.train, *self._questions.split(cfg.evaluation.split)], self._tokenizer, episode_limits(cfg)
+            [*self._questions.train, *self._questions.split(cfg.evaluation.split)],
+            self._tokenizer,
+            episode_limits(cfg),
+            form=PromptForm(api=cfg.api),
         )
         simulator_tokenizer = (
             load_tokenizer(resolve_model(cfg.search.model, setting="search.model"))

@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from zs_nemo.cluster.answering import answering
+from zs_nemo.cluster.answering import answering, policy_form
 from zs_nemo.cluster.engine_run import EngineRun
 from zs_nemo.cluster.placement_drawing import placement_shown
 from zs_nemo.cluster.search_engines import check_own_corpus, corpus_of, engine_name
@@ -266,6 +266,7 @@ class EvaluationRun(EngineRun):
                 self._asked(method),
                 tokenizer,
                 limits,
+                form=policy_form(self._cfg),
                 prompt=PROMPTS[method] + OPENED[method],
                 document_tokens=limits.max_document_tokens if method is Method.retrieve_then_read else 0,
             )

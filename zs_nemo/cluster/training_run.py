@@ -21,6 +21,7 @@ from zs_nemo.cluster.stop_request import PROCESS_STOP, StoppedBySignal
 from zs_nemo.config.algorithm import KlPlace
 from zs_nemo.config.policy import SchedConfig
 from zs_nemo.config.recipe import RecipeConfig
+from zs_nemo.config.search import SimulatedSearchConfig
 from zs_nemo.curriculum import NoiseCurriculum
 from zs_nemo.evaluation.evaluator import CLOSED_BOOK
 from zs_nemo.evaluation.scores import EvaluationName
@@ -36,6 +37,7 @@ from zs_nemo.rollout import saved_episodes
 from zs_nemo.rollout.collector import Decoding, SearchBudgetExceeded, questions_of_step
 from zs_nemo.rollout.overlap import StepDraw, StepsAhead
 from zs_nemo.rollout.packing import pack_scripted
+from zs_nemo.rollout.prompt_form import PromptForm
 from zs_nemo.rollout.rewards import RewardFailed
 from zs_nemo.search.simulator import SimulatedSearchEngine
 from zs_nemo.types.batch import TrainBatch
@@ -177,7 +179,7 @@ class TrainingRun(EngineRun):
             key = SampleKey(run_seed=seed, step=step, prompt=prompt, member=0)
             script = scripted_episode(question, self._world, key)
             episodes.append([(policy_prompt(question.text), Role.prompt), *script])
-        return pack_scripted(episodes, self._tokenizer)
+        return pack_scripted(episodes, self._tokenizer, PromptForm(api=self._cfg.api))
 
     def refit(self, version: int) -> None:
         """Bring the policy's weights after ``version`` updates steps into the generation engines, if not there yet."""
@@ -186,7 +188,12 @@ class TrainingRun(EngineRun):
             self._served_version = version
 
     def noise_at(self, step: int) -> float:
-        """Return P(noisy) of a step: the curriculum's, at the time when the step's prompts were or are drawn."""
+        """Return P(noisy) of a step: the curriculum's, at the time when the step's prompts were or are drawn.
+
+        It is 0 for a real engine, which returns no noise; a callback of the user's own may make some.
+        """
+        if not (isinstance(self._cfg.search, SimulatedSearchConfig) or self._cfg.rollout.callback):
+            return 0.0
         drawn = None if self._ahead is None else self._ahead.noise_of(step)
         return self.curriculum.noise_at(step) if drawn is None else drawn
 

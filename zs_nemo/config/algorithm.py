@@ -44,7 +44,7 @@ class ZeroVariance(Enum):
     keep = "keep"
     """Train on them: their advantage is 0, only the KL and entropy terms see them."""
     drop = "drop"
-    """Leave them out of the update; the step is scaled down by their share."""
+    """Leave them out of the step's updates, which are scaled down by their share."""
     resample = "resample"
     """Collect other questions in their place, in a bounded number of rounds; what is missing then is left out."""
 
@@ -148,6 +148,8 @@ class ReinforcePpConfig(AlgorithmConfig):
     gamma: float = 1.0
     group_baseline: bool = False
     """Take the mean reward of the group off each reward before whitening; then samples of one prompt are needed."""
+    whiten_advantages: bool = True
+    """False, with ``group_baseline`` false too, is plain REINFORCE, which ZeroSearch publishes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from zs_nemo.config.endpoints import (
-    ApiKind,
     EndpointPoolConfig,
     check_endpoints,
     check_extra_body,
@@ -50,7 +49,3 @@ class AnsweringConfig(RecipeConfig):
     can_do_without_search: ClassVar[bool] = True
 
     endpoint: PolicyEndpointConfig = field(default_factory=PolicyEndpointConfig)
-    api: ApiKind = ApiKind.completions
-    """How the policy gets its prompt: ``completions`` as text that it continues, which is how ours are trained;
-    ``chat`` as the user's message in its chat template. A server's chat gets the whole episode so far as one message,
-    and limits in tokens are then counted as four characters each, as with any endpoint."""

@@ -6,6 +6,7 @@ from typing import ClassVar
 from zs_nemo.config.algorithm import AlgorithmConfig, GrpoConfig, ImportanceLevel, PpoConfig, ReinforcePpConfig
 from zs_nemo.config.cost import CostConfig
 from zs_nemo.config.critic import CriticConfig
+from zs_nemo.config.endpoints import ApiKind
 from zs_nemo.config.experiment import (
     ClusterConfig,
     DataConfig,
@@ -38,6 +39,11 @@ class RecipeConfig:
     """Whether ``search=none`` makes sense."""
 
     seed: int = 1
+    api: ApiKind = ApiKind.completions
+    """How the policy gets its prompt: ``completions`` as text that it continues, ``chat`` as the user's message in its
+    chat template, in which it is to be asked later, too. A server's chat (``endpoint.addresses``) gets the whole
+    episode so far as one message, and limits in tokens are then counted as four characters each, as with any endpoint.
+    """
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     exp_manager: ExpManagerConfig = field(default_factory=ExpManagerConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -1,18 +1,16 @@
 """Answers one question by one method: the agent, or a baseline without its freedom to search."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from zs_nemo.config.endpoints import ApiKind
 from zs_nemo.config.evaluate import Method
 from zs_nemo.qa.prompts import CHAIN_OF_THOUGHT_PROMPT, DIRECT_PROMPT, POLICY_PROMPT, RETRIEVED_PROMPT
 from zs_nemo.qa.tags import ANSWER_OPEN, THINK_OPEN
 from zs_nemo.rollout.collector import Decoding
 from zs_nemo.rollout.documents import information_tokens
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodePlan, EpisodeRunner, SearchSetting
+from zs_nemo.rollout.prompt_form import PromptForm
 from zs_nemo.rollout.search_call import search_within_deadline
-from zs_nemo.search.text_generators import encode_prompt
-from zs_nemo.types.completion import ChatMessage
 from zs_nemo.types.generation import GenerationEngine, Tokenizer
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.question import Question
@@ -34,15 +32,6 @@ OPENED = {
 """What stands open at the end of a prompt, for the policy to close."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PromptForm:
-    """How prompts reach the policy."""
-
-    api: ApiKind
-    may_open: bool
-    """Whether the policy can be made to go on in a tag that is open already; a chat server begins its own message."""
-
-
 class Answerer:
     """Answers questions with one policy by one method. For any number of questions at once."""
 
@@ -56,11 +45,7 @@ class Answerer:
         search: SearchSetting | None,
     ) -> None:
         """Take over the parts; raise ``ValueError`` for a chat with a tokenizer that has no template for it."""
-        if form.api is ApiKind.chat and form.may_open and not getattr(tokenizer, "chat_template", None):
-            raise ValueError(
-                "api=chat, but the policy's tokenizer has no chat template; set api=completions, or take an "
-                "instruction-tuned model"
-            )
+        form.check(tokenizer)
         assert search is not None or not method.searches
         self._method = method
         self.tokenizer = tokenizer
@@ -118,11 +103,7 @@ class Answerer:
 
     def _plan(self, question: Question, key: SampleKey, prompt: str) -> EpisodePlan:
         opened = OPENED[self._method] if self._form.may_open else ""
-        if self._form.api is ApiKind.chat and self._form.may_open:
-            ids = encode_prompt((ChatMessage(role="user", content=prompt.rstrip("\n")),), self.tokenizer)
-            ids += self.tokenizer.encode(opened, add_special_tokens=False) if opened else []
-        else:
-            ids = self.tokenizer.encode(prompt + opened, add_special_tokens=False)
+        ids = self._form.encode(prompt, self.tokenizer, opened=opened)
         return EpisodePlan(question=question, key=key, prompt_ids=ids, opened=opened)
 
 

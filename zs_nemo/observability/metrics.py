@@ -57,13 +57,12 @@ def step_metrics(
 def reward_metrics(groups: Sequence[TrajectoryGroup]) -> Metrics:
     """Return what the rewards look like. ``zero_variance_share`` is the share of groups that teach nothing."""
     rewards = np.array([reward for group in groups for reward in group.rewards], dtype=np.float64)
-    spreads = [max(group.rewards) - min(group.rewards) for group in groups]
     return {
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std()),
         "reward/min": float(rewards.min()),
         "reward/max": float(rewards.max()),
-        "reward/zero_variance_share": float(np.mean([spread < 1e-6 for spread in spreads])),
+        "reward/zero_variance_share": float(np.mean([not group.has_variance for group in groups])),
     }
 
 

@@ -1,7 +1,7 @@
 """The texts around the policy's own: the prompt before it and the documents between its turns.
 
-Raw completion text rather than a chat template: a 135M model follows tags better that way, and base models have no
-template at all.
+Raw completion text by default: a 135M model follows tags better that way. With ``api=chat`` the prompt is a user's
+message in the policy's chat template.
 """
 
 from zs_nemo.qa.tags import (

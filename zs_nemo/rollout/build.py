@@ -5,6 +5,7 @@ from zs_nemo.rollout.callbacks import resolve_callback
 from zs_nemo.rollout.collector import RolloutCollector, StepBudgets
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodeRunner
 from zs_nemo.rollout.loop_thread import LoopThread
+from zs_nemo.rollout.prompt_form import PromptForm
 from zs_nemo.rollout.rewards import build_reward
 from zs_nemo.types.generation import GenerationEngine, Tokenizer
 
@@ -35,6 +36,7 @@ def build_collector(cfg: RecipeConfig, engine: GenerationEngine, tokenizer: Toke
         tokenizer,
         build_reward(cfg.reward.weights()),
         run_seed=cfg.seed,
+        form=PromptForm(api=cfg.api),
         max_concurrency=cfg.rollout.max_concurrency,
         budgets=StepBudgets(
             failed=cfg.rollout.search_max_failure_share,

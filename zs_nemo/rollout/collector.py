@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zs_nemo.observability.phase import Phase
-from zs_nemo.qa.prompts import CLOSED_BOOK_SUFFIX, POLICY_PROMPT, closed_book_prompt, policy_prompt
+from zs_nemo.qa.prompts import CLOSED_BOOK_SUFFIX, POLICY_PROMPT, policy_prompt
 from zs_nemo.qa.tags import ANSWER_OPEN
 from zs_nemo.rollout.documents import smallest_information_block
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodePlan, EpisodeRunner, SearchSetting
 from zs_nemo.rollout.loop_thread import EpisodeLoop
+from zs_nemo.rollout.prompt_form import PromptForm
 from zs_nemo.rollout.rewards import Reward
 from zs_nemo.search.all_or_none import all_or_none
 from zs_nemo.types.generation import Tokenizer
@@ -126,10 +127,12 @@ class RolloutCollector:
         run_seed: int,
         max_concurrency: int,
         budgets: StepBudgets,
+        form: PromptForm | None = None,
         loop: EpisodeLoop | None = None,
     ) -> None:
-        """``loop`` is where episodes run, by default one of the calling thread's."""
+        """``form`` is raw text by default; ``loop`` is where episodes run, by default one of the calling thread's."""
         self._runner = runner
+        self._form = form or PromptForm()
         self._tokenizer = tokenizer
         self._reward = reward
         self._run_seed = run_seed
@@ -243,8 +246,8 @@ class RolloutCollector:
         return self.loop.run(self._run_all(plans, search, decoding, on_done, StepLosses()))
 
     def _plan(self, question: Question, key: SampleKey, *, closed_book: bool = False) -> EpisodePlan:
-        text = closed_book_prompt(question.text) if closed_book else policy_prompt(question.text)
-        prompt_ids = self._tokenizer.encode(text, add_special_tokens=False)
+        opened = CLOSED_BOOK_SUFFIX if closed_book else ""
+        prompt_ids = self._form.encode(policy_prompt(question.text), self._tokenizer, opened=opened)
         return EpisodePlan(question=question, key=key, prompt_ids=prompt_ids, opened=ANSWER_OPEN if closed_book else "")
 
     async def run_episode(
@@ -345,13 +348,17 @@ def check_prompts_fit(
     tokenizer: Tokenizer,
     limits: EpisodeLimits,
     *,
+    form: PromptForm | None = None,
     prompt: str = POLICY_PROMPT,
     document_tokens: int = 0,
 ) -> None:
     """Refuse limits under which a question would be cut or no document could be shown; nothing is ever cut silently.
 
-    ``prompt`` is the text around ``{question}``; ``document_tokens`` are shown with it, before the first turn.
+    ``prompt`` is the text around ``{question}``; ``document_tokens`` are shown with it, before the first turn. A chat
+    with a tokenizer that has no template is refused, too.
     """
+    form = form or PromptForm()
+    form.check(tokenizer)
     smallest = smallest_information_block(tokenizer)
     if limits.max_document_tokens <= smallest:
         raise ValueError(
@@ -359,12 +366,13 @@ def check_prompts_fit(
             "empty <information> block"
         )
     room = limits.max_sequence_tokens - limits.max_turn_tokens - document_tokens
+    around = len(form.encode("", tokenizer))
     for question in questions:
         text = prompt.format(question=question.text)
         # A token is at least a byte, so that the many short questions of a large set need not be encoded.
-        if len(text.encode()) + _TOKENS_WITHOUT_BYTES <= room:
+        if len(text.encode()) + around + _TOKENS_WITHOUT_BYTES <= room:
             continue
-        size = len(tokenizer.encode(text, add_special_tokens=False))
+        size = len(form.encode(text, tokenizer))
         if size > room:
             documents = f", its documents (rollout.max_document_tokens={document_tokens})" if document_tokens else ""
             raise ValueError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from zs_nemo.qa.actions import AnswerAction, SearchAction, parse_action
 from zs_nemo.qa.tags import STOP_STRINGS
 from zs_nemo.rollout.callbacks import RolloutCallback
-from zs_nemo.rollout.documents import information_tokens
+from zs_nemo.rollout.documents import information_tokens, smallest_information_block
 from zs_nemo.rollout.search_call import search_within_deadline
 from zs_nemo.types.generation import Completion, GenerationEngine, SamplingParams, StopReason, Tokenizer
 from zs_nemo.types.keys import SampleKey
@@ -69,6 +69,7 @@ class EpisodeRunner:
         self._engine = engine
         self._tokenizer = tokenizer
         self._limits = limits
+        self._smallest_block = smallest_information_block(tokenizer)
 
     @property
     def max_searches(self) -> int:
@@ -147,6 +148,11 @@ class EpisodeRunner:
     def _room(self, trajectory: Trajectory) -> int:
         return self._limits.max_sequence_tokens - len(trajectory.token_ids)
 
+    def _document_budget(self, trajectory: Trajectory) -> int:
+        """Return how long documents may be: towards the sequence's end, as long as leaves a whole turn to read them."""
+        room, most = self._room(trajectory), self._limits.max_document_tokens
+        return most if room > most else room - self._limits.max_turn_tokens
+
     async def _run_turn(
         self,
         trajectory: Trajectory,
@@ -175,7 +181,7 @@ class EpisodeRunner:
         # A search is run only if its documents can be shown and a turn is left to read them.
         if is_last or search is None:
             return Status.turn_limit
-        if self._room(trajectory) <= self._limits.max_document_tokens:
+        if self._document_budget(trajectory) < self._smallest_block:
             return Status.sequence_limit
         return await self._look_up(trajectory, search, action, key)
 
@@ -190,7 +196,7 @@ class EpisodeRunner:
         )
         if result is None:
             return Status.search_failed
-        ids = information_tokens(result.documents, self._tokenizer, self._limits.max_document_tokens)
+        ids = information_tokens(result.documents, self._tokenizer, self._document_budget(trajectory))
         trajectory.token_ids += ids
         trajectory.roles += [Role.document if result.documents else Role.notice] * len(ids)
         trajectory.generation_logprobs += [0.0] * len(ids)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from zs_nemo.rollout.prompt_form import PromptForm
 from zs_nemo.types.batch import TrainBatch
 from zs_nemo.types.generation import Tokenizer
 from zs_nemo.types.trajectory import Role, TrajectoryGroup
@@ -45,7 +46,7 @@ def pack(groups: Sequence[TrajectoryGroup]) -> TrainBatch | None:
     )
 
 
-def pack_scripted(episodes: Sequence[Sequence[tuple[str, Role]]], tokenizer: Tokenizer) -> TrainBatch:
+def pack_scripted(episodes: Sequence[Sequence[tuple[str, Role]]], tokenizer: Tokenizer, form: PromptForm) -> TrainBatch:
     """Return a batch of episodes that were written, not sampled: lists of (text, role), the prompt first.
 
     Every segment is tokenised by itself, as it is when an episode runs: the boundary between the policy's text and
@@ -57,7 +58,8 @@ def pack_scripted(episodes: Sequence[Sequence[tuple[str, Role]]], tokenizer: Tok
     for episode in episodes:
         start = len(ids)
         for text, role in episode:
-            segment = tokenizer.encode(text, add_special_tokens=False)
+            is_prompt = role is Role.prompt
+            segment = form.encode(text, tokenizer) if is_prompt else tokenizer.encode(text, add_special_tokens=False)
             ids += segment
             mask += [role is Role.policy] * len(segment)
         lengths.append(len(ids) - start)

@@ -7,6 +7,9 @@ from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.question import Question
 from zs_nemo.types.search import SearchFailureKind, SearchResult
 
+SMALLEST_SPREAD = 1e-6
+"""Rewards of a group that differ by less are taken for equal: a rounding error is no lesson."""
+
 
 class Role(IntEnum):
     """Who wrote a token. Decides what is trained on: policy tokens alone."""
@@ -120,3 +123,8 @@ class TrajectoryGroup:
     def rewards(self) -> list[float]:
         """Rewards in the order of the members."""
         return [trajectory.reward for trajectory in self.trajectories]
+
+    @property
+    def has_variance(self) -> bool:
+        """Whether the rewards differ, so that the samples can be compared."""
+        return bool(self.rewards) and max(self.rewards) - min(self.rewards) >= SMALLEST_SPREAD

@@ -39,7 +39,7 @@ def test_members_of_a_group_need_not_be_neighbours():
     assert advantages[batch.loss_mask].tolist() == pytest.approx([0.5, -0.1, -0.5, 0.1])
 
 
-@pytest.mark.parametrize("rewards", [[0.1] * 5, [1.0]])
+@pytest.mark.parametrize("rewards", [[0.1] * 5, [1.0], [0.3, 0.3 + 2e-7, 0.3, 0.3]])
 def test_a_group_without_variance_has_advantages_of_exactly_zero(rewards):
     batch = rewarded(["pss"] * len(rewards), rewards, [0] * len(rewards))
     assert group_relative_advantages(batch, normalize_std=True).abs().max() == 0
@@ -48,15 +48,28 @@ def test_a_group_without_variance_has_advantages_of_exactly_zero(rewards):
 def test_a_group_without_variance_is_left_out_and_the_rest_scaled_by_what_is_kept():
     batch = rewarded(["ps", "pss", "psds", "ps"], [0.3, 0.3, 1.0, 0.0], [0, 0, 1, 1])
     batch = batch.replace(advantages=group_relative_advantages(batch, normalize_std=False))
-    kept = without_zero_variance(batch, lambda part: part.num_sequences)
+    kept = without_zero_variance(batch, lambda part: part.num_sequences, global_batch_size=4)
     assert kept is not None and kept.lengths.tolist() == [4, 2] and kept.group_ids.tolist() == [1, 1]
     assert kept.advantages.tolist() == pytest.approx([0, 0.25, 0, 0.25, 0, -0.25])
+
+
+@pytest.mark.parametrize("global_batch_size", [16, 8, 4, 2])
+def test_leaving_out_makes_the_updates_of_a_step_together_no_smaller(global_batch_size):
+    rewards = [1.0, 0.0] * 4 + [0.5] * 8
+    batch = rewarded(["ps"] * 16, rewards, [number // 2 for number in range(16)])
+    batch = batch.replace(advantages=group_relative_advantages(batch, normalize_std=False))
+    kept = without_zero_variance(batch, lambda part: part.num_sequences, global_batch_size=global_batch_size)
+    sums = [
+        sum(float(part.advantages.abs().sum()) / part.num_sequences for part in each.minibatches(global_batch_size))
+        for each in (batch, kept)
+    ]
+    assert sums[1] == pytest.approx(sums[0])
 
 
 def test_a_step_in_which_all_rewards_are_equal_leaves_nothing():
     batch = rewarded(["ps", "pss"], [0.3, 0.3], [0, 0])
     batch = batch.replace(advantages=group_relative_advantages(batch, normalize_std=True))
-    assert without_zero_variance(batch, lambda part: part.num_sequences) is None
+    assert without_zero_variance(batch, lambda part: part.num_sequences, global_batch_size=2) is None
 
 
 def test_generalized_advantages_worked_out_by_hand_go_across_documents():
@@ -140,6 +153,17 @@ def test_reinforce_pp_with_all_rewards_equal_has_nothing_to_say(group_baseline):
     batch = rewarded(LAYOUTS, [0.3] * 4, GROUPS)
     advantages = reinforce_pp_advantages(batch, batch.rewards, gamma=1.0, group_baseline=group_baseline)
     assert advantages.abs().max() == 0
+
+
+def test_whitening_makes_no_full_update_of_values_that_hardly_differ():
+    values = torch.tensor([1e-9, 2e-9, 4e-9])
+    assert whiten(values, torch.ones(3, dtype=torch.bool)).abs().max() < 1e-3
+
+
+def test_plain_reinforce_has_the_reward_on_every_token():
+    batch = rewarded(["psds", "pss"], [0.5, 1.0], [0, 0])
+    advantages = reinforce_pp_advantages(batch, batch.rewards, gamma=1.0, group_baseline=False, whitened=False)
+    assert advantages.dtype == torch.float32 and advantages.tolist() == [0, 0.5, 0, 0.5, 0, 1.0, 1.0]
 
 
 def test_whitening_ignores_what_is_off_the_mask_and_leaves_it_at_zero():

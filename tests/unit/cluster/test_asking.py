@@ -12,11 +12,10 @@ from tests.fakes import CharTokenizer, FixedSearch, ScriptedEngine
 from zs_nemo.cluster import asking
 from zs_nemo.cluster.answering import Answering, AskedPolicy
 from zs_nemo.config.ask import AskRecipeConfig
-from zs_nemo.config.endpoints import ApiKind
 from zs_nemo.config.search import Bm25SearchConfig, NoSearchConfig
-from zs_nemo.evaluation.answerer import PromptForm
 from zs_nemo.rollout.callbacks import EngineSearch
 from zs_nemo.rollout.episode import SearchSetting
+from zs_nemo.rollout.prompt_form import PromptForm
 
 
 def script(text: str) -> str:
@@ -38,7 +37,7 @@ def policy(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
             policy=AskedPolicy(
                 engine=engine,
                 tokenizer=CharTokenizer(),
-                form=PromptForm(api=ApiKind.completions, may_open=True),
+                form=PromptForm(),
             ),
             search=None if isinstance(cfg.search, NoSearchConfig) else found,
             remote=None,

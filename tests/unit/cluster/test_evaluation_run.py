@@ -18,12 +18,10 @@ from zs_nemo.cluster.answering import Answering, AskedPolicy
 from zs_nemo.cluster.engine_pool import EngineUsage
 from zs_nemo.cluster.stop_request import StoppedBySignal, StopRequest
 from zs_nemo.config.cost import CostConfig
-from zs_nemo.config.endpoints import ApiKind
 from zs_nemo.config.evaluate import EvaluateConfig, EvaluateRecipeConfig, Method
 from zs_nemo.config.experiment import DataConfig, ExpManagerConfig
 from zs_nemo.config.rollout import RolloutConfig
 from zs_nemo.config.search import Bm25SearchConfig, SearchConfig, SimulatedSearchConfig
-from zs_nemo.evaluation.answerer import PromptForm
 from zs_nemo.observability.files import read_json, read_json_lines, write_json_lines
 from zs_nemo.observability.progress import Progress
 from zs_nemo.observability.run_dir import RunDir
@@ -31,6 +29,7 @@ from zs_nemo.rollout.callbacks import EngineSearch
 from zs_nemo.rollout.collector import SearchBudgetExceeded
 from zs_nemo.rollout.episode import SearchSetting
 from zs_nemo.rollout.ledger import SearchLedger
+from zs_nemo.rollout.prompt_form import PromptForm
 from zs_nemo.types.search import SearchFailureKind
 
 NAMES = ["agent_bm25_greedy", "retrieve_then_read_bm25_greedy", "direct_closed_book_greedy"]
@@ -79,7 +78,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     @contextmanager
     def answering(cfg: EvaluateRecipeConfig, world: object, ledger: SearchLedger, *more) -> Iterator[Answering]:
         more[-1](CharTokenizer())
-        form = PromptForm(api=ApiKind.completions, may_open=True)
+        form = PromptForm()
         policy = AskedPolicy(engine=made.policy, tokenizer=CharTokenizer(), form=form, **made.parts)  # type: ignore[arg-type]
         setting = SearchSetting(callback=EngineSearch(ledger.watch(made.search)), num_documents=1)
         yield Answering(policy=policy, search=setting, remote=None, simulator=None)

@@ -1,6 +1,7 @@
 """What a run keeps in its checkpoints besides what the workers write, with a system that computes nothing."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from zs_nemo.config.experiment import ExpManagerConfig, TrainerConfig, WarmStart
 from zs_nemo.config.guards import GuardConfig, OnCollapse
 from zs_nemo.config.recipe import GrpoRecipeConfig
 from zs_nemo.config.rollout import CurriculumConfig, CurriculumName
-from zs_nemo.config.search import SimulatedSearchConfig
+from zs_nemo.config.search import Bm25SearchConfig, SearchConfig, SimulatedSearchConfig
 from zs_nemo.observability.files import read_json_lines
 from zs_nemo.observability.progress import Progress
 from zs_nemo.observability.run_dir import RunDir
@@ -159,3 +160,22 @@ def test_updates_that_a_step_skips_one_after_another_end_the_run(tmp_path: Path)
         run.finish_step(0, groups, None, [made], noise=0.0, critic_updates=[skipped, made, skipped, made, skipped])
         with pytest.raises(RuntimeError, match="3 updates of the critic in a row were not made"):
             run.finish_step(1, groups, None, [made], noise=0.0, critic_updates=[skipped, skipped, made])
+
+
+@pytest.mark.parametrize(
+    ("search", "callback", "is_noisy"),
+    [
+        (SimulatedSearchConfig(), "", True),
+        (Bm25SearchConfig(), "", False),
+        (Bm25SearchConfig(), "tests.unit.cluster.test_training_run:settings", True),
+    ],
+    ids=["simulator", "real engine", "own callback"],
+)
+def test_a_real_engine_is_not_said_to_be_noisy(
+    tmp_path: Path, search: SearchConfig, callback: str, is_noisy: bool
+) -> None:
+    level = CurriculumConfig(name=CurriculumName.constant, constant_noise=0.5)
+    cfg = replace(settings(), search=search, curriculum=level)
+    cfg.rollout.callback = callback
+    with RunDir(tmp_path, cfg) as run_dir, Progress("run") as progress, TrainingRun(cfg, run_dir, progress) as run:
+        assert run.noise_at(3) == (0.5 if is_noisy else 0.0)

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import CharTokenizer, FixedSearch, ScriptedEngine
-from zs_nemo.config.endpoints import ApiKind
 from zs_nemo.config.evaluate import Method
 from zs_nemo.evaluation.answer_log import AnswerLog, AnswerRecord
 from zs_nemo.evaluation.answer_run import FailureBudget, answer_all
-from zs_nemo.evaluation.answerer import Answerer, PromptForm, question_key
+from zs_nemo.evaluation.answerer import Answerer, question_key
 from zs_nemo.rollout.callbacks import EngineSearch
 from zs_nemo.rollout.collector import DeadlineBudgetExceeded, Decoding, SearchBudgetExceeded
 from zs_nemo.rollout.episode import EpisodeLimits, SearchSetting
+from zs_nemo.rollout.prompt_form import PromptForm
 from zs_nemo.types.generation import Completion, SamplingParams
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.question import Question
@@ -40,7 +40,7 @@ def answer(
 ) -> AnswerLog:
     log = AnswerLog(folder, QUESTIONS)
     setting = SearchSetting(callback=EngineSearch(search), num_documents=1)
-    form = PromptForm(api=ApiKind.completions, may_open=True)
+    form = PromptForm()
     answerer = Answerer(Method.agent, engine or ScriptedEngine(script), CharTokenizer(), LIMITS, form, setting)
     known = log.read()
     todo = [each for each in QUESTIONS if each.id not in known or not known[each.id].has_answer]

@@ -7,10 +7,11 @@ import pytest
 from tests.fakes import CharTokenizer, FixedSearch, ScriptedEngine
 from zs_nemo.config.endpoints import ApiKind
 from zs_nemo.config.evaluate import Method
-from zs_nemo.evaluation.answerer import Answerer, PromptForm, limits_of, question_key
+from zs_nemo.evaluation.answerer import Answerer, limits_of, question_key
 from zs_nemo.rollout.callbacks import EngineSearch
 from zs_nemo.rollout.collector import Decoding
 from zs_nemo.rollout.episode import EpisodeLimits, SearchSetting
+from zs_nemo.rollout.prompt_form import PromptForm
 from zs_nemo.types.question import Question
 from zs_nemo.types.search import SearchFailureKind
 from zs_nemo.types.trajectory import Role, Status, Trajectory
@@ -21,7 +22,7 @@ LIMITS = EpisodeLimits(
 QUESTION = Question(
     id="nq/test/0001", text="What is the capital of France?", answers=("Paris",), kind="nq", split="test"
 )
-RAW = PromptForm(api=ApiKind.completions, may_open=True)
+RAW = PromptForm()
 
 
 def answered(
@@ -96,7 +97,7 @@ class ChatTokenizer(CharTokenizer):
 
 def test_a_folder_s_chat_template_goes_around_the_prompt_and_before_the_open_tag() -> None:
     engine = ScriptedEngine(lambda text: "Paris</answer>")
-    form = PromptForm(api=ApiKind.chat, may_open=True)
+    form = PromptForm(api=ApiKind.chat)
     answerer = Answerer(Method.direct, engine, ChatTokenizer(), LIMITS, form, None)
     key = question_key(QUESTION, run_seed=1, step=-1)
     assert asyncio.run(answerer.answer(QUESTION, key, Decoding(temperature=0.0))).answer == "Paris"
@@ -105,7 +106,7 @@ def test_a_folder_s_chat_template_goes_around_the_prompt_and_before_the_open_tag
 
 
 def test_a_chat_without_a_template_is_refused() -> None:
-    form = PromptForm(api=ApiKind.chat, may_open=True)
+    form = PromptForm(api=ApiKind.chat)
     with pytest.raises(ValueError, match="api=chat, but the policy's tokenizer has no chat template"):
         Answerer(Method.direct, ScriptedEngine(str), CharTokenizer(), LIMITS, form, None)
 

@@ -123,6 +123,16 @@ def test_no_search_runs_when_its_documents_might_not_fit():
     assert text_of(trajectory, Role.prompt) == "Q: capital of France?\n"
 
 
+def test_documents_towards_the_end_are_shortened_so_that_a_whole_turn_is_left_to_read_them():
+    room = 130
+    limits = replace(LIMITS, max_document_tokens=150, max_sequence_tokens=22 + len(SEARCH_TURN) + room)
+    engine = FixedSearch(texts=("x" * 500,))
+    trajectory, _, search = run(limits=limits, engine=engine)
+    assert trajectory.status is Status.answered and len(search.requests) == 1
+    shown = text_of(trajectory, Role.document)
+    assert len(shown) == room - LIMITS.max_turn_tokens and shown.endswith("x\n</information>\n")
+
+
 def test_a_turn_that_closes_no_tag_within_its_limit_is_cut():
     trajectory, _, _ = run(lambda prompt: "x" * 500)
     assert trajectory.status is Status.turn_cut

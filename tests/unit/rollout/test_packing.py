@@ -9,6 +9,7 @@ from zs_nemo.algorithms.grpo import group_relative_advantages, without_zero_vari
 from zs_nemo.algorithms.policy_loss import PolicyLoss
 from zs_nemo.config.algorithm import GrpoConfig, KlConfig, KlPlace, LossAggregation
 from zs_nemo.rollout.packing import pack, pack_scripted
+from zs_nemo.rollout.prompt_form import PromptForm
 from zs_nemo.types.keys import SampleKey
 from zs_nemo.types.question import Question
 from zs_nemo.types.trajectory import Role, Trajectory, TrajectoryGroup
@@ -61,7 +62,7 @@ def test_what_a_dropped_group_leaves_is_the_same_average_as_if_it_were_there(agg
     loss = PolicyLoss.from_config(
         GrpoConfig(loss_aggregation=aggregation, loss_tokens_per_sequence=5, kl=KlConfig(where=KlPlace.off))
     )
-    kept = without_zero_variance(whole, loss.normalizer)
+    kept = without_zero_variance(whole, loss.normalizer, global_batch_size=6)
     assert kept is not None and (whole.num_sequences, kept.num_sequences) == (6, 2)
     outputs = torch.zeros(2, kept.num_loss_tokens, requires_grad=True)
     (loss(outputs, kept)[0] / loss.normalizer(kept)).backward()
@@ -89,6 +90,6 @@ def test_minibatches_cover_every_sequence_once_keep_tokens_together_and_are_even
 
 
 def test_scripted_segments_are_tokenised_one_by_one():
-    batch = pack_scripted([[("Q", P), ("<a>", S), ("d", D), ("b", S)]], CharTokenizer())
+    batch = pack_scripted([[("Q", P), ("<a>", S), ("d", D), ("b", S)]], CharTokenizer(), PromptForm())
     assert batch.token_ids.tolist() == [ord(char) for char in "Q<a>db"]
     assert batch.loss_mask.tolist() == [False, True, True, True, False, True]
