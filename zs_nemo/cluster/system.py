@@ -382,13 +382,18 @@ class System:
         return self._role(name, RankActor, environment, resources)
 
     def _begin_engine(self, name: str, avoid: Set[str] = frozenset()) -> tuple[Role, Any]:
-        """Make the actor of an engine, and begin to start it; where there is room elsewhere, not on ``avoid``."""
+        """Make the actor of an engine, and begin to start it; where there is room elsewhere, not on ``avoid``.
+
+        One that gets its weights through its GPU's memory stays on the GPU of the ranks that write them.
+        """
         from zs_nemo.cluster.actors import EngineActor
 
         index = [setup.name for setup in self._layout.engines].index(name)
         setup, placement = self._layout.engines[index], self._placed
         place = placement.engines[index] if placement else None
-        resources = (elsewhere(place[1] if place else 0.0, avoid) if avoid else None) or self._resources(place)
+        by_handles = self._cfg.generation.refit_transport is RefitTransport.cuda_ipc
+        may_move = bool(avoid) and not (by_handles and setup in self._layout.policy_engines)
+        resources = (elsewhere(place[1] if place else 0.0, avoid) if may_move else None) or self._resources(place)
         resources["max_concurrency"] = _MAX_REQUESTS_PER_ENGINE
         role = self._role(name, EngineActor, engine_environment(setup) | self._local_network(), resources)
         role.hang_timeout_s = self._cfg.engine_hang_timeout_s

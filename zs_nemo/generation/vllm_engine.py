@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["EngineSetup", "VllmEngine"]
 
 _PREFILL_TOKENS = 1024
+_GPU_PREFILL_TOKENS, _GPU_PREFILL_TOKENS_SHARED = 8192, 2048
 # Only whole blocks are found again in the prefix cache. vLLM's 128 on CPU is longer than most prompts and turns; 32 is
 # the smallest that its CPU kernels are made for.
 _CPU_BLOCK_TOKENS = 32
@@ -236,10 +237,17 @@ def _engine_args(setup: EngineSetup) -> Any:
 
 
 def _gpu_args(setup: EngineSetup) -> dict[str, Any]:
+    shares_gpu = bool(setup.besides_kv_gib)
     return {
+        # Left to itself vLLM finds the placement group that the engine's actor is in and would make Ray actors of its
+        # workers, each on a bundle of one GPU; the engine's GPUs are one bundle, on one machine.
+        "distributed_executor_backend": "mp" if setup.tensor_model_parallel_size > 1 else "uni",
+        # Left to itself, 2048 whatever the GPU, and prompts with their documents are prefilled in many small pieces. On
+        # a shared GPU less, for the activations come out of what the engine has beside keys and values.
+        "max_num_batched_tokens": _GPU_PREFILL_TOKENS_SHARED if shares_gpu else _GPU_PREFILL_TOKENS,
         "gpu_memory_utilization": setup.gpu_memory_utilization,
         "enforce_eager": setup.enforce_eager,
-        "kv_cache_memory_bytes": _kv_cache_bytes_on_shared_gpu(setup) if setup.besides_kv_gib else None,
+        "kv_cache_memory_bytes": _kv_cache_bytes_on_shared_gpu(setup) if shares_gpu else None,
         "enable_sleep_mode": setup.sleeps,
     }
 

@@ -35,8 +35,7 @@ class WorkerExtension:
         change the model folder in vLLM's configuration.
         """
         names: list[str] = []
-        self.reload_weights(weights_iterator=_tensors(path, names))
-        _repack_tied_layers(self.model_runner.get_model())
+        self._reload(_tensors(path, names))
         return len(names)
 
     def join_refit(self, address: dict[str, Any], first_number: int) -> None:
@@ -55,9 +54,17 @@ class WorkerExtension:
                 came.append((name, list(tensor.shape)))
                 yield name, tensor
 
-        self.reload_weights(weights_iterator=noted())
-        _repack_tied_layers(self.model_runner.get_model())
+        self._reload(noted())
         return came
+
+    def _reload(self, weights: "Iterator[tuple[str, Tensor]]") -> None:
+        self.reload_weights(weights_iterator=weights)
+        _repack_tied_layers(self.model_runner.get_model())
+        if self.device.type == "cuda":
+            import torch
+
+            # Copies of whole layers, which PyTorch would keep: on a shared GPU they are the ranks' again.
+            torch.cuda.empty_cache()
 
     def release_memory(self) -> None:
         """Hand freed memory back to the system: of gigabytes that requests and packing leave behind, most is free."""

@@ -46,9 +46,26 @@ def test_auto_becomes_what_the_cpu_computes_fast(
     assert cfg.policy.precision is Precision.auto, "the configuration given is left alone"
 
 
-def test_on_gpus_auto_is_bf16_whatever_the_cpu(cfg: GrpoRecipeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ([(9, 0)], Precision.bf16),
+        ([(8, 0), (8, 6)], Precision.bf16),
+        ([(8, 0), (7, 5)], Precision.fp32),
+        # The head of a cluster need not have one.
+        ([], Precision.bf16),
+    ],
+)
+def test_on_gpus_auto_is_what_all_of_them_compute_whatever_the_cpu(
+    cfg: GrpoRecipeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capabilities: list[tuple[int, int]],
+    expected: Precision,
+) -> None:
     monkeypatch.setattr(native_precision, "has_native_bf16", lambda: False)
-    assert with_settled_precision(cfg, use_gpu=True).policy.precision is Precision.bf16
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(capabilities))
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda index: capabilities[index])
+    assert with_settled_precision(cfg, use_gpu=True).policy.precision is expected
 
 
 def test_a_precision_that_is_named_stays(cfg: GrpoRecipeConfig) -> None:

@@ -19,6 +19,7 @@ from zs_nemo.cluster.system import System
 from zs_nemo.config.experiment import TrainerConfig
 from zs_nemo.config.policy import PolicyConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig
+from zs_nemo.config.rollout import RefitTransport
 from zs_nemo.generation.engine_setup import EngineSetup
 from zs_nemo.observability.faults import FaultLog
 
@@ -173,3 +174,26 @@ def test_an_engine_that_shares_its_gpu_does_not_measure_what_others_leave_of_it(
     assert setup_of_started_engine(system, monkeypatch, gpu_share=1.0).besides_kv_gib == 0.0
     # The weights, and the process by the plan.
     assert setup_of_started_engine(system, monkeypatch, gpu_share=0.5).besides_kv_gib == pytest.approx(3 + 2.5)
+
+
+@pytest.mark.parametrize(
+    ("transport", "moves"), [(RefitTransport.nccl, True), (RefitTransport.cuda_ipc, False)], ids=["nccl", "cuda_ipc"]
+)
+def test_an_engine_that_reads_its_weights_from_its_gpu_is_replaced_there_and_nowhere_else(
+    system: System, monkeypatch: pytest.MonkeyPatch, transport: RefitTransport, moves: bool
+) -> None:
+    resources: list[dict[str, Any]] = []
+
+    def role(name: str, actor: type, environment: dict[str, str], asked: dict[str, Any]) -> Started:
+        resources.append(asked)
+        return Started(name, cast(Any, None), Path())
+
+    engine = replace(system._layout.policy_engines[0], name="policy-engine-0", use_gpu=True)
+    system._layout = replace(system._layout, policy_engines=(engine,), simulator_engines=())
+    system._placed = Placement(bundles=({"GPU": 1.0, "CPU": 1.0},), ranks=(), engines=((0, 1.0),))
+    system._cfg.generation.refit_transport = transport
+    monkeypatch.setattr("zs_nemo.cluster.system.elsewhere", lambda num_gpus, hosts: {"moved": True})
+    monkeypatch.setattr(system, "_resources", lambda place: {"moved": False})
+    monkeypatch.setattr(system, "_role", role)
+    system._begin_engine("policy-engine-0", {"a bad machine"})
+    assert [asked["moved"] for asked in resources] == [moves]

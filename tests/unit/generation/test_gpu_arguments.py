@@ -31,6 +31,18 @@ def test_an_engine_that_shares_its_gpu_is_told_what_it_has_for_keys_and_values()
     assert told["kv_cache_memory_bytes"] == pytest.approx(15.5 * 2**30)
 
 
+@pytest.mark.parametrize(("size", "backend"), [(1, "uni"), (2, "mp")])
+def test_the_workers_of_an_engine_are_its_own_processes_and_no_actors_of_its_placement_group(
+    size: int, backend: str
+) -> None:
+    assert _gpu_args(replace(ALONE, tensor_model_parallel_size=size))["distributed_executor_backend"] == backend
+
+
+def test_a_gpu_prefills_in_larger_pieces_where_it_is_not_shared() -> None:
+    sizes = [_gpu_args(setup)["max_num_batched_tokens"] for setup in (ALONE, replace(ALONE, besides_kv_gib=4.5))]
+    assert sizes[0] > sizes[1] >= ALONE.max_num_seqs
+
+
 def test_a_share_that_leaves_nothing_for_keys_and_values_is_refused() -> None:
     with pytest.raises(ValueError, match=r"policy-engine-0: gpu_memory_utilization=0\.25 is 20\.0 GiB .* take 21\.0"):
         _gpu_args(replace(ALONE, besides_kv_gib=21.0))
