@@ -72,6 +72,7 @@ def _plan_machine(cfg: RecipeConfig, layout: "Layout") -> int:
 def _plan_gpus(cfg: RecipeConfig, layout: "Layout", num_gpus: int, gpu_bytes: float, num_machines: int) -> int:
     """Hold a run against GPUs."""
     from zs_nemo.cluster.gpu_plan import misfits, overrides_of, plan_gpus, propose_layout, with_kv_cache
+    from zs_nemo.cluster.host_plan import host_parts
     from zs_nemo.cluster.memory_plan import GIB, plan_memory
     from zs_nemo.cluster.placement import place_run
     from zs_nemo.cluster.placement_drawing import draw_placement
@@ -81,6 +82,10 @@ def _plan_gpus(cfg: RecipeConfig, layout: "Layout", num_gpus: int, gpu_bytes: fl
     for load in plan_gpus(cfg, layout, num_gpus, gpu_bytes):
         roles = ", ".join(f"{role} {size / GIB:.1f}" for role, size in load.roles) or "nothing"
         print(f"GPU {load.number:<16} {load.total / GIB:7.1f} GiB   of {gpu_bytes / GIB:.1f}: {roles}")
+    in_hosts = host_parts(cfg, layout)
+    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in in_hosts.items())
+    machines = "the machine" if num_machines == 1 else f"the {num_machines} machines together"
+    print(f"memory of {machines}, beside the processes: {sum(in_hosts.values()) / GIB:.1f} GiB: {parts}")
     placement = place_run(layout, num_gpus, cfg.generation.refit_transport)
     seating = planned_seating(placement, num_machines=num_machines, gpus_per_machine=num_gpus // num_machines)
     print(f"\n{draw_placement(cfg, layout, seating)}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from zs_nemo.cluster.available_memory import available_memory
 from zs_nemo.cluster.gpu_plan import check_gpus, local_gpus
+from zs_nemo.cluster.host_plan import host_misfit, host_parts
 from zs_nemo.cluster.memory_plan import GIB, MemoryPlan, checkpoint_bytes, engine_weight_bytes, plan_memory
 from zs_nemo.cluster.rendezvous import usable_port
 from zs_nemo.cluster.setups import Layout, critic_settings, num_critic_updates, num_updates
@@ -67,6 +68,9 @@ def check(cfg: RecipeConfig, layout: Layout) -> None:
         gpus = local_gpus()
         check_planned_gpus(cfg, gpus[0])
         check_gpus(cfg, layout, gpus)
+        if problem := host_misfit(host_parts(cfg, layout), available_memory()):
+            # An estimate: what it costs to be wrong is a process that the system ends, which restarts.
+            _LOGGER.warning("%s", problem)
     else:
         check_memory(cfg, layout, available_memory())
         warn_of_too_few_cores(cfg, len(os.sched_getaffinity(0)))

@@ -11,12 +11,13 @@ import pytest
 from recipes.plan import plan
 from zs_nemo.cluster import available_memory
 from zs_nemo.cluster.gpu_plan import check_gpus, misfits, overrides_of, plan_gpus, propose_layout
+from zs_nemo.cluster.host_plan import host_misfit, host_parts
 from zs_nemo.cluster.memory_plan import GIB, parameters_of, plan_memory, stage_layers, stage_parameters
 from zs_nemo.cluster.setups import Layout, derive_layout
 from zs_nemo.config.algorithm import KlConfig, KlPlace
 from zs_nemo.config.critic import CriticConfig
 from zs_nemo.config.experiment import Accelerator, ClusterConfig, TrainerConfig
-from zs_nemo.config.policy import OptimConfig, PolicyConfig, Recompute, RecomputeMethod
+from zs_nemo.config.policy import OptimConfig, PolicyConfig, Precision, Recompute, RecomputeMethod
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, RecipeConfig
 from zs_nemo.config.search import Bm25SearchConfig, SimulatedSearchConfig
 from zs_nemo.weights.families import read_architecture
@@ -302,6 +303,20 @@ def test_engines_that_sleep_while_ranks_train_take_turns_with_what_the_passes_ne
     parts = plan_memory(cfg, layout).ranks[0].parts
     between_passes = sum(parts.values()) - parts["activations"] - parts["logits"] - parts["heap"]
     assert episodes == pytest.approx({"policy-rank-0": between_passes, "policy-engine-0": 24 * GIB})
+
+
+def test_the_machine_of_sleeping_engines_holds_their_weights_and_the_optimizer_that_is_saved(big: Path):
+    cfg = GrpoRecipeConfig(search=Bm25SearchConfig())
+    cfg.policy.precision = Precision.bf16
+    assert list(host_parts(cfg, on_gpus(cfg, big, 8))) == ["a checkpoint"]
+    cfg.generation.sleep_while_training, cfg.generation.num_engines = True, 8
+    cfg.policy.optim.optimizer_cpu_offload = True
+    parts = host_parts(cfg, on_gpus(cfg, big, 8))
+    number = 7_615_616_512
+    assert parts == {"engines asleep": 8 * 2 * number, "optimizers": 12 * number, "a checkpoint": 12 * number}
+    assert host_misfit(parts, sum(parts.values())) is None
+    told = host_misfit(parts, 200 * GIB)
+    assert told is not None and "engines asleep 113.5 + optimizers 85.1 + a checkpoint 85.1 = 283.7 GiB" in told
 
 
 def test_every_process_has_its_gpu_and_engines_share_only_when_there_are_too_few(big: Path):
