@@ -217,7 +217,11 @@ def engine_memory(setup: EngineSetup) -> ProcessMemory:
     """Return the memory of one engine; on GPUs that of each of its ranks, without keys and values."""
     weights, ranks = engine_weight_bytes(setup), setup.tensor_model_parallel_size
     if setup.use_gpu:
-        return ProcessMemory(role=setup.name, parts={"weights": weights / ranks, "process": _ENGINE_PROCESSES[True]})
+        parts = {"weights": weights / ranks, "process": _ENGINE_PROCESSES[True]}
+        if setup.is_refit:
+            # Of a tensor that comes, a copy whole and one of this rank's part, before vLLM lays it out in its place.
+            parts["refit"] = _largest_tensor(setup) * (1 + 1 / ranks)
+        return ProcessMemory(role=setup.name, parts=parts)
     return ProcessMemory(
         role=setup.name,
         parts={
@@ -239,6 +243,11 @@ def with_planned_kv_cache(setup: EngineSetup) -> EngineSetup:
 def engine_weight_bytes(setup: EngineSetup) -> int:
     """Return the size of all weights of an engine in its dtype: also that of one refit."""
     return parameters_of(read_architecture(Path(setup.model_path))) * bytes_per_value(setup.dtype)
+
+
+def _largest_tensor(setup: EngineSetup) -> int:
+    shapes = read_architecture(Path(setup.model_path)).hf_shapes()
+    return max(_size(shape) for shape in shapes.values()) * bytes_per_value(setup.dtype)
 
 
 def checkpoint_bytes(cfg: RecipeConfig, layout: Layout) -> float:

@@ -17,6 +17,8 @@ from zs_nemo.config.sft_simulator import SftSimulatorRecipeConfig
 from zs_nemo.generation.engine_setup import EngineSetup
 from zs_nemo.weights.pretrained import resolve_model
 
+_SHORTEST_COLLECTIVE_TIMEOUT_S = 3600.0
+"""Ranks that hang are the watchdog's matter, sooner; others may have a slow file system to wait for."""
 _DTYPE_OF = {Precision.bf16: "bfloat16", Precision.fp32: "float32"}
 
 
@@ -88,6 +90,7 @@ def _policy_engines(cfg: RecipeConfig, folder: Path, use_gpu: bool) -> tuple[Eng
             name=f"policy-engine-{index}",
             model_path=str(folder),
             dtype=dtype,
+            is_refit=cfg.has_ranks,
             tensor_model_parallel_size=settings.tensor_model_parallel_size,
             kv_cache_gib=settings.kv_cache_gib,
             gpu_memory_utilization=settings.gpu_memory_utilization,
@@ -214,6 +217,7 @@ def _rank_fields(cfg: RecipeConfig, layout: Layout, rank: int, address: tuple[st
         "seed": cfg.seed,
         "use_gpu": layout.use_gpu,
         "max_grad_norm": cfg.guards.max_grad_norm,
+        "collective_timeout_s": max(_SHORTEST_COLLECTIVE_TIMEOUT_S, cfg.faults.hang_timeout_s),
     }
 
 

@@ -19,6 +19,8 @@ class EngineSetup:
     besides_kv_gib: float = 0.0
     """On a GPU that other processes share: what of that share is not for keys and values. 0 lets vLLM measure it, which
     it does by the memory of the whole GPU, so that others who start or free memory meanwhile falsify it."""
+    is_refit: bool = False
+    """Whether it is given other weights while it runs; on a GPU that takes memory beside them."""
     sleeps: bool = False
     """Whether it can give up its GPU's memory for a time; a CPU has no such thing."""
     enforce_eager: bool = False

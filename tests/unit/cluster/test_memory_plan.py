@@ -254,9 +254,10 @@ def test_the_plan_of_a_gpu_says_what_its_engines_have_for_keys_and_values(
     cfg.generation.tensor_model_parallel_size = 2
     assert plan(cfg) == 0
     engines = [line for line in capsys.readouterr().out.splitlines() if line.split(" ")[0].endswith("engine-0")]
-    # 0.4 and 0.9 of 80 GiB, less half of 14.19 GiB of weights and all of them, and the process.
+    # 0.4 and 0.9 of 80 GiB, less half of 14.19 GiB of weights and all of them, the process, and in the policy's engine
+    # the embedding's 1.02 GiB one and a half times.
     assert engines == [
-        "policy-engine-0        32.00 GiB   weights 7.09, process 2.50, KV cache 22.41",
+        "policy-engine-0        32.00 GiB   weights 7.09, process 2.50, refit 1.52, KV cache 20.88",
         "simulator-engine-0     72.00 GiB   weights 14.19, process 2.50, KV cache 55.31",
     ]
 
