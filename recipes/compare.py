@@ -22,12 +22,15 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="NAME",
         help="which one of a run directory (default: after_bm25_greedy of a training run, the first of an evaluation)",
     )
-    parser.add_argument("--samples", type=int, default=10_000, help="bootstrap resamples (default: %(default)s)")
+    parser.add_argument(
+        "--samples", type=int, default=10_000, help="resamples, and as many sign flips (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the resamples (default: %(default)s)")
     options = parser.parse_args(arguments)
 
-    from zs_nemo.evaluation.comparison import compare_evaluations, comparison_table, read_evaluation, scored_in_both
+    from zs_nemo.evaluation.comparison import compare_evaluations, comparison_table, read_evaluation
     from zs_nemo.evaluation.manifest import manifest_differences
+    from zs_nemo.evaluation.scores import scored_in_both
 
     try:
         if options.samples < 1:
@@ -41,7 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     print(comparison_table(differences, ("A", "B")), end="")
     print(f"\nA: `{options.first}`, B: `{options.second}`; scores in percent, the difference is B less A.")
-    print(f"Paired bootstrap over questions, {options.samples:,} resamples; * marks p < 0.05, two-sided.")
+    print(
+        f"Paired over questions: intervals by bootstrap, {options.samples:,} resamples, p by sign flips; * marks "
+        "p < 0.05, two-sided."
+    )
     if failed:
         some = ", ".join(failed[:5])
         print(f"{len(failed)} questions are left out, because their search failed or their time ran out: {some}")

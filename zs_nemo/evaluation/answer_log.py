@@ -38,7 +38,7 @@ class AnswerRecord:
     @property
     def has_answer(self) -> bool:
         """Whether the question can be scored: not if its search failed or time ran out, whatever the policy does."""
-        return not Status[self.row.status].is_lost
+        return self.row.is_scored
 
     @property
     def is_late(self) -> bool:

@@ -12,7 +12,7 @@ from zs_nemo.evaluation.scores import EvaluationName, summarise
 from zs_nemo.rollout.collector import SearchBudgetExceeded
 
 _NAMED = 20
-"""Questions without an answer that a summary names; the rows have all of them."""
+"""Questions whose search brought no document that a summary names; the rows have all of them."""
 
 
 def summarise_answers(
@@ -38,19 +38,14 @@ def summarise_answers(
             f"rollout.trajectory_deadline_s passed; look at the engines. The last: {failed[-1].loss}"
         )
     summary: dict[str, Any] = {"method": manifest.method}
-    summary |= summarise([record.row for record in scored], name, bootstrap_samples=bootstrap_samples)
+    summary |= summarise([record.row for record in records], name, bootstrap_samples=bootstrap_samples)
+    summary["unscored"]["failures"] = dict(Counter(record.loss.partition(":")[0] for record in failed))
     summary |= {
         "policy_tokens_per_question": _mean([record.policy_tokens for record in scored]),
         "read_tokens_per_question": _mean([record.read_tokens for record in scored]),
         "latency_s": _mean([record.latency_s for record in scored]),
         "latency_s_p95": float(np.percentile([record.latency_s for record in scored], 95)),
         "questions_by_set": {each: content.num_questions for each, content in manifest.sets.items()},
-        "unscored": {
-            "num_questions": len(failed),
-            "share": len(failed) / len(records),
-            "question_ids": [record.row.question_id for record in failed[:_NAMED]],
-            "failures": dict(Counter(record.loss.partition(":")[0] for record in failed)),
-        },
         "failed_search_calls": sum(record.failed_calls for record in records),
         "empty_searches": {
             "num_searches": sum(record.empty_searches for record in scored),

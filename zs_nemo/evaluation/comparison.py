@@ -1,13 +1,19 @@
-"""Whether one evaluation is better than another: paired bootstrap over the questions that both have answered."""
+"""Whether one evaluation is better than another, over the questions that both have answered.
+
+Paired: intervals by bootstrap, p-values by flipping the signs of the differences.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zs_nemo.evaluation.scores import (
+    LARGEST_RESAMPLE,
     MEASURES,
     EvaluationRow,
     FloatArray,
@@ -18,13 +24,13 @@ from zs_nemo.evaluation.scores import (
     set_seed,
 )
 from zs_nemo.observability.files import read_json_lines
-from zs_nemo.types.trajectory import Status
 
 MACRO = "macro average"
 SIGNIFICANCE = 0.05
 LABELS = {"em": "EM", "published_em": "EM as published (containment)", "f1": "F1"}
-LOST = frozenset(status.name for status in Status if status.is_lost)
 _SHOWN_QUESTIONS = 3
+_COUNTED_QUESTIONS = 16
+"""Up to so many differences, each of the 65,536 choices of their signs is counted; of more, some are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +46,7 @@ class Difference:
     ci95: tuple[float, float]
     """Of ``second - first``."""
     p_value: float
-    """Two-sided: how often resamples of the same questions differ by this much where there is no difference."""
+    """Two-sided: how often the same questions would differ by this much where neither is better."""
 
     @property
     def difference(self) -> float:
@@ -62,24 +68,56 @@ def compare_evaluations(
 ) -> list[Difference]:
     """Return the differences by set and measure, and those of the macro average where there is more than one set.
 
-    Both evaluations see the same resampled questions; questions are resampled within their set. The p-value is that of
-    the bootstrap distribution moved to zero, (1 + at least as far out) / (1 + samples). Raises ``ValueError``, naming
-    questions, unless both hold the same ones with the same gold answers, each once.
+    For the intervals both see the same resampled questions; questions are resampled within their set. The p-values are
+    those of ``sign_flip_p_value``. Raises ``ValueError``, naming questions, unless both hold the same ones with the
+    same gold answers, each once.
     """
     check_same_questions(first, second)
     sets, order = by_set(first), {row.question_id: row for row in second}
     means: list[tuple[FloatArray, FloatArray]] = []
     resampled: list[FloatArray] = []
+    parts: list[FloatArray] = []
     differences: list[Difference] = []
     for name, rows in sets.items():
         a, b = score_columns(rows), score_columns([order[row.question_id] for row in rows])
         means.append((a.mean(axis=0), b.mean(axis=0)))
         resampled.append(resampled_means(b - a, bootstrap_samples, set_seed(seed, name)))
-        differences += _differences(name, len(rows), *means[-1], resampled[-1])
+        parts.append((b - a) / len(rows))
+        p_values = _p_values(parts[-1], bootstrap_samples, set_seed(seed, name))
+        differences += _differences(name, len(rows), *means[-1], resampled[-1], p_values)
     if len(sets) > 1:
         first_mean, second_mean = (np.mean([pair[side] for pair in means], axis=0) for side in (0, 1))
-        differences += _differences(MACRO, len(first), first_mean, second_mean, np.mean(resampled, axis=0))
+        p_values = _p_values(np.concatenate(parts) / len(sets), bootstrap_samples, set_seed(seed, MACRO))
+        differences += _differences(MACRO, len(first), first_mean, second_mean, np.mean(resampled, axis=0), p_values)
     return differences
+
+
+def sign_flip_p_value(parts: FloatArray, samples: int, seed: int) -> float:
+    """Return how often the sum of ``parts`` [n] is at least as far from 0 with other signs: Fisher's paired test.
+
+    ``parts`` are what each question adds to a mean difference. Where neither evaluation is better, both signs of each
+    are equally likely. Of up to 16 that are not 0 every choice of signs is counted, so that n alike give 2 / 2^n. Of
+    more, ``samples`` choices are drawn by ``seed``; p is then (1 + as far out) / (1 + samples).
+    """
+    parts = parts[parts != 0]
+    n = len(parts)
+    if n <= _COUNTED_QUESTIONS:
+        bits = np.arange(2**n)[:, None] >> np.arange(n) & 1
+        return _num_as_far(bits, parts) / 2**n
+    generator = np.random.default_rng(seed)
+    chunk = max(1, LARGEST_RESAMPLE // n)
+    as_far = 0
+    for start in range(0, samples, chunk):
+        bits = generator.integers(0, 2, size=(min(chunk, samples - start), n), dtype=np.int8)
+        as_far += _num_as_far(bits, parts)
+    return (1 + as_far) / (1 + samples)
+
+
+def _num_as_far(bits: NDArray[np.integer[Any]], parts: FloatArray) -> int:
+    """Return for how many rows of ``bits`` [k, n], 1 for a turned sign, the sum is as far from 0 as it is with none."""
+    sums = (1.0 - 2.0 * bits) @ parts
+    # Equal sums differ by rounding alone, which must not decide.
+    return int(np.count_nonzero(np.abs(sums) >= abs(parts.sum()) - 1e-12))
 
 
 def check_same_questions(first: Sequence[EvaluationRow], second: Sequence[EvaluationRow]) -> None:
@@ -110,18 +148,6 @@ def check_same_questions(first: Sequence[EvaluationRow], second: Sequence[Evalua
             f"the evaluations have different gold answers for {_listed(other)}; take the questions of both from the "
             "same place"
         )
-
-
-def scored_in_both(
-    first: Sequence[EvaluationRow], second: Sequence[EvaluationRow]
-) -> tuple[list[EvaluationRow], list[EvaluationRow], list[str]]:
-    """Return both without the questions that either lost to a search or to its deadline, and those questions.
-
-    What an engine did not answer says nothing about the policy; as a 0 it would count against it.
-    """
-    failed = {row.question_id: None for rows in (first, second) for row in rows if row.status in LOST}
-    kept = [[row for row in rows if row.question_id not in failed] for rows in (first, second)]
-    return kept[0], kept[1], list(failed)
 
 
 def read_evaluation(path: Path) -> list[EvaluationRow]:
@@ -158,12 +184,14 @@ def _line(each: Difference) -> list[str]:
     ]
 
 
-def _differences(name: str, n: int, first: FloatArray, second: FloatArray, resampled: FloatArray) -> list[Difference]:
+def _p_values(parts: FloatArray, samples: int, seed: int) -> list[float]:
+    return [sign_flip_p_value(column, samples, seed) for column in parts.T]
+
+
+def _differences(
+    name: str, n: int, first: FloatArray, second: FloatArray, resampled: FloatArray, p_values: Sequence[float]
+) -> list[Difference]:
     intervals = percentile_intervals(resampled)
-    observed = second - first
-    # Resamples of equal means differ from them by rounding alone, which must not decide.
-    extreme = np.abs(resampled - observed) >= np.abs(observed) - 1e-12
-    p_values = (1 + extreme.sum(axis=0)) / (1 + len(resampled))
     return [
         Difference(
             set_name=name,
@@ -172,7 +200,7 @@ def _differences(name: str, n: int, first: FloatArray, second: FloatArray, resam
             first=float(first[column]),
             second=float(second[column]),
             ci95=(intervals[column][0], intervals[column][1]),
-            p_value=float(p_values[column]),
+            p_value=p_values[column],
         )
         for column, measure in enumerate(MEASURES)
     ]

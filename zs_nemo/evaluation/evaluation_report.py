@@ -7,8 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from zs_nemo.evaluation.comparison import LABELS, MACRO, compare_evaluations, read_evaluation, scored_in_both
-from zs_nemo.evaluation.scores import MEASURES, EvaluationRow
+from zs_nemo.evaluation.comparison import LABELS, MACRO, compare_evaluations, read_evaluation
+from zs_nemo.evaluation.scores import MEASURES, EvaluationRow, scored_in_both
 from zs_nemo.observability.charts import Interval, IntervalRow, interval_chart
 from zs_nemo.observability.files import read_json, read_json_lines, write_json, write_text
 from zs_nemo.observability.page import ENGINE_NAMES, page_template

@@ -1,4 +1,4 @@
-"""Evaluations of a run: each question once, all rows counted, finished ones never repeated."""
+"""Evaluations of a run: each question once, every answer counted, finished ones never repeated."""
 
 import zlib
 from collections.abc import Sequence

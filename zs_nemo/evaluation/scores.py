@@ -1,8 +1,9 @@
 """Scores of an evaluation with their uncertainty: percentile bootstrap over questions."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,20 @@ from numpy.typing import NDArray
 
 from zs_nemo.qa.rewards import grade, published_exact_match
 from zs_nemo.types.keys import SampleKey
-from zs_nemo.types.trajectory import Trajectory
+from zs_nemo.types.trajectory import Status, Trajectory
 
 FloatArray = NDArray[np.float64]
 
 MEASURES = ("em", "published_em", "f1")
 """What rows are scored by, as fields of ``EvaluationRow``."""
 
-_LARGEST_RESAMPLE = 4_000_000
-"""Indices drawn at once; bounds the memory of a bootstrap over a large set to some 32 MB."""
+LARGEST_RESAMPLE = 4_000_000
+"""Numbers drawn at once; bounds the memory of a bootstrap over a large set to some 32 MB."""
+_LOST = frozenset(status.name for status in Status if status.is_lost)
+_NAMED = 20
+"""Questions without a score that a summary names; the rows have all of them."""
+_Z_SQUARED = NormalDist().inv_cdf(0.975) ** 2
+"""Of a two-sided interval of 95 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,11 @@ class EvaluationRow:
     """Name of the ``types.trajectory.Status`` in which the episode ended."""
     hops: int = 0
     """Documents that the answer needs; 0 where the set does not say."""
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the scores are the policy's: not if its search failed or its time ran out, whatever it does."""
+        return self.status not in _LOST
 
     @property
     def set_name(self) -> str:
@@ -108,31 +119,41 @@ def summarise(
 ) -> dict[str, Any]:
     """Return the entry of one evaluation in ``report.json``, with 95 % intervals over questions.
 
-    Scores are means in [0, 1] over all rows; ``published_em`` is containment. Where there is more than one set,
-    ``by_set`` has each and ``macro`` their unweighted mean. ``by_hops`` is there when the rows tell. With ``baseline``,
-    the same questions answered by an earlier policy, ``gain`` holds the paired difference to it.
+    Scores are means in [0, 1] over the rows that have one; ``unscored`` counts the others, which an engine lost and not
+    the policy. ``published_em`` is containment. Where there is more than one set, ``by_set`` has each and ``macro``
+    their unweighted mean. ``by_hops`` is there when the rows tell. With ``baseline``, the same questions answered by an
+    earlier policy, ``gain`` holds the paired difference to it over the questions that have a score in both, if any.
     """
+    scored = [row for row in rows if row.is_scored]
+    if rows and not scored:
+        raise RuntimeError(
+            f"evaluation {name}: of {len(rows)} questions not one has a score, because their searches failed or "
+            "rollout.trajectory_deadline_s passed; look at the engines, and give the same command again"
+        )
     summary: dict[str, Any] = {"when": name.when, "engine": name.engine, "decoding": name.decoding}
-    summary |= _scores(rows, bootstrap_samples, seed)
-    summary["searches_per_question"] = float(np.mean([row.searches for row in rows]))
-    statuses = sorted({row.status for row in rows})
-    summary["status"] = {status: float(np.mean([row.status == status for row in rows])) for status in statuses}
-    kinds = sorted({row.kind for row in rows})
-    summary["by_kind"] = {
-        kind: _scores([row for row in rows if row.kind == kind], bootstrap_samples, seed) for kind in kinds
-    }
-    sets = by_set(rows)
-    if len(sets) > 1:
-        summary["by_set"] = {each: _scores(own, bootstrap_samples, seed) for each, own in sets.items()}
-        summary["macro"] = macro_scores(rows, bootstrap_samples=bootstrap_samples, seed=seed)
-    hops = sorted({row.hops for row in rows if row.hops})
-    if hops:
-        summary["by_hops"] = {
-            str(count): _scores([row for row in rows if row.hops == count], bootstrap_samples, seed) for count in hops
-        }
+    summary |= _scores(scored, bootstrap_samples, seed)
+    summary["searches_per_question"] = float(np.mean([row.searches for row in scored]))
+    statuses = Counter(row.status for row in scored)
+    summary["status"] = {status: count / len(scored) for status, count in sorted(statuses.items())}
+    summary["unscored"] = _unscored(rows)
+    summary |= _parts(scored, bootstrap_samples, seed)
     if baseline is not None:
-        summary["gain"] = compare(baseline, rows, bootstrap_samples=bootstrap_samples, seed=seed)
+        before, after, _ = scored_in_both(baseline, rows)
+        if before:
+            summary["gain"] = compare(before, after, bootstrap_samples=bootstrap_samples, seed=seed)
     return summary
+
+
+def scored_in_both(
+    first: Sequence[EvaluationRow], second: Sequence[EvaluationRow]
+) -> tuple[list[EvaluationRow], list[EvaluationRow], list[str]]:
+    """Return both without the questions that either lost to a search or to its deadline, and those questions.
+
+    What an engine did not answer says nothing about the policy; as a 0 it would count against it.
+    """
+    failed = {row.question_id: None for rows in (first, second) for row in rows if not row.is_scored}
+    kept = [[row for row in rows if row.question_id not in failed] for rows in (first, second)]
+    return kept[0], kept[1], list(failed)
 
 
 def compare(
@@ -182,7 +203,8 @@ def macro_scores(rows: Sequence[EvaluationRow], *, bootstrap_samples: int = 2000
     columns = {name: score_columns(own) for name, own in by_set(rows).items()}
     means = np.mean([values.mean(axis=0) for values in columns.values()], axis=0)
     resampled = [resampled_means(own, bootstrap_samples, set_seed(seed, name)) for name, own in columns.items()]
-    return {"sets": len(columns)} | _named(means.tolist(), percentile_intervals(np.mean(resampled, axis=0)))
+    intervals = percentile_intervals(np.mean(resampled, axis=0))
+    return {"sets": len(columns)} | _named(means.tolist(), intervals, [len(values) for values in columns.values()])
 
 
 def score_columns(rows: Sequence[EvaluationRow]) -> FloatArray:
@@ -198,7 +220,7 @@ def set_seed(seed: int, name: str) -> int:
 def bootstrap_means(values: FloatArray, samples: int, seed: int) -> tuple[list[float], list[list[float]]]:
     """Return the means of the columns of ``values`` [n, m] with percentile-bootstrap 95 % intervals [low, high].
 
-    All columns see the same resamples. One row has no spread to resample: its interval is the point.
+    All columns see the same resamples. Equal rows have no spread to resample: their interval is the point.
     """
     resampled = resampled_means(values, samples, seed)
     return values.mean(axis=0).tolist(), percentile_intervals(resampled)
@@ -215,7 +237,7 @@ def resampled_means(values: FloatArray, samples: int, seed: int) -> FloatArray:
     if n == 0:
         raise ValueError("an evaluation without rows has no score; evaluation.num_questions or the split is empty")
     generator = np.random.default_rng(seed)
-    chunk = max(1, _LARGEST_RESAMPLE // n)
+    chunk = max(1, LARGEST_RESAMPLE // n)
     parts = []
     for start in range(0, samples, chunk):
         indices = generator.integers(0, n, size=(min(chunk, samples - start), n))
@@ -223,14 +245,53 @@ def resampled_means(values: FloatArray, samples: int, seed: int) -> FloatArray:
     return np.concatenate(parts)
 
 
+def interval_at_bound(mean: float, counts: Sequence[int]) -> list[float]:
+    """Return the 95 % interval of scores that are all ``mean``, 0 or 1, in sets of ``counts`` questions.
+
+    A bootstrap would take them for certain. It is the interval of Wilson (1927), of several sets the mean of theirs;
+    for F1 it is at most too wide: no scores between 0 and 1 are spread further than right and wrong ones.
+    """
+    width = float(np.mean([_Z_SQUARED / (count + _Z_SQUARED) for count in counts]))
+    return [0.0, width] if mean == 0.0 else [1.0 - width, 1.0]
+
+
+def _unscored(rows: Sequence[EvaluationRow]) -> dict[str, Any]:
+    lost = [row for row in rows if not row.is_scored]
+    return {
+        "num_questions": len(lost),
+        "share": len(lost) / len(rows),
+        "question_ids": [row.question_id for row in lost[:_NAMED]],
+        "failures": dict(Counter(row.status for row in lost)),
+    }
+
+
+def _parts(rows: Sequence[EvaluationRow], samples: int, seed: int) -> dict[str, Any]:
+    """Return the scores of kinds, sets and numbers of hops."""
+    kinds = sorted({row.kind for row in rows})
+    parts: dict[str, Any] = {
+        "by_kind": {kind: _scores([row for row in rows if row.kind == kind], samples, seed) for kind in kinds}
+    }
+    sets = by_set(rows)
+    if len(sets) > 1:
+        parts["by_set"] = {each: _scores(own, samples, seed) for each, own in sets.items()}
+        parts["macro"] = macro_scores(rows, bootstrap_samples=samples, seed=seed)
+    hops = sorted({row.hops for row in rows if row.hops})
+    if hops:
+        parts["by_hops"] = {
+            str(count): _scores([row for row in rows if row.hops == count], samples, seed) for count in hops
+        }
+    return parts
+
+
 def _scores(rows: Sequence[EvaluationRow], samples: int, seed: int) -> dict[str, Any]:
-    return {"n": len(rows)} | _named(*bootstrap_means(score_columns(rows), samples, seed))
+    return {"n": len(rows)} | _named(*bootstrap_means(score_columns(rows), samples, seed), [len(rows)])
 
 
-def _named(means: Sequence[float], intervals: Sequence[list[float]]) -> dict[str, Any]:
+def _named(means: Sequence[float], intervals: Sequence[list[float]], counts: Sequence[int]) -> dict[str, Any]:
+    """Return the scores by their names; ``counts`` are the questions of each set."""
     named: dict[str, Any] = {}
     for measure, mean, interval in zip(MEASURES, means, intervals, strict=True):
-        named |= {measure: mean, f"{measure}_ci95": interval}
+        named |= {measure: mean, f"{measure}_ci95": interval_at_bound(mean, counts) if mean in (0, 1) else interval}
     return named
 
 

@@ -3,17 +3,13 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from zs_nemo.evaluation.comparison import (
-    LABELS,
-    check_same_questions,
-    compare_evaluations,
-    read_evaluation,
-    scored_in_both,
-)
+from zs_nemo.evaluation.comparison import LABELS, check_same_questions, compare_evaluations, read_evaluation
+from zs_nemo.evaluation.scores import scored_in_both
 from zs_nemo.observability import run_tables
 from zs_nemo.observability.charts import Interval
 from zs_nemo.observability.files import write_text
 from zs_nemo.observability.page import page_template
+from zs_nemo.observability.report import unscored_lines
 from zs_nemo.observability.run_figures import FIGURE_FILES, Figure, curve_figures, score_figures, stage_figure
 from zs_nemo.observability.run_tables import NamedRun, read_runs
 from zs_nemo.observability.tables import Cell, Column, Table, count
@@ -88,7 +84,9 @@ def differences(runs: Sequence[NamedRun], bootstrap_samples: int) -> Table:
     for run in others:
         for name in run.report["evaluation"]:
             rows += _difference_rows(first, run, name, bootstrap_samples)
-    caption = f"Difference from {first.name}: paired bootstrap over questions, 95 % intervals, two-sided p."
+    caption = (
+        f"Difference from {first.name}: paired over questions, 95 % bootstrap intervals, two-sided p by sign flips."
+    )
     return Table(name="differences", caption=caption, columns=columns, rows=rows)
 
 
@@ -126,6 +124,7 @@ def _page(runs: Sequence[NamedRun], tables: Sequence[Table], figures: Sequence[F
         scores=[figure for figure in figures if figure.name.startswith("f1_")],
         curves=[figure for figure in figures if not figure.name.startswith(("f1_", "stages"))],
         stages=figures[-1],
+        unscored=[f"{run.name}, {line}" for run in runs for line in unscored_lines(run.report)],
         unfinished=[run.name for run in runs if not run.report.get("finished")],
         without_curves=[run.name for run in runs if not run.report.get("curves")],
         without_settings=[run.name for run in runs if not run.report.get("settings")],

@@ -30,6 +30,7 @@ from zs_nemo.observability.report import (
     find_evaluation,
     real_engine,
     recipe_name,
+    unscored_lines,
 )
 from zs_nemo.observability.timer import duration
 from zs_nemo.types.trajectory import Status
@@ -61,6 +62,7 @@ def render_page(files: RunFiles, report: Report) -> str:
         endings=_endings(files.steps),
         ending_labels=[(name, _STATUS_COLORS.get(name, 6), Status[name].value) for name in _ending_names(files.steps)],
         settings=settings,
+        unscored=unscored_lines(report),
         intervals=_intervals(settings),
         kinds=_breakdowns(report, "by_kind"),
         hops=_breakdowns(report, "by_hops"),

@@ -149,7 +149,10 @@ class Progress:
 def evaluation_line(name: str, summary: Mapping[str, Any]) -> str:
     """Write the outcome of an evaluation in one line."""
     low, high = summary["f1_ci95"]
-    return f"{name}  F1 {summary['f1']:.3f} [{low:.3f}, {high:.3f}]  EM {summary['em']:.3f}  n {summary['n']}"
+    # Of a run of an earlier version nothing is known of questions without a score.
+    lost = summary.get("unscored", {}).get("num_questions", 0)
+    unscored = f"  unscored {lost}" if lost else ""
+    return f"{name}  F1 {summary['f1']:.3f} [{low:.3f}, {high:.3f}]  EM {summary['em']:.3f}  n {summary['n']}{unscored}"
 
 
 def sparkline(values: list[float]) -> str:

@@ -227,6 +227,16 @@ def find_evaluation(report: Mapping[str, Any], when: str, engine: str, decoding:
     return None
 
 
+def unscored_lines(report: Mapping[str, Any]) -> list[str]:
+    """Say of every evaluation that lost questions how many and to what; earlier versions gave those a 0."""
+    return [
+        f"{name}: {lost['num_questions']} questions ({100 * lost['share']:.2f} %) have no score, because their search "
+        f"failed or their time ran out, such as {', '.join(lost['question_ids'][:3])}"
+        for name, entry in report["evaluation"].items()
+        if (lost := entry.get("unscored")) and lost["num_questions"]
+    ]
+
+
 def decodings(reports: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return how the policy was sampled in any of the evaluations before and after training, on the real engine.
 

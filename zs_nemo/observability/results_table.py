@@ -1,6 +1,6 @@
 """A Markdown table over finished runs, for the documentation: every run a line, nothing left out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -26,7 +26,8 @@ def results_table(run_dirs: Sequence[Path | str], *, by: Sequence[str] = ()) -> 
     A folder that holds a ``report.json`` alone is enough, so that results can be kept without their runs.
     ``by`` names settings, such as ``curriculum.name``, that have a column each. Runs are ordered by algorithm, engine,
     these settings and seed; after those that differ in the seed alone stands their mean.
-    Where a run had a critic, a last column says how much of the last step's returns it explained.
+    Where a run had a critic, a last column says how much of the last step's returns it explained; where an evaluation
+    lost questions to a search or a deadline, one says how many, before and after.
 
     Raises:
         ValueError: No run has one of the settings.
@@ -48,14 +49,18 @@ def results_table(run_dirs: Sequence[Path | str], *, by: Sequence[str] = ()) -> 
         "peak memory",
         "real searches in RL",
     ]
-    if has_critics := any(report.get("critic") for report in reports):
-        head.append("explained variance")
+    more: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = []
+    if any(report.get("critic") for report in reports):
+        more.append(("explained variance", _explained))
+    if any(_num_unscored(report, when) for report in reports for when in ("before", "after")):
+        more.append(("without a score", _unscored))
+    head += [label for label, _ in more]
     lines = [head, ["---"] * len(head)]
     for setting in dict.fromkeys(map(setting_of_run, reports)):
         having = [report for report in reports if setting_of_run(report) == setting]
-        lines += [[*setting, *_run_line(report, scores)] + [_explained(report)] * has_critics for report in having]
+        lines += [[*setting, *_run_line(report, scores), *(cell(report) for _, cell in more)] for report in having]
         if len(having) > 1:
-            lines.append(_mean_line(setting, having, scores) + [""] * has_critics)
+            lines.append(_mean_line(setting, having, scores) + [""] * len(more))
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
@@ -91,6 +96,16 @@ def _run_line(report: Mapping[str, Any], scores: _Scores) -> list[str]:
 def _explained(report: Mapping[str, Any]) -> str:
     critic = report.get("critic")
     return f"{critic['explained_variance']:.2f}" if critic else ABSENT
+
+
+def _unscored(report: Mapping[str, Any]) -> str:
+    return " → ".join(str(_num_unscored(report, when)) for when in ("before", "after"))
+
+
+def _num_unscored(report: Mapping[str, Any], when: str) -> int:
+    """Return how many questions the evaluations of the table lost; those of earlier versions gave them a 0."""
+    entries = [_entry(report, when, decoding) for decoding in decodings([report])]
+    return sum(entry.get("unscored", {}).get("num_questions", 0) for entry in entries if entry)
 
 
 def _mean_line(setting: Sequence[str], reports: Sequence[Mapping[str, Any]], scores: _Scores) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from zs_nemo.config.experiment import DataConfig
 from zs_nemo.qa.facts import FactsWorld
+from zs_nemo.qa.rewards import normalise
 from zs_nemo.qa.sets.loading import load_set
 from zs_nemo.qa.sets.mixture import interleave, mix, sample
 from zs_nemo.qa.sets.reference import Place, parse_reference
@@ -32,7 +33,10 @@ class QuestionSource:
 
 
 def load_questions(data: DataConfig, world: FactsWorld, say: Callable[[str], None] = lambda _: None) -> QuestionSource:
-    """Return the questions of a run; ``say`` is told what takes time and which rows are left out.
+    """Return the questions of a run.
+
+    ``say`` is told what takes time, which rows are left out, and how many questions are examined on that are trained on
+    in the same words: published sets overlap a little, and which of them is to go is not ours to choose.
 
     Raises ``ValueError`` for a set that is unknown, cannot be had, is empty or has too many bad rows; for questions
     with the same identifier; for one that is both trained and tested on; and for training questions that are graded by
@@ -59,6 +63,9 @@ def load_questions(data: DataConfig, world: FactsWorld, say: Callable[[str], Non
         skipped=tuple(budget.skipped),
     )
     _check_held_out(source)
+    for split in ("validation", "test"):
+        if shared := _asked_in_training(source, split):
+            say(shared)
     return source
 
 
@@ -122,3 +129,22 @@ def _check_held_out(source: QuestionSource) -> None:
                 f"data.train and data.{split} share {len(shared)} questions, such as {shared[0]}; examine on questions "
                 "that are not trained on"
             )
+
+
+def _asked_in_training(source: QuestionSource, split: str) -> str:
+    """Return what to say of the questions of ``split`` that are trained on under another identifier; empty for none.
+
+    Identifiers tell sets and splits apart, so that a copy in another one has its own. Case, punctuation, articles and
+    white space make no difference.
+    """
+    # A set with more weight than questions is there more than once.
+    asked = {normalise(question.text): question for question in {each.id: each for each in source.train}.values()}
+    examined = source.split(split)
+    shared = [(question, asked[words]) for question in examined if (words := normalise(question.text)) in asked]
+    if not shared:
+        return ""
+    question, trained = shared[0]
+    return (
+        f"data.train asks {len(shared)} of the {len(examined)} questions of data.{split} in the same words, such as "
+        f"{question.id} ({trained.id}): {question.text!r}; scores on those are not of unseen questions"
+    )

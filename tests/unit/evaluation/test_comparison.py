@@ -1,4 +1,4 @@
-"""Two evaluations of the same questions, against every resample enumerated and against the normal approximation."""
+"""Two evaluations of the same questions, against all resamples and signs enumerated, and by known tests."""
 
 import math
 from dataclasses import replace
@@ -7,10 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from recipes.compare import main
 from tests.unit.observability.runs import rows
-from zs_nemo.evaluation.comparison import MACRO, Difference, compare_evaluations, comparison_table, read_evaluation
+from zs_nemo.evaluation.comparison import (
+    MACRO,
+    Difference,
+    compare_evaluations,
+    comparison_table,
+    read_evaluation,
+    sign_flip_p_value,
+)
 from zs_nemo.evaluation.manifest import EvaluationManifest, manifest_file
 from zs_nemo.evaluation.scores import EvaluationRow
 from zs_nemo.observability.files import write_json_lines
@@ -24,7 +32,12 @@ def f1_of(differences: list[Difference]) -> dict[str, Difference]:
     return {each.set_name: each for each in differences if each.measure == "f1"}
 
 
-def test_interval_and_p_value_are_those_of_all_resamples_enumerated() -> None:
+def p_value_of_all_signs(parts: list[float]) -> float:
+    sums = [abs(np.dot(signs, parts)) for signs in product((-1, 1), repeat=len(parts))]
+    return float(np.mean([each >= abs(sum(parts)) - 1e-12 for each in sums]))
+
+
+def test_the_interval_is_that_of_all_resamples_and_the_p_value_that_of_all_signs_enumerated() -> None:
     first, second = [0.0, 0.1, 0.5, 0.2, 1.0], [0.4, 0.1, 0.9, 0.1, 1.0]
     gains = np.subtract(second, first)
     every = np.array([np.mean(resample) for resample in product(gains, repeat=len(gains))])
@@ -32,7 +45,7 @@ def test_interval_and_p_value_are_those_of_all_resamples_enumerated() -> None:
     assert (found.first, found.second) == (pytest.approx(0.36), pytest.approx(0.5))
     assert found.difference == pytest.approx(0.14)
     assert found.ci95 == pytest.approx(np.percentile(every, [2.5, 97.5]), abs=0.011)
-    assert found.p_value == pytest.approx(np.mean(np.abs(every - 0.14) >= 0.14 - 1e-12), abs=0.01)
+    assert found.p_value == p_value_of_all_signs(list(gains))
     assert not found.is_significant
 
 
@@ -78,7 +91,8 @@ def test_the_macro_average_s_interval_is_that_of_all_resamples_within_the_sets()
     found = f1_of(compare_evaluations(first, second, bootstrap_samples=100_000))[MACRO]
     observed = np.mean([np.mean(own) for own in gains.values()])
     assert found.ci95 == pytest.approx(np.percentile(every, [2.5, 97.5]), abs=0.01)
-    assert found.p_value == pytest.approx(np.mean(np.abs(every - observed) >= observed - 1e-12), abs=0.01)
+    assert found.difference == pytest.approx(observed)
+    assert found.p_value == p_value_of_all_signs([gain / len(own) for own in gains.values() for gain in own])
 
 
 def test_no_difference_has_a_p_value_of_one_and_pairing_goes_by_question() -> None:
@@ -87,9 +101,28 @@ def test_no_difference_has_a_p_value_of_one_and_pairing_goes_by_question() -> No
         assert (each.difference, each.p_value, each.ci95) == (0.0, 1.0, (0.0, 0.0))
 
 
-def test_a_difference_that_every_question_shows_has_the_smallest_p_value() -> None:
-    found = f1_of(compare_evaluations(of_set("nq", [0.1] * 9), of_set("nq", [0.3] * 9), bootstrap_samples=999))["nq"]
-    assert found.p_value == pytest.approx(0.001) and found.ci95 == pytest.approx((0.2, 0.2))
+@pytest.mark.parametrize(("num_questions", "p_value"), [(1, 1.0), (2, 0.5), (3, 0.25), (5, 0.0625), (9, 2 / 512)])
+def test_a_difference_that_every_question_shows_is_as_sure_as_their_number_allows(
+    num_questions: int, p_value: float
+) -> None:
+    first, second = (of_set("nq", [score] * num_questions) for score in (0.1, 0.3))
+    found = f1_of(compare_evaluations(first, second))["nq"]
+    assert found.p_value == p_value and found.ci95 == pytest.approx((0.2, 0.2))
+
+
+def test_questions_without_a_difference_do_not_change_the_p_value() -> None:
+    first = of_set("nq", [0.0] * 6 + [1.0] * 90)
+    second = of_set("nq", [1.0] * 5 + [0.0] + [1.0] * 90)
+    assert f1_of(compare_evaluations(first, second))["nq"].p_value == 2 / 2**5
+
+
+def test_drawn_signs_give_what_the_binomial_does_and_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = np.array([1.0] * 24 + [-1.0] * 12) / 36
+    whole = sign_flip_p_value(parts, 20_000, seed=5)
+    assert whole == pytest.approx(binomtest(24, 36).pvalue, abs=0.005)
+    monkeypatch.setattr("zs_nemo.evaluation.comparison.LARGEST_RESAMPLE", 36 * 700)
+    assert sign_flip_p_value(parts, 20_000, seed=5) == whole
+    assert sign_flip_p_value(np.ones(200), 999, seed=5) == 1 / 1000, "what was seen is among the choices"
 
 
 def test_different_questions_are_refused_by_name() -> None:

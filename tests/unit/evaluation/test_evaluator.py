@@ -18,6 +18,7 @@ from zs_nemo.rollout.collector import RolloutCollector, StepBudgets
 from zs_nemo.rollout.episode import EpisodeLimits, EpisodeRunner, SearchSetting
 from zs_nemo.rollout.rewards import f1
 from zs_nemo.types.question import Question
+from zs_nemo.types.search import SearchFailureKind
 
 LIMITS = EpisodeLimits(
     max_turns=2, max_turn_tokens=60, max_document_tokens=80, max_sequence_tokens=800, search_deadline_s=0.2
@@ -42,11 +43,21 @@ def answer(prompt: str) -> str:
     return f"<answer>{ANSWERS[asked]}</answer>"
 
 
+def searching(prompt: str) -> str:
+    return answer(prompt) if "</information>" in prompt.split("Question: ")[1] else "<search>it</search>"
+
+
 @pytest.fixture
-def run(tmp_path: Path):
-    runner = EpisodeRunner(ScriptedEngine(answer), CharTokenizer(), LIMITS)
+def engine() -> ScriptedEngine:
+    return ScriptedEngine(answer)
+
+
+@pytest.fixture
+def run(tmp_path: Path, engine: ScriptedEngine):
+    runner = EpisodeRunner(engine, CharTokenizer(), LIMITS)
+    # As generous as the defaults of training are with deadlines.
     collector = RolloutCollector(
-        runner, CharTokenizer(), f1, run_seed=1, max_concurrency=4, budgets=StepBudgets(failed=0.1)
+        runner, CharTokenizer(), f1, run_seed=1, max_concurrency=1, budgets=StepBudgets(failed=0.5)
     )
     progress = Progress("test", Console(file=(tmp_path / "told").open("w")))
     conditions = Conditions(policy="folder", seed=1, limits=LIMITS, corpora={}, models={"simulator": "a model"})
@@ -77,6 +88,23 @@ def test_every_set_is_graded_by_its_own_rule_and_the_conditions_are_frozen(run: 
         "curatedtrec/test": 1,
         "nq/test": 2,
     }
+
+
+def test_questions_that_the_search_engine_lost_are_no_wrong_answers_before_or_after(
+    run: Evaluator, engine: ScriptedEngine, tmp_path: Path
+) -> None:
+    engine.script = searching
+    before, after = (EvaluationName(when=when, engine="bm25", temperature=0.0) for when in ("before", "after"))
+    lossy = FixedSearch(failures=1, failure_kind=SearchFailureKind.refused)
+    run.evaluate(before, SearchSetting(callback=EngineSearch(lossy), num_documents=3), step=0)
+    run.evaluate(after, setting(), step=5)
+    summaries = [read_json(tmp_path / "evaluations" / f"{name}.json", None) for name in (before, after)]
+    assert [each["n"] for each in summaries] == [2, 3]
+    assert [each["unscored"]["num_questions"] for each in summaries] == [1, 0]
+    assert summaries[0]["unscored"]["question_ids"] == ["nq/test/0000"] and summaries[0]["em"] == 1.0
+    gain = summaries[1]["gain"]
+    assert (gain["n"], gain["f1"], gain["questions_better"]) == (2, 0.0, 0), "the policy is the same"
+    assert "n 2  unscored 1" in (tmp_path / "told").read_text()
 
 
 def test_an_engine_that_is_told_the_answers_is_not_asked_for_regular_expressions(

@@ -3,9 +3,18 @@ from itertools import product
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from tests.unit.observability.runs import rows, searching
-from zs_nemo.evaluation.scores import EvaluationName, EvaluationRow, bootstrap_means, compare, macro_scores, summarise
+from zs_nemo.evaluation.scores import (
+    EvaluationName,
+    EvaluationRow,
+    bootstrap_means,
+    compare,
+    interval_at_bound,
+    macro_scores,
+    summarise,
+)
 
 NAME = EvaluationName(when="after", engine="bm25", temperature=1.0)
 
@@ -30,7 +39,7 @@ def test_the_interval_of_many_rows_is_that_of_the_normal_approximation() -> None
 def test_resampling_in_chunks_draws_what_one_draw_would(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).random((50, 2))
     whole = bootstrap_means(values, samples=400, seed=1)
-    monkeypatch.setattr("zs_nemo.evaluation.scores._LARGEST_RESAMPLE", 50 * 7)
+    monkeypatch.setattr("zs_nemo.evaluation.scores.LARGEST_RESAMPLE", 50 * 7)
     assert bootstrap_means(values, samples=400, seed=1) == whole
 
 
@@ -47,15 +56,51 @@ def test_a_summary_counts_every_row_and_every_kind() -> None:
     assert summary["searches_per_question"] == 2
     assert summary["by_kind"]["capital"]["f1"] == 0.5
     assert summary["by_kind"]["symbol"] | {"f1_ci95": None} == {
-        "n": 2, "em": 0.0, "em_ci95": [0.0, 0.0], "published_em": 1.0, "published_em_ci95": [1.0, 1.0],
-        "f1": 0.5, "f1_ci95": None,
+        "n": 2, "em": 0.0, "em_ci95": interval_at_bound(0.0, [2]), "published_em": 1.0,
+        "published_em_ci95": interval_at_bound(1.0, [2]), "f1": 0.5, "f1_ci95": None,
     }  # fmt: skip
     assert {hops: part["n"] for hops, part in summary["by_hops"].items()} == {"1": 2, "2": 2}
     assert summary["status"] == {"answered": 1.0}
 
 
 def test_equal_scores_have_an_interval_without_width() -> None:
-    assert summarise(rows([1.0, 1.0, 1.0]), NAME)["f1_ci95"] == [1.0, 1.0]
+    assert summarise(rows([0.6, 0.6, 0.6]), NAME)["f1_ci95"] == pytest.approx([0.6, 0.6])
+
+
+@pytest.mark.parametrize("score", [0.0, 1.0])
+def test_scores_that_are_all_wrong_or_all_right_have_wilson_s_interval(score: float) -> None:
+    summary = summarise(rows([score] * 25), NAME)
+    wilson = binomtest(int(25 * score), 25).proportion_ci(0.95, "wilson")
+    for measure in ("em", "published_em", "f1"):
+        assert summary[f"{measure}_ci95"] == pytest.approx([wilson.low, wilson.high])
+    sets = [replace(row, question_id=f"{name}/test/{i}") for name in "ab" for i, row in enumerate(rows([score] * 25))]
+    assert summarise(sets, NAME)["macro"]["em_ci95"] == pytest.approx([wilson.low, wilson.high])
+
+
+def test_what_an_engine_lost_is_counted_apart_and_no_wrong_answer() -> None:
+    before, after = rows([1.0, 0.0, 1.0, 0.4]), rows([1.0, 1.0, 0.0, 0.6])
+    before[1] = replace(before[1], status="deadline")
+    after[2] = replace(after[2], status="search_failed")
+    summary = summarise(after, NAME, baseline=before)
+    assert (summary["n"], summary["em"], summary["f1"]) == (3, pytest.approx(2 / 3), pytest.approx(2.6 / 3))
+    assert summary["unscored"] == {
+        "num_questions": 1, "share": 0.25, "question_ids": ["q2"], "failures": {"search_failed": 1},
+    }  # fmt: skip
+    assert summary["status"] == {"answered": 1.0}
+    assert (summary["gain"]["n"], summary["gain"]["f1"]) == (2, pytest.approx(0.1)), "q0 and q3 have a score in both"
+    assert summarise(before, NAME)["unscored"]["failures"] == {"deadline": 1}
+
+
+def test_without_a_question_that_has_a_score_in_both_there_is_no_gain() -> None:
+    before, after = rows([1.0, 0.0]), rows([1.0, 0.0])
+    before[0], after[1] = replace(before[0], status="deadline"), replace(after[1], status="deadline")
+    assert "gain" not in summarise(after, NAME, baseline=before)
+
+
+def test_an_evaluation_that_lost_every_question_is_refused() -> None:
+    lost = [replace(row, status="deadline") for row in rows([0.0, 0.0])]
+    with pytest.raises(RuntimeError, match=r"after_bm25_temperature_1: of 2 questions not one has a score"):
+        summarise(lost, NAME)
 
 
 def test_no_rows_are_refused() -> None:

@@ -101,7 +101,7 @@ def test_runs_are_compared_over_the_same_questions(runs: list[Path], tmp_path: P
     found = [row for row in rows_of(tmp_path / "out", "differences") if row["evaluation"] == "after_bm25_greedy"]
     f1 = next(row for row in found if row["measure"] == "F1")
     assert (f1["run"], f1["questions"], f1["difference"]) == ("second", "20", "0.25")
-    assert float(f1["difference_low"]) > 0 and float(f1["p"]) < 0.05
+    assert float(f1["difference_low"]) > 0 and float(f1["p"]) == 2 / 2**5, "five of them differ"
 
 
 def test_questions_whose_search_failed_are_not_compared(runs: list[Path], tmp_path: Path) -> None:
@@ -111,6 +111,15 @@ def test_questions_whose_search_failed_are_not_compared(runs: list[Path], tmp_pa
     write_side_by_side(tmp_path / "out", runs[:2])
     found = [row for row in rows_of(tmp_path / "out", "differences") if row["evaluation"] == "after_bm25_greedy"]
     assert {row["questions"] for row in found} == {"19"}
+
+
+def test_questions_without_a_score_are_told_with_their_run(runs: list[Path], tmp_path: Path) -> None:
+    assert "have no score" not in write_side_by_side(tmp_path / "out", runs).read_text()
+    file = runs[1] / "evaluations" / "after_bm25_greedy.json"
+    lost = {"num_questions": 2, "share": 0.1, "question_ids": ["q0", "q1"], "failures": {"deadline": 2}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"unscored": lost}))
+    page = write_side_by_side(tmp_path / "out", runs).read_text()
+    assert "second, after_bm25_greedy: 2 questions (10.00 %) have no score" in page
 
 
 def test_kept_reports_stand_beside_run_directories(runs: list[Path], tmp_path: Path) -> None:

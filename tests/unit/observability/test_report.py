@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -230,6 +231,33 @@ def test_the_table_holds_every_run_and_the_mean_of_an_engine(run: Path, tmp_path
     assert cells[5][4] == "**0.375 → 0.750**"
     assert [row[-1] for row in cells[2:4]] == ["7", "0"]
     assert cells[2][-2] == "8.5 GiB"
+
+
+def test_questions_without_a_score_are_told_in_page_and_table(run: Path, tmp_path: Path) -> None:
+    lossy = finished_run(tmp_path / "lossy")
+    name = EvaluationName(when="after", engine="bm25", temperature=0.0)
+    first, *others = rows([1.0, 0.0, 1.0])
+    summary = summarise([replace(first, status="deadline"), *others], name, baseline=rows([0.0, 0.5, 1.0]))
+    with RunDir(lossy, config()) as opened:
+        opened.write_evaluation(str(name), summary, [], step=3)
+    report = write_report(lossy)
+    assert report["evaluation"][str(name)]["unscored"]["num_questions"] == 1
+    page = (lossy / "report.html").read_text()
+    assert "after_bm25_greedy: 1 questions (33.33 %) have no score" in page and "such as q0." in page
+    table = [line.strip("| ").split(" | ") for line in results_table([run, lossy]).splitlines()]
+    assert [row[-1] for row in table[:4]] == ["without a score", "---", "0 → 0", "0 → 1"]
+    assert "without a score" not in results_table([run]) and "have no score" not in (run / "report.html").read_text()
+
+
+def test_a_run_of_before_unscored_questions_were_counted_can_be_shown(tmp_path: Path) -> None:
+    path = finished_run(tmp_path / "run")
+    for file in (path / "evaluations").glob("*.json"):
+        summary = json.loads(file.read_text())
+        del summary["unscored"]
+        file.write_text(json.dumps(summary))
+    write_report(path)
+    assert "have no score" not in (path / "report.html").read_text()
+    assert "without a score" not in results_table([path])
 
 
 def test_a_run_with_another_temperature_and_reward_is_told_by_those(

@@ -18,9 +18,11 @@ def write_set(folder: Path, name: str, count: int, *, split: str = "train") -> s
 
 
 def test_by_default_the_questions_are_those_of_the_facts_world(facts_world: FactsWorld) -> None:
-    source = load_questions(DataConfig(), facts_world)
+    told: list[str] = []
+    source = load_questions(DataConfig(), facts_world, told.append)
     for split in ("train", "validation", "test"):
         assert source.split(split) == facts_world.split(split)
+    assert told == [], "its splits have no question in common"
 
 
 def test_sets_are_mixed_with_the_facts_and_examined_beside_them(facts_world: FactsWorld, tmp_path: Path) -> None:
@@ -44,6 +46,19 @@ def test_a_question_that_is_trained_on_and_examined_is_refused(facts_world: Fact
     again = write_lines(tmp_path / "copy" / "nq_test.jsonl", [flashrag(2, "nq 2", "a", split="train")])
     with pytest.raises(ValueError, match=r"data\.train and data\.test share 1 questions, such as nq/train/0002"):
         load_questions(DataConfig(train=[path], test=[str(again)]), facts_world)
+
+
+def test_a_question_that_is_trained_on_in_the_same_words_is_told(facts_world: FactsWorld, tmp_path: Path) -> None:
+    rows = [flashrag(number, f"Who is the {number}th?", "a", split="train") for number in range(4)]
+    train = write_lines(tmp_path / "nq_train.jsonl", rows)
+    test = [flashrag(0, "who is 2th", "a"), flashrag(1, "Who is the 9th?", "a"), flashrag(2, "Who  is a 3th?", "a")]
+    path, told = write_lines(tmp_path / "nq_test.jsonl", test), []
+    data = DataConfig(train=[str(train)], test=[str(path)])
+    assert len(load_questions(data, facts_world, told.append).test) == 3
+    assert told == [
+        "data.train asks 2 of the 3 questions of data.test in the same words, such as nq/test/0000 (nq/train/0002): "
+        "'who is 2th'; scores on those are not of unseen questions"
+    ]
 
 
 def test_two_sets_under_one_name_are_refused(facts_world: FactsWorld, tmp_path: Path) -> None:
