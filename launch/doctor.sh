@@ -40,4 +40,6 @@ elif [[ ! -x $python ]]; then
     ensure_environment
 fi
 cd -- "$root"
+# As launch/slurm has it: an environment of the user's own may be without the project, and srun's without what is set.
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} SLURM_EXPORT_ENV=ALL
 exec "$python" recipes/doctor.py "$@"

@@ -5,11 +5,13 @@
     python recipes/ask.py policy.model=runs/quickstart/policy             # one question after the other, until Ctrl-D
     python recipes/ask.py "Who wrote Hamlet?" search.corpus=wiki.jsonl search.num_documents=3
     python recipes/ask.py "Who wrote Hamlet?" search=web                  # needs SERPAPI_API_KEY in the environment
+    python recipes/ask.py "Who wrote Hamlet?" policy.model=FOLDER experiment=zerosearch_evaluation   # of zerosearch_*
     python recipes/ask.py "Who wrote Hamlet?" 'endpoint.addresses=[http://127.0.0.1:8000/v1]' endpoint.served_model=NAME
 
 Needs no key and no network by default: the policy is a folder, and BM25 searches the corpus of the facts world, which
 knows countries, cities and elements. search=simulated has a second model write the documents, search=none leaves the
-policy to its memory. Settings are KEY=VALUE as in recipes/evaluate.py; temperature=1 samples instead of greedy.
+policy to its memory. Settings are KEY=VALUE as in recipes/evaluate.py; temperature=1 samples instead of greedy. The
+limits of an episode are the quickstart's; experiment=zerosearch_evaluation has those of experiment=zerosearch_*.
 """
 
 import argparse
@@ -36,13 +38,17 @@ def main(arguments: list[str] | None = None) -> int:
     from zs_nemo.cluster.asking import ask
     from zs_nemo.cluster.terminal import EXIT_BAD_INPUT, run_command
     from zs_nemo.config.ask import AskRecipeConfig
-    from zs_nemo.config.command import REFUSED, explain
+    from zs_nemo.config.command import REFUSED, check_arguments, explain
     from zs_nemo.config.registry import register
 
     register()
     try:
+        check_arguments(overrides)
         with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
             composed = compose("ask", overrides=overrides)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
     except REFUSED as error:
         print(f"error: {explain(error, 'ask', overrides)}", file=sys.stderr)
         return EXIT_BAD_INPUT

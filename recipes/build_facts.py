@@ -6,18 +6,20 @@
 The arguments are the settings of the group ``data``.
 """
 
+import argparse
 import sys
 from collections import Counter
+from typing import TYPE_CHECKING
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from zs_nemo.config.experiment import DataConfig
-from zs_nemo.qa.facts import SPLIT_SHARES, FactsWorld, load_facts_world
+if TYPE_CHECKING:
+    from zs_nemo.config.experiment import DataConfig
+    from zs_nemo.qa.facts import FactsWorld
 
 
-def summary(world: FactsWorld) -> str:
+def summary(world: "FactsWorld") -> str:
     """Return the table of questions and the figures of the corpus as text."""
+    from zs_nemo.qa.facts import SPLIT_SHARES
+
     splits = sorted(SPLIT_SHARES, key=("train", "validation", "test").index)
     counts = {split: Counter(question.kind for question in world.split(split)) for split in splits}
     kinds = sorted(set().union(*counts.values()))
@@ -30,15 +32,38 @@ def summary(world: FactsWorld) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Build with the settings of the command line; a wrong one is named and ends with status 2."""
+def data_settings(overrides: list[str]) -> "DataConfig":
+    """Return the settings of ``data`` with ``KEY=VALUE`` applied. Raises ``ValueError`` naming what cannot be taken."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+    from zs_nemo.config.command import did_you_mean
+    from zs_nemo.config.experiment import DataConfig
+
+    schema = OmegaConf.structured(DataConfig)
     try:
-        schema = OmegaConf.structured(DataConfig)
-        data = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.from_cli()))
-        assert isinstance(data, DataConfig)
-        print(summary(load_facts_world(data)))
-    except (ValueError, OmegaConfBaseException) as error:
-        print(f"build_facts: {error}", file=sys.stderr)
+        data = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.from_dotlist(overrides)))
+    except ConfigKeyError as error:
+        key = error.full_key or str(error.key)
+        raise ValueError(f"unknown setting {key}{did_you_mean(key, list(map(str, schema)))}") from error
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{error.full_key}: {str(error).partition(chr(10))[0]}") from error
+    assert isinstance(data, DataConfig)
+    return data
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Build with the settings of the command line; a wrong one is named and ends with status 2."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="such as seed=1 or num_test_questions=400")
+    options = parser.parse_args(arguments)
+
+    from zs_nemo.qa.facts import load_facts_world
+
+    try:
+        print(summary(load_facts_world(data_settings(options.settings))))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

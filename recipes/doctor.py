@@ -7,6 +7,7 @@ Prints one verdict a line: ok, warning, problem, or skipped where there is nothi
 Exit code 0 without a problem, 1 with one. Takes about a minute and leaves nothing behind.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
 
-from zs_nemo.config.command import REFUSED, explain, split_config_name
+from zs_nemo.config.command import REFUSED, check_arguments, explain, split_config_name
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.registry import register, to_dataclass
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 _WRITTEN_MIB = 256
-_PROBE_S = 90.0
+_PROBE_S = 300.0
 _CONTAINER = "ZS_NEMO_CONTAINER"
 """Environment variable: the image that a job's steps run in, as launch/slurm/recipe.sbatch has it."""
 
@@ -40,6 +42,7 @@ _CONTAINER = "ZS_NEMO_CONTAINER"
 def compose_settings(arguments: list[str]) -> RecipeConfig:
     """Return the configuration of ``[--config-name NAME] OVERRIDES``. Raises ``ValueError``."""
     name, overrides = split_config_name(arguments, "grpo")
+    check_arguments(overrides)
     register()
     try:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
@@ -169,12 +172,37 @@ def examine(arguments: list[str]) -> Iterator["Finding"]:
     except ValueError as error:
         yield doctor.Finding(doctor.Verdict.problem, "configuration", str(error))
         return
-    yield doctor.Finding(doctor.Verdict.ok, "configuration", "composes and passes its checks")
+    yield check_configuration(cfg)
     job = os.environ.get("SLURM_JOB_ID")
     num_nodes = int(os.environ["SLURM_JOB_NUM_NODES"]) if job else None
     yield doctor.check_allocation(cfg, num_nodes)
     yield from examine_machine(cfg, job, num_nodes)
     yield from examine_nodes(cfg, num_nodes)
+
+
+def check_configuration(cfg: RecipeConfig) -> "Finding":
+    """Judge what the settings name beside themselves: own code, a wording, environment variables with secrets."""
+    from zs_nemo.cluster import doctor
+    from zs_nemo.cluster.search_engines import check_named
+    from zs_nemo.search.http_client import secret_from
+
+    try:
+        check_named(cfg)
+        for setting, variable in named_variables(cfg):
+            secret_from(variable, setting)
+    except ValueError as error:
+        return doctor.Finding(doctor.Verdict.problem, "configuration", str(error))
+    return doctor.Finding(doctor.Verdict.ok, "configuration", "composes and passes its checks")
+
+
+def named_variables(settings: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the settings that name an environment variable, each with the name of that."""
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        if is_dataclass(value):
+            yield from named_variables(value, f"{prefix}{each.name}.")
+        elif each.name.endswith("_variable") and value:
+            yield f"{prefix}{each.name}", value
 
 
 def examine_machine(cfg: RecipeConfig, job: str | None, num_nodes: int | None) -> Iterator["Finding"]:
@@ -219,11 +247,17 @@ def examine_nodes(cfg: RecipeConfig, num_nodes: int | None) -> Iterator["Finding
     reports = [doctor.RankReport(**row) for row in rows]
     yield doctor.check_shared_folder(folder, reports, num_nodes or 1)
     yield doctor.check_collective(reports, count, error)
+    yield doctor.check_gloo(reports, error)
     yield doctor.check_clocks(reports)
 
 
 def main(arguments: list[str]) -> int:
     """Print all verdicts and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-name", "-cn", metavar="RECIPE", help="of the run that is meant; grpo unless given")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as the recipe takes them")
+    # For --help and options that are none; what they say is read with the configuration.
+    parser.parse_intermixed_args(arguments)
     problems = 0
     for finding in examine(arguments):
         print(finding, flush=True)

@@ -30,9 +30,11 @@ def plan(cfg: RecipeConfig) -> int:
     from zs_nemo.cluster.gpu_plan import local_gpus
     from zs_nemo.cluster.memory_plan import GIB
     from zs_nemo.cluster.preflight import check_cuts
+    from zs_nemo.cluster.search_engines import check_named
     from zs_nemo.cluster.settled_config import settled
     from zs_nemo.cluster.setups import derive_layout
 
+    check_named(cfg)
     planned_gpus = cfg.cluster.gpus_per_node * cfg.trainer.num_nodes
     use_gpu = True if planned_gpus else None
     cfg = settled(cfg, use_gpu=use_gpu)

@@ -9,7 +9,12 @@ if [[ ! $code =~ ^[0-9]+$ ]]; then
     echo "error: the recipe did not come to its end, or its exit code could not be written to $ZS_NEMO_OUTCOME" >&2
     code=1
 fi
-rm -f -- "$ZS_NEMO_OUTCOME"{,.pid}
+# Ray has ended on a node before the recipe did. That must end too, or has failed of it.
+if [[ -f $ZS_NEMO_OUTCOME.lost ]] && ((code)); then
+    echo "error: Ray ended while the recipe ran, on $(sort -u -- "$ZS_NEMO_OUTCOME.lost" | paste -sd, -)" >&2
+    code=75
+fi
+rm -f -- "$ZS_NEMO_OUTCOME"{,.pid,.lost}
 
 # Ray's logs stay where the run failed. A node that gives no answer is lost.
 rest=keep

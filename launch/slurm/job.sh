@@ -2,6 +2,9 @@
 # shellcheck shell=bash disable=SC2154
 set -euo pipefail
 
+# Submitted with --export=NONE or a list, srun would hand on as little: neither what is set here, nor the user's own.
+export SLURM_EXPORT_ENV=ALL
+
 # The first node's address as the others see it: its own file of hosts may give it a loopback address.
 head=$(scontrol show hostnames "${SLURM_JOB_NODELIST:?}" | sed -n 1p)
 address=$(getent ahostsv4 "$head" | awk '$1 !~ /^127\./ { print $1; exit }' || true)
@@ -17,4 +20,4 @@ export RAY_AUTH_TOKEN RAY_AUTH_MODE=token
 # Where recipe.sh leaves the recipe's exit code, and beside it its process number.
 export ZS_NEMO_OUTCOME=$root/runs/slurm/$SLURM_JOB_ID.exit
 mkdir -p -- "${ZS_NEMO_OUTCOME%/*}"
-rm -f -- "$ZS_NEMO_OUTCOME"{,.pid}
+rm -f -- "$ZS_NEMO_OUTCOME"{,.pid,.lost}

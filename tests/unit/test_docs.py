@@ -108,7 +108,7 @@ def composes(recipe: str, words: list[str]) -> None:
         recipe = words[words.index("--config-name") + 1]
     overrides = [word for word in words if re.match(r"[+~\w@./]+=", word)]
     options = [word for word in words if word.startswith("-")]
-    assert set(options) <= {"--config-name", "--cfg", "--help", "--multirun"}, options
+    assert set(options) <= {"--config-name", "--cfg", "--help"}, options
     # Misspelt keys are refused by the schemas, impossible values by the dataclasses.
     composed_dataclass(recipe, *overrides)
 

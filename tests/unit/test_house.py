@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -95,6 +96,13 @@ def test_every_package_says_what_it_is_for() -> None:
         if not start.is_file() or not ast.get_docstring(ast.parse(start.read_text()))
     ]
     assert not silent
+
+
+def test_what_is_cited_is_the_version_that_is_here() -> None:
+    here = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cited = OmegaConf.load(ROOT / "CITATION.cff")
+    assert (cited.title, cited.version, cited.license) == (here["name"], here["version"], here["license"])
+    assert cited.references[0].identifiers[0].value == "arXiv:2505.04588"
 
 
 def test_no_module_is_a_drawer_for_odds_and_ends() -> None:

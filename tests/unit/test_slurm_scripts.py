@@ -17,6 +17,8 @@ SCRIPTS = sorted((ROOT / "launch" / "slurm").iterdir())
 SRUN = """#!/usr/bin/env bash
 echo "srun $*" >>"$CALLS"
 while [[ $1 == --* ]]; do shift; done
+# As --export says of what is handed on.
+if [[ ${SLURM_EXPORT_ENV:-ALL} != ALL ]]; then unset ZS_NEMO_RAY_ADDRESS ZS_NEMO_OUTCOME; fi
 if [[ $2 == */sweep.sh ]]; then exit "${NODES_CODE:-0}"; fi
 SLURM_NODEID=${NODE:-0} SLURM_CPUS_ON_NODE=16 exec "$@"
 """
@@ -30,6 +32,13 @@ RAY = """#!/usr/bin/env bash
 echo "ray $*" >>"$CALLS"
 echo "secret $RAY_AUTH_MODE $RAY_AUTH_TOKEN" >>"$CALLS"
 [[ -z ${RAY_FAILS:-} ]] || exit 0
+if [[ -n ${RAY_ENDS:-} ]]; then
+    # Beside it the recipe runs on the first node, and has come to its end where it has a code.
+    echo 1 >"$ZS_NEMO_OUTCOME.pid"
+    until [[ -e $CALLS.daemon ]]; do sleep 0.1; done
+    if [[ $RAY_ENDS != without ]]; then echo "$RAY_ENDS" >"$ZS_NEMO_OUTCOME" && sleep 2; fi
+    exit 0
+fi
 while [[ $1 != -- ]]; do shift; done
 shift
 # It stays, as Ray does.
@@ -40,6 +49,9 @@ exit "$code"
 PYTHON = """#!/usr/bin/env bash
 printf '<%s>' "$@" >>"$CALLS"
 echo >>"$CALLS"
+for name in PYTHONPATH RAY_ADDRESS SLURM_EXPORT_ENV TRITON_CACHE_DIR VLLM_CACHE_ROOT; do
+    echo "$name=${!name-unset}" >>"$CALLS"
+done
 if [[ -n ${LISTENS_TO:-} ]]; then exec "$REAL_PYTHON" -ISc "$LISTENER" $LISTENS_TO; fi
 exit "${RECIPE_CODE:-0}"
 """
@@ -158,6 +170,7 @@ def test_options_that_ray_takes_on_its_first_node_alone_are_not_given_to_the_oth
         machine.run("recipe.sbatch", "grpo", NODE=node, ZS_NEMO_RAY_OPTIONS="--object-store-memory 1000000000")
         command = machine.asked("ray")[-1]
         assert ("--include-dashboard" in command) is given and "--object-store-memory 1000000000" in command
+        assert f"--temp-dir /tmp/zsn-{machine.environment['SLURM_JOB_ID']}-{node}/ray " in command
 
 
 @pytest.mark.parametrize(("code", "requeues"), [("0", False), ("1", False), ("2", False), ("75", True), ("130", False)])
@@ -177,6 +190,59 @@ def test_a_job_that_failed_is_requeued_when_one_of_its_nodes_gives_no_answer(
     ended = machine.run("recipe.sbatch", "grpo", RECIPE_CODE=code, NODES_CODE="1")
     assert ended.returncode == (75 if requeues else 0)
     assert bool(machine.asked("scontrol")) is requeues
+
+
+@pytest.mark.parametrize(
+    ("ends", "has_daemon", "code", "requeues"),
+    [
+        ("without", False, 75, True),
+        ("2", False, 75, True),
+        # A recipe that has failed of something else.
+        ("2", True, 2, False),
+        ("0", False, 0, False),
+    ],
+)
+def test_a_job_is_requeued_when_ray_ended_on_one_of_its_nodes_before_the_recipe(
+    machine: Machine, ends: str, has_daemon: bool, code: int, requeues: bool
+) -> None:
+    folder = f"/tmp/zsn-{machine.environment['SLURM_JOB_ID']}-1"
+    daemon = machine.root / "raylet"
+    daemon.symlink_to("/bin/sleep")
+    job = machine.start("recipe.sbatch", "grpo", NODE="1", RAY_ENDS=ends)
+    # Not sooner: what an earlier life of the job has left is swept away at first.
+    wait_until(lambda: machine.asked("ray"))
+    process = subprocess.Popen([daemon, "60"], env={"RAY_TMPDIR": folder if has_daemon else "elsewhere"})
+    machine.calls.with_suffix(".daemon").touch()
+    try:
+        ended = machine.end_of(job)
+    finally:
+        process.kill()
+        process.wait()
+    assert ended.returncode == code and bool(machine.asked("scontrol requeue")) is requeues, ended.stderr
+    assert ("Ray ended while the recipe ran, on " in ended.stderr) is requeues
+    assert list((machine.root / "runs" / "slurm").iterdir()) == []
+
+
+def test_a_ray_that_did_not_start_on_one_of_the_nodes_requeues_nothing(machine: Machine) -> None:
+    assert machine.run("recipe.sbatch", "grpo", NODE="1", RAY_FAILS="1").returncode == 1
+    assert machine.asked("scontrol") == []
+
+
+@pytest.mark.parametrize("nodes", ["1", "2"])
+def test_a_recipe_finds_the_project_and_a_place_for_its_kernels_and_no_ray_of_somebody_else(
+    machine: Machine, nodes: str
+) -> None:
+    given = {"PYTHONPATH": "given", "RAY_ADDRESS": "10.9.9.9:6379", "VLLM_CACHE_ROOT": "given"}
+    assert machine.run("recipe.sbatch", "grpo", SLURM_JOB_NUM_NODES=nodes, **given).returncode == 0
+    assert machine.asked("PYTHONPATH") == [f"PYTHONPATH={machine.root}:given"]
+    assert machine.asked("RAY_ADDRESS") == ["RAY_ADDRESS=unset"]
+    assert machine.asked("VLLM_CACHE_ROOT") == ["VLLM_CACHE_ROOT=given"]
+    assert machine.asked("TRITON_CACHE_DIR") == [f"TRITON_CACHE_DIR=/tmp/zs_nemo-kernels-{os.getuid()}/triton"]
+
+
+def test_a_job_that_was_submitted_without_an_environment_hands_its_own_on(machine: Machine) -> None:
+    assert machine.run("recipe.sbatch", "grpo", SLURM_EXPORT_ENV="NONE").returncode == 0
+    assert machine.asked("<recipes/grpo.py>")
 
 
 def test_ray_asks_for_a_secret_that_is_the_job_s_own_and_stands_on_no_command_line(machine: Machine) -> None:
@@ -400,6 +466,8 @@ def test_the_doctor_looks_from_the_project_that_it_belongs_to_submitted_and_in_a
     ended = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=30)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert machine.asked("<") == ["<recipes/doctor.py><seed=2>"]
+    assert machine.asked("PYTHONPATH") == [f"PYTHONPATH={machine.root}"]
+    assert machine.asked("SLURM_EXPORT_ENV") == ["SLURM_EXPORT_ENV=ALL"]
 
 
 def test_a_chain_begins_every_job_after_the_one_before_it(machine: Machine) -> None:

@@ -1,6 +1,7 @@
 """The folder of a run's checkpoints: which are whole, which is newest, which go. Knows nothing of what is inside."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from zs_nemo.observability.files import CHECKSUMS, read_json, wrong_length
 from zs_nemo.observability.run_dir import package_versions
 
+_LOGGER = logging.getLogger(__name__)
 POLICY, CRITIC = "policy", "critic"
 """Folders of a checkpoint."""
 CURRICULUM = "curriculum"
@@ -54,7 +56,7 @@ class CheckpointFolder:
         _sync_folder(self._root)
         # A later one was passed over as damaged, and is none to be kept in place of those that can be gone on from.
         for old in [each for each in self.whole() if each <= step][: -self._keep]:
-            shutil.rmtree(self._path(old))
+            _remove(self._path(old))
         return final
 
     def whole(self) -> list[int]:
@@ -157,6 +159,16 @@ def _cut_short(path: Path) -> str:
         for name, entry in files.items():
             problem = problem or wrong_length(path / part / name, entry["bytes"]) or ""
     return problem
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint; what cannot be deleted ends no run, and is none any more."""
+    try:
+        (path / STATE_FILE).unlink()
+        # Of a file that is open somewhere NFS keeps a copy, and with it the folder.
+        shutil.rmtree(path)
+    except OSError as error:
+        _LOGGER.warning("the old checkpoint %s is left, whole or in part, and can be deleted: %s", path, error)
 
 
 def _version() -> str:

@@ -71,6 +71,8 @@ class RankReport:
     time_s: float = 0.0
     """Wall clock at a moment that is the same for all ranks."""
     bus_gb_per_s: float = 0.0
+    met_by_gloo: bool = False
+    """Whether the CPUs' collective came to its end; looked at where the first one was the GPUs'."""
 
 
 def read_pins(text: str) -> dict[str, str]:
@@ -230,6 +232,26 @@ def check_collective(reports: Sequence[RankReport], num_ranks: int, error: str =
             f"{text}, less than {limit:g}; NCCL_DEBUG=INFO shows which way NCCL takes (NVLink, InfiniBand, sockets)",
         )
     return Finding(Verdict.ok, "collective", text)
+
+
+def check_gloo(reports: Sequence[RankReport], error: str = "") -> Finding:
+    """Judge the all-reduce over the CPUs of all ranks on GPUs, for which gloo takes the address of a node's own name.
+
+    ``error`` is what the ranks wrote if they failed.
+    """
+    met = [report for report in reports if report.met and report.num_gpus]
+    if not met:
+        return Finding(Verdict.skipped, "gloo", "see the collective")
+    lost = sorted({report.node for report in met if not report.met_by_gloo})
+    if lost:
+        why = f" ({error})" if error else ""
+        return Finding(
+            Verdict.problem,
+            "gloo",
+            f"ranks on {_listed(lost)} did not come through on their CPUs{why}, as those of a run must; where a "
+            "node's own name means a loopback address, name the network in GLOO_SOCKET_IFNAME",
+        )
+    return Finding(Verdict.ok, "gloo", f"{len(met)} ranks on their CPUs too")
 
 
 def check_clocks(reports: Iterable[RankReport]) -> Finding:

@@ -16,6 +16,7 @@ from zs_nemo.cluster.search_engines import (
     build_remote_engines,
     check_own_corpus,
     corpus_of,
+    warn_of_other_counts,
 )
 from zs_nemo.cluster.system import System
 from zs_nemo.config.recipe import RecipeConfig
@@ -89,6 +90,7 @@ class EngineRun:
             # Without engines of our own it only counts the tokens of documents, which are the policy's.
             else self._tokenizer
         )
+        warn_of_other_counts(cfg)
         self._ledger = self._open_ledger()
         remote = build_remote_engines(cfg, self._ledger)
         if isinstance(cfg.search, Bm25SearchConfig):

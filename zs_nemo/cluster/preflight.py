@@ -95,6 +95,26 @@ def check_cuts(cfg: RecipeConfig, layout: Layout) -> None:
         check_engine_layout("generation.tensor_model_parallel_size", path, cfg.generation)
     if layout.simulator_engines:
         check_engine_layout("search.tensor_model_parallel_size", layout.simulator_engines[0].model_path, cfg.search)
+    check_context_lengths(layout)
+
+
+def check_context_lengths(layout: Layout) -> None:
+    """Raise when engines are to take longer sequences than their model was made for; vLLM would refuse to start.
+
+    A rule that stretches the positions, such as YaRN, may allow more than the model's config.json says.
+    """
+    engines = {"rollout": layout.policy_engines[:1], "search": layout.simulator_engines[:1]}
+    for group, setup in ((group, setup) for group, setups in engines.items() for setup in setups):
+        config = ConfigJson.read(Path(setup.model_path))
+        rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        is_stretched = (rope.get("rope_type") or rope.get("type") or "default") not in ("default", "llama3")
+        longest: int = config.get("max_position_embeddings", setup.max_model_len)
+        if setup.max_model_len > longest and not is_stretched:
+            raise ValueError(
+                f"{group}.max_sequence_tokens={setup.max_model_len} is more than the {longest} tokens that the model "
+                f"takes (max_position_embeddings of {setup.model_path}); set it to {longest} at most, or choose a "
+                "model with a longer context"
+            )
 
 
 def check_simulator(search: SimulatedSearchConfig, place: str = "search") -> None:

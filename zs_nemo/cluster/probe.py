@@ -1,17 +1,19 @@
 """One rank of the doctor's look at an allocation: does it see the run directory, meet the others, and how fast.
 
 Started once per GPU, or per core where there is none, by SLURM or by the doctor itself. Prints a ``RankReport`` as
-a line of JSON when it has looked, and a fuller one when the ranks have met. They find rank 0 through a file in the run
+a line of JSON when it has looked, and fuller ones when the ranks have met. They find rank 0 through a file in the run
 directory.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ TOKEN, RENDEZVOUS = "token", "rendezvous"
 """Files in the doctor's folder: its own, and the address of rank 0."""
 MARK = "zs-nemo-probe "
 """Begins the line of a report: what libraries print besides is not one."""
-_MEET_S = 30.0
+# NFS may say for a minute that a file is not there.
+_MEET_S = 120.0
 _REPETITIONS = 5
 _BYTES = {"nccl": 256 * 2**20, "gloo": 16 * 2**20}
 
@@ -43,7 +46,8 @@ def main() -> None:
     # Whether the folder is there is known also where the ranks wait for each other until they are ended.
     _print(report)
     if report.sees_folder:
-        _print(meet(report, arguments.folder, arguments.world_size, local_rank))
+        for fuller in meet(report, arguments.folder, arguments.world_size, local_rank):
+            _print(fuller)
 
 
 def _print(report: RankReport) -> None:
@@ -51,8 +55,8 @@ def _print(report: RankReport) -> None:
     sys.stdout.flush()
 
 
-def meet(report: RankReport, folder: Path, world_size: int, local_rank: int) -> RankReport:
-    """Return the report with what the collective over all ranks showed."""
+def meet(report: RankReport, folder: Path, world_size: int, local_rank: int) -> Iterator[RankReport]:
+    """Yield the report with what the collective over all ranks showed, and with GPUs that over their CPUs too."""
     import torch
     import torch.distributed as dist
 
@@ -74,12 +78,18 @@ def meet(report: RankReport, folder: Path, world_size: int, local_rank: int) -> 
         torch.cuda.synchronize()
     seconds = (time.perf_counter() - began) / _REPETITIONS
     dist.barrier()
-    dist.destroy_process_group()
     # What every rank sends and receives in a ring, whatever the number of ranks.
     moved = 2 * (world_size - 1) / world_size * _BYTES[backend]
-    return dataclasses.replace(
+    report = dataclasses.replace(
         report, num_gpus=torch.cuda.device_count(), met=True, time_s=now, bus_gb_per_s=moved / seconds / 1e9
     )
+    yield report
+    if backend == "nccl":
+        # Another network may carry it, and it finds its address in another way.
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=_MEET_S))
+        dist.all_reduce(torch.ones(1), group=group)
+        yield dataclasses.replace(report, met_by_gloo=True)
+    dist.destroy_process_group()
 
 
 def _store(file: Path, rank: int, world_size: int) -> Any:
@@ -102,10 +112,15 @@ def _store(file: Path, rank: int, world_size: int) -> Any:
 def appears(file: Path, timeout_s: float = _MEET_S) -> bool:
     """Wait for a file of another node: network file systems may show it late."""
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if file.is_file():
-            return True
+    while not (found := _is_there(file)) and time.monotonic() < deadline:
         time.sleep(0.2)
+    return found
+
+
+def _is_there(file: Path) -> bool:
+    """Look into the folder first: NFS remembers that a file was not there, but not once its folder was read again."""
+    with contextlib.suppress(OSError):
+        os.listdir(file.parent)
     return file.is_file()
 
 

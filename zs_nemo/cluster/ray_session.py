@@ -15,9 +15,11 @@ from typing import Any
 
 import psutil
 
+from zs_nemo.cluster.held_folders import delete_abandoned, hold
 from zs_nemo.cluster.reaper import MARKER, Reaper, end_processes
 
 _LOGGER = logging.getLogger(__name__)
+_SHM = Path("/dev/shm")
 # shutil names every file that it could not copy.
 _LONGEST_REASON = 300
 _OBJECT_STORE_BYTES = 512 * 2**20
@@ -56,13 +58,15 @@ class RaySession:
         """
         self.token = uuid.uuid4().hex
         root = _temporary_root()
+        delete_abandoned([*root.glob("zsn-*"), *_SHM.glob("zs_nemo-*")])
         self._ray_folder = root / f"zsn-{self.token[:8]}"
-        self.shm_folder = Path("/dev/shm", f"zs_nemo-{self.token[:8]}")
-        self._logs = logs
+        self.shm_folder = _SHM / f"zs_nemo-{self.token[:8]}"
+        self._logs, self._joined = logs, bool(address)
+        folders = [self._ray_folder, self.shm_folder]
+        self._locks = [hold(folder) for folder in folders]
         with sigusr1_held_back():
-            self._reaper = Reaper(self.token, [self._ray_folder, self.shm_folder])
+            self._reaper = Reaper(self.token, folders, self._locks)
         try:
-            self.shm_folder.mkdir(mode=0o700)
             with sigusr1_held_back():
                 self._start(address, num_processes, num_gpus, startup_timeout_s)
         except BaseException:
@@ -124,13 +128,17 @@ class RaySession:
                 self._keep_logs()
         finally:
             self._reaper.finish()
+            while self._locks:
+                os.close(self._locks.pop())
             if os.environ.get(MARKER) == self.token:
                 del os.environ[MARKER]
 
     def _keep_logs(self) -> None:
         kept = self._logs / "ray"
+        # Of a cluster that was there already, this machine's: launch/slurm starts one for a job alone, and says where.
+        of_job = Path(os.environ["RAY_TMPDIR"], "ray") if self._joined and os.environ.get("RAY_TMPDIR") else None
         try:
-            for source in self._ray_folder.glob("session_2*/logs"):
+            for source in (of_job or self._ray_folder).glob("session_2*/logs"):
                 shutil.copytree(source, kept, dirs_exist_ok=True)
         except OSError as error:
             # What the run has failed of is what a person must read: a full disk fails here once more.

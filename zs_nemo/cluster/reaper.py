@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 MARKER = "ZS_NEMO_RUN_TOKEN"
@@ -25,8 +25,8 @@ _POLL_S = 0.05
 class Reaper:
     """The driver's end: starts the reaper process and holds the pipe."""
 
-    def __init__(self, token: str, folders: list[Path]) -> None:
-        """``folders`` are deleted when everything has ended."""
+    def __init__(self, token: str, folders: list[Path], locks: Sequence[int] = ()) -> None:
+        """``folders`` are deleted when everything has ended; until then the descriptors ``locks`` stay open there."""
         environment = {name: value for name, value in os.environ.items() if name != MARKER}
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__, token, *map(str, folders)],
@@ -36,6 +36,7 @@ class Reaper:
             env=environment,
             cwd="/",
             start_new_session=True,
+            pass_fds=locks,
         )
         # A child that the driver forks without exec would hold the pipe open after the driver's death.
         os.register_at_fork(after_in_child=self._close_pipe)

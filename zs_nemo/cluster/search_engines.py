@@ -21,12 +21,14 @@ from zs_nemo.evaluation.evaluator import CLOSED_BOOK
 from zs_nemo.observability.cost import bought_usd
 from zs_nemo.observability.phase import Phase
 from zs_nemo.qa.facts import FactsWorld
+from zs_nemo.rollout.build import check_own_code
 from zs_nemo.rollout.callbacks import EngineSearch, RolloutCallback, SimulatedSearch, resolve_callback
 from zs_nemo.rollout.episode import SearchSetting
 from zs_nemo.rollout.ledger import SearchLedger
 from zs_nemo.search.bm25 import Bm25Search, check_corpus
 from zs_nemo.search.build import Simulator, build_simulator
 from zs_nemo.search.demonstrations import build_demonstrations
+from zs_nemo.search.prompt_template import load_template
 from zs_nemo.search.retriever import RetrieverSearch
 from zs_nemo.search.simulator import TextSimulator
 from zs_nemo.search.web import WebSearch
@@ -160,14 +162,18 @@ def engine_name(settings: SearchConfig) -> str:
 def build_remote_engine(
     settings: SearchConfig | None, prices: CostConfig, *, num_searches_before: int = 0, place: str = "search"
 ) -> RemoteEngine | None:
-    """Return the client of an engine elsewhere, None for any other; raise ``ValueError`` without its credentials.
+    """Return the client of an engine elsewhere, None for any other.
 
-    ``num_searches_before`` is what a resumed run has asked of the web already, for its quota. ``place`` is where the
-    settings stand.
+    Raises ``ValueError`` without its credentials, and for a retriever that does not answer a query; the web is not
+    asked, which costs. ``num_searches_before`` is what a resumed run has asked of the web already, for its quota.
+    ``place`` is where the settings stand. Not for a running event loop.
     """
+    if isinstance(settings, RetrieverSearchConfig):
+        with settings_stand_at(place):
+            retriever = RetrieverSearch(settings)
+        retriever.check_served(place)
+        return retriever
     with settings_stand_at(place):
-        if isinstance(settings, RetrieverSearchConfig):
-            return RetrieverSearch(settings)
         if isinstance(settings, WebSearchConfig):
             usd_per_search = bought_usd(1, prices.usd_per_1000_searches)
             return WebSearch(
@@ -177,7 +183,7 @@ def build_remote_engine(
 
 
 def build_remote_engines(cfg: RecipeConfig, ledger: SearchLedger) -> RealEngines:
-    """Return those real engines that cost nothing to build, before anything starts: a missing key is found here."""
+    """Return the real engines elsewhere, before anything starts: a missing key or a dead server is found here."""
     if cfg.evaluation.search == cfg.search:
         both = build_remote_engine(cfg.search, cfg.cost, num_searches_before=ledger.asked(WebSearch.name))
         return RealEngines(training=both, judge=both)
@@ -240,6 +246,26 @@ def check_own_corpus(settings: SearchConfig, place: str, others: list[str], worl
             group,
             place,
             group,
+        )
+
+
+def check_named(cfg: RecipeConfig) -> None:
+    """Raise ``ValueError`` unless code and wording of the user's own can be used. Asks nobody and starts nothing."""
+    check_own_code(cfg)
+    if isinstance(cfg.search, SimulatedSearchConfig):
+        load_template(cfg.search.template, cfg.search.documents_per_completion)
+
+
+def warn_of_other_counts(cfg: RecipeConfig) -> None:
+    """Log a warning where a trained policy is judged on searches of more or fewer documents than it trains on."""
+    trained, judged = cfg.search.num_documents, cfg.evaluation.num_documents
+    if cfg.has_ranks and trained != judged:
+        _LOGGER.warning(
+            "search.num_documents=%d, but evaluation.num_documents=%d: a search brings another number of documents in "
+            "evaluations than in training; set evaluation.num_documents=%d unless that is meant",
+            trained,
+            judged,
+            trained,
         )
 
 

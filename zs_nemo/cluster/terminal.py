@@ -21,7 +21,7 @@ from zs_nemo.config.registry import Config, to_dataclass
 from zs_nemo.observability.faults import FaultKind
 from zs_nemo.observability.files import write_text
 from zs_nemo.observability.progress import Progress
-from zs_nemo.observability.run_dir import RunDir
+from zs_nemo.observability.run_dir import LockedByFormerLifeError, RunDir
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -38,8 +38,9 @@ Train = Callable[[Config, RunDir, Progress], Path]
 def run_in_terminal(composed: DictConfig | Callable[[], DictConfig], kind: type[Config], train: Train[Config]) -> int:
     """Run ``train`` with a configuration of its kind, or what makes one; return the exit code.
 
-    0 is done, 1 failed on the way, 2 refused input, 75 stopped by SIGTERM or SIGUSR1, 130 interrupted by Ctrl-C. When
-    training ranks die, ``train`` is called again and resumes, ``faults.max_group_restarts`` times.
+    0 is done, 1 failed on the way, 2 refused input, 75 stopped by SIGTERM or SIGUSR1, or kept out by a lock of what the
+    job was before, 130 interrupted by Ctrl-C. When training ranks die, ``train`` is called again and resumes,
+    ``faults.max_group_restarts`` times.
     """
     PROCESS_STOP.listen()
     try:
@@ -50,6 +51,10 @@ def run_in_terminal(composed: DictConfig | Callable[[], DictConfig], kind: type[
         except OSError as error:
             # Of the run directory itself, when it is opened or closed.
             return _failed(error, path)
+    except LockedByFormerLifeError as error:
+        # Refused too, but not for long.
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_STOPPED
     except ValueError as error:
         # Every check of ours raises it with the setting, the rule and the remedy; a stack trace would bury them.
         sys.stderr.write(f"error: {error}\n")

@@ -14,7 +14,7 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, EnumNode, OmegaConf
+from omegaconf import DictConfig, EnumNode, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from zs_nemo.config.other_trainers import ours_of
@@ -50,6 +50,11 @@ def command(config_name: str) -> Callable[[Main], Callable[[], None]]:
             # Otherwise Hydra prints its own words and ends the process.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             try:
+                check_arguments(sys.argv[1:])
+            except ValueError as error:
+                sys.stderr.write(f"error: {error}\n")
+                sys.exit(_EXIT_BAD_INPUT)
+            try:
                 composing()
             except REFUSED as error:
                 sys.stderr.write(f"error: {explain(error, config_name, sys.argv[1:])}\n")
@@ -67,6 +72,22 @@ def refuse_unknown(composed: DictConfig) -> None:
     """
     for key in _added(composed):
         raise ValueError(f"unknown setting {key}{did_you_mean(key, [*_names(composed), *_groups()])}")
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Raise ``ValueError`` for what Hydra takes for a sweep over several runs, and for a group without a choice.
+
+    Of a sweep it would make the first run alone, which ends the process, and a group it answers with a stack trace.
+    """
+    for argument in arguments:
+        key, _, value = argument.lstrip("+").partition("=")
+        is_flag = argument == "-m" or ("--multirun".startswith(argument) and len(argument) > 2)
+        if is_flag or (key == "hydra.mode" and value.upper() == "MULTIRUN"):
+            raise ValueError(f"{argument} is not taken: {_as_loop(arguments)}")
+        group = key.partition("@")[0]
+        if value == "null" and group in _groups() and (key == group or "@" in key):
+            left_out = f", or leave it out with ~{group}" if group == "experiment" else ""
+            raise ValueError(f"{key}=null: choose one of {', '.join(_choices(group))}{left_out}")
 
 
 def split_config_name(arguments: list[str], otherwise: str) -> tuple[str, list[str]]:
@@ -89,30 +110,51 @@ def explain(error: Exception, config_name: str, arguments: list[str]) -> str:
     ``error`` is one of ``REFUSED``; an ``AssertionError`` that is not about settings is raised again.
     """
     config_name, arguments = split_config_name(arguments, config_name)
-    cause = error.__cause__
     if told := _explain_place(error, arguments):
         return told
     if isinstance(error, AssertionError):
         raise error
     if isinstance(error, MissingConfigException):
         return _explain_missing(error, config_name)
+    return (
+        _explain_cause(error.__cause__, config_name, arguments)
+        or _explain_words(str(error), config_name, arguments)
+        or " ".join(filter(None, (str(error), str(error.__cause__ or ""))))
+    )
+
+
+def _explain_cause(cause: BaseException | None, config_name: str, arguments: list[str]) -> str:
+    """Return what is wrong with a setting by what OmegaConf raised for it; nothing where it tells of none."""
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
-        key = _typed(cause.full_key, arguments)
-        return f"unknown setting {key}{did_you_mean(key, _known(config_name, arguments))}"
+        return _explain_unknown(_typed(cause.full_key, arguments), config_name, arguments)
     if isinstance(cause, ValidationError) and cause.full_key:
         message = str(cause).partition("\n")[0]
+        if "is not a ListConfig" in message:
+            return _explain_list(cause.full_key, arguments)
         return f"{cause.full_key}: {message}{_meant_member(cause)}"
-    foreign = re.match(r"In '(.+)/(.+)': .*\nKey '.*' not in .*\n\s*full_key: (\S+)", str(error))
+    return ""
+
+
+def _explain_words(words: str, config_name: str, arguments: list[str]) -> str:
+    """Return what is wrong by Hydra's words, where nothing else tells it; nothing for words that are not known."""
+    if sweep := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '([^=]+)=(.*)'", words):
+        return _explain_sweep(sweep[1], sweep[2], config_name, arguments)
+    foreign = re.match(r"In '(.+)/(.+)': .*\nKey '.*' not in .*\n\s*full_key: (\S+)", words)
     if foreign and not any(foreign[3] in argument for argument in arguments):
         return _explain_file(foreign[1], foreign[2], foreign[3], config_name, arguments)
     # Of a group that is chosen for another place (+search@evaluation.search=...) Hydra hands on words alone.
-    if place := re.search(r"^Key '.*' not in .*\n\s*full_key: (\S+)", str(error), re.MULTILINE):
-        return f"unknown setting {place[1]}{did_you_mean(place[1], _known(config_name, arguments))}"
-    if group := re.search(r"config group '(.*)' does not exist", str(error)):
+    if place := re.search(r"^Key '.*' not in .*\n\s*full_key: (\S+)", words, re.MULTILINE):
+        return _explain_unknown(place[1], config_name, arguments)
+    if group := re.search(r"config group '(.*)' does not exist", words):
         return f"unknown group {group[1]}{did_you_mean(group[1], _groups())}"
-    if twice := re.match(r"Multiple values for (\S+)\. ", str(error)):
+    if twice := re.match(r"Multiple values for (\S+)\. ", words):
         return f"{twice[1]} is chosen already; to choose another, give {twice[1]}=NAME once and without a plus"
-    return " ".join(filter(None, (str(error), str(cause or ""))))
+    return ""
+
+
+def _explain_unknown(key: str, config_name: str, arguments: list[str]) -> str:
+    other_engine = _explain_other_engine(key, arguments)
+    return other_engine or f"unknown setting {key}{did_you_mean(key, _known(config_name, arguments))}"
 
 
 def _explain_place(error: Exception, arguments: list[str]) -> str:
@@ -124,13 +166,56 @@ def _explain_place(error: Exception, arguments: list[str]) -> str:
             return f"{place} takes an engine of the group search, which is chosen so: +search@{place}={choice}"
         inner = next((key for key, _, _ in typed if key.startswith(f"{place}.")), "")
         if inner and isinstance(error, AssertionError):
-            setting = inner.removeprefix(f"{place}.").partition(".")[0]
-            having = (name for name, kind in _ENGINES.items() if setting in {each.name for each in fields(kind)})
+            engine = next(iter(_engines_with(inner, place)), "NAME")
             return (
                 f"{inner} is a setting of an engine, and {place} names none; choose it as well: "
-                f"+search@{place}={next(having, 'NAME')} {inner}=..."
+                f"+search@{place}={engine} {inner}=..."
             )
     return ""
+
+
+def _explain_other_engine(key: str, arguments: list[str]) -> str:
+    """Return which engine a setting is of that the chosen one does not have; nothing where none has it."""
+    for place in ("search", *OTHER_PLACES):
+        if engines := _engines_with(key, place):
+            group = place if place == "search" else f"+search@{place}"
+            chosen = next((each for each in arguments if each.lstrip("+").startswith(f"{group.lstrip('+')}=")), "")
+            how = f"in place of {chosen}" if chosen else "as well"
+            return f"{key} is a setting of {group}={' or '.join(engines)}; give {group}={engines[0]} {how}"
+    return ""
+
+
+def _engines_with(key: str, place: str) -> list[str]:
+    """Return the names of the engines that have the setting ``key`` where they stand at ``place``."""
+    if not key.startswith(f"{place}."):
+        return []
+    setting = key.removeprefix(f"{place}.").partition(".")[0]
+    return [name for name, kind in _ENGINES.items() if setting in {each.name for each in fields(kind)}]
+
+
+def _explain_list(key: str, arguments: list[str]) -> str:
+    typed = [argument.lstrip("+").partition("=") for argument in arguments]
+    value = next((value for name, _, value in typed if name == key), "...")
+    return f"{key} is a list; write '{key}=[{value}]'"
+
+
+def _explain_sweep(key: str, values: str, config_name: str, arguments: list[str]) -> str:
+    """Return how several values are given: as a list where the setting is one, else to several runs."""
+    cfg = _composed(config_name, arguments)
+    if cfg is not None and isinstance(OmegaConf.select(cfg, key), ListConfig):
+        return _explain_list(key, arguments)
+    return f"{key}={values} names several values: {_as_loop(arguments)}"
+
+
+def _as_loop(arguments: list[str]) -> str:
+    """Return how the runs are made that a sweep would have made, with the values of the first one where they stand."""
+    swept = (re.fullmatch(r"([\w.]+)=([\w.+-]+(?:,[\w.+-]+)+)", argument) for argument in arguments)
+    key, values = next(((each[1], each[2]) for each in swept if each), ("seed", "1,2"))
+    name = key.rpartition(".")[2]
+    return (
+        "a command makes one run; make several in a loop of the shell, each under a name of its own: "
+        f"for {name} in {values.replace(',', ' ')}; do COMMAND {key}=${name} exp_manager.name={name}_${name}; done"
+    )
 
 
 def _explain_file(group: str, choice: str, key: str, config_name: str, arguments: list[str]) -> str:
@@ -155,6 +240,10 @@ def _explain_missing(error: MissingConfigException, config_name: str) -> str:
 
 def _groups() -> list[str]:
     return sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
 def _recipes() -> list[str]:
@@ -191,15 +280,21 @@ def _typed(full_key: str, arguments: list[str]) -> str:
 
 def _known(config_name: str, arguments: list[str]) -> list[str]:
     """Return the names of all settings, with those of the groups that were chosen where that can be composed."""
+    cfg = _composed(config_name, arguments)
+    return [*_names(cfg), *_groups()] if cfg is not None else []
+
+
+def _composed(config_name: str, arguments: list[str]) -> DictConfig | None:
+    """Return the settings with the groups that were chosen, or as they are by default; None where neither is there."""
     choices = [argument for argument in arguments if "." not in argument.partition("=")[0] and "=" in argument]
     for overrides in (choices, []):
         GlobalHydra.instance().clear()
         try:
             with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-                return [*_names(compose(config_name, overrides=overrides)), *_groups()]
+                return compose(config_name, overrides=overrides)
         except (HydraException, OmegaConfBaseException):
             continue
-    return []
+    return None
 
 
 def _names(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

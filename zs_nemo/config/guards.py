@@ -42,6 +42,9 @@ class GuardConfig:
     """Mean entropy of the policy's tokens, in nats."""
     min_response_tokens: float = 0.0
     """Mean tokens that the policy writes in an episode."""
+    min_searches_per_episode: float = 0.0
+    """Mean searches that an episode makes: a policy that has come to guess makes hardly any, and then learns no more
+    about searching."""
     max_generation_mismatch: float = 0.2
     """Mean difference of a token's logprob between the engine that sampled it and the policy that is trained. Rounding
     to bf16 makes it some 0.01; older weights (``rollout.max_staleness``) and ``generation.top_p`` add to it."""
@@ -49,7 +52,14 @@ class GuardConfig:
     """So many returns to a checkpoint in one run; one more ends it."""
 
     def __post_init__(self) -> None:
-        for name in ("max_grad_norm", "max_ratio", "min_entropy", "min_response_tokens", "max_generation_mismatch"):
+        for name in (
+            "max_grad_norm",
+            "max_ratio",
+            "min_entropy",
+            "min_response_tokens",
+            "min_searches_per_episode",
+            "max_generation_mismatch",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"guards.{name}={getattr(self, name)} must be 0 (off) or positive")
         if 0 < self.max_ratio <= 1:

@@ -117,6 +117,10 @@ class SchedConfig:
             raise ValueError(f"optim.sched.min_lr={self.min_lr} must be 0 or a positive number")
 
 
+OPTIM_PLACES = ("policy.optim", "critic.optim")
+"""Where an optimizer's settings may stand; its own checks call the place ``optim``."""
+
+
 @dataclass(kw_only=True)
 class OptimConfig:
     """``policy.optim``: Adam with float32 master weights."""

@@ -63,6 +63,7 @@ class RecipeConfig:
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
 
     def __post_init__(self) -> None:
+        _check_seed(self.seed)
         if isinstance(self.search, NoSearchConfig) and not self.can_do_without_search:
             raise ValueError(
                 "search=none answers no search, and this recipe needs an engine; choose search=simulated, bm25, "
@@ -191,6 +192,11 @@ def check_simulator_is_told(search: SearchConfig, data: DataConfig, role: str) -
             f"an answer for the facts world's questions alone, and data.{role} names {', '.join(others)}, for which it "
             "would write nothing that helps; set search.template=open and search.off_target=auto"
         )
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed} must lie in [0, 2**32), what all generators of random numbers take")
 
 
 def _check_ratios_can_move(max_ratio: float, rollout: RolloutConfig, global_batch_size: int) -> None:

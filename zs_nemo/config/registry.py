@@ -11,6 +11,7 @@ from zs_nemo.config.collect import CollectRecipeConfig
 from zs_nemo.config.command import refuse_unknown
 from zs_nemo.config.evaluate import EvaluateRecipeConfig
 from zs_nemo.config.evaluate_simulator import EvaluateSimulatorConfig
+from zs_nemo.config.policy import OPTIM_PLACES
 from zs_nemo.config.recipe import GrpoRecipeConfig, PpoRecipeConfig, RecipeConfig, ReinforcePpRecipeConfig
 from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
 from zs_nemo.config.search import (
@@ -66,9 +67,12 @@ def to_dataclass(cfg: DictConfig, kind: type[Settings]) -> Settings:
     those of a recipe that the command is not for.
     """
     refuse_unknown(cfg)
-    for place in OTHER_PLACES:
+    for place, called in [
+        *((place, "search") for place in OTHER_PLACES),
+        *((place, "optim") for place in OPTIM_PLACES),
+    ]:
         if isinstance(chosen := OmegaConf.select(cfg, place), DictConfig):
-            with settings_stand_at(place):
+            with settings_stand_at(place, called):
                 OmegaConf.to_object(chosen)
     converted = OmegaConf.to_object(cfg)
     if not isinstance(converted, kind):

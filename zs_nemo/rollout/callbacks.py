@@ -4,10 +4,11 @@ A callback gets a ``SearchRequest``, which belongs to one turn of one trajectory
 your own by implementing ``RolloutCallback`` and naming it in ``rollout.callback``.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from zs_nemo.config.rollout import CoinScope
 from zs_nemo.search.noise_coin import with_coin_tossed
@@ -67,10 +68,13 @@ def coin_key(key: SampleKey, scope: CoinScope) -> SampleKey:
 
 
 def resolve_callback(path: str) -> Callable[[SearchEngine], RolloutCallback]:
-    """Return the class named by ``rollout.callback``. Raises ``ValueError`` when it cannot be imported."""
+    """Return the class named by ``rollout.callback``.
+
+    Raises ``ValueError`` when it cannot be imported, and where it can be seen that it makes no callback of an engine.
+    """
     module_name, _, class_name = path.rpartition(".")
     try:
-        return cast(Callable[[SearchEngine], RolloutCallback], getattr(import_module(module_name), class_name))
+        named = getattr(import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"rollout.callback={path!r} cannot be imported ({error}); name it as package.module.ClassName and put its "
@@ -79,3 +83,27 @@ def resolve_callback(path: str) -> Callable[[SearchEngine], RolloutCallback]:
     except Exception as error:
         # What a module of the user's own does when it is imported, its syntax included.
         raise ValueError(f"rollout.callback={path!r} cannot be imported ({error!r}); mend {module_name}") from error
+    if problem := _misfit(named):
+        raise ValueError(
+            f"rollout.callback={path!r} {problem}; name a class whose constructor takes the search engine alone and "
+            "that has the method search (RolloutCallback in zs_nemo/rollout/callbacks.py)"
+        )
+    return cast(Callable[[SearchEngine], RolloutCallback], named)
+
+
+def _misfit(named: Any) -> str:
+    """Return why ``named`` makes no callback of an engine; "" where that cannot be seen without making one."""
+    if not callable(named):
+        return f"is no class but of type {type(named).__name__}"
+    if isinstance(named, type) and not hasattr(named, "search"):
+        return "has no method search"
+    try:
+        signature = inspect.signature(named)
+    except ValueError:
+        # Of some that are not written in Python.
+        return ""
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        return f"cannot be made with the engine as its one argument ({error})"
+    return ""

@@ -55,8 +55,8 @@ REWARDS: dict[str, Reward] = {
 def build_reward(weights: Mapping[str, float]) -> Reward:
     """Return the sum of the named terms times their weights, without those of weight 0.
 
-    Raises ``ValueError`` for a term that cannot be imported. The sum raises ``RewardFailed`` for a trajectory that a
-    term cannot grade.
+    Raises ``ValueError`` for a term that cannot be imported or called. The sum raises ``RewardFailed`` for a trajectory
+    that a term cannot grade.
     """
     chosen = [(name, _resolve(name), weight) for name, weight in weights.items() if weight]
 
@@ -98,7 +98,7 @@ def _resolve(name: str) -> Reward:
         return REWARDS[name]
     module_name, _, function_name = name.rpartition(".")
     try:
-        return cast(Reward, getattr(importlib.import_module(module_name), function_name))
+        term = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"reward.function={name!r} cannot be imported ({error}); name it as package.module.function and put its "
@@ -107,3 +107,9 @@ def _resolve(name: str) -> Reward:
     except Exception as error:
         # What a module of the user's own does when it is imported, its syntax included.
         raise ValueError(f"reward.function={name!r} cannot be imported ({_told(error)}); mend {module_name}") from error
+    if not callable(term):
+        raise ValueError(
+            f"reward.function={name!r} is no function but of type {type(term).__name__}; name one that takes a "
+            "Trajectory and returns a number"
+        )
+    return cast(Reward, term)

@@ -8,6 +8,7 @@ in details, and all of these are understood: an entry without a score, a documen
 ``title`` and ``text`` in place of ``contents``, numbers as identifiers, more documents than were asked for.
 """
 
+import asyncio
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -17,9 +18,11 @@ from zs_nemo.config.remote_search import RetrieverSearchConfig
 from zs_nemo.search.contents import from_contents, with_title
 from zs_nemo.search.http_client import HttpClient, clean_query, secret_from
 from zs_nemo.search.query_batches import QueryBatches
-from zs_nemo.types.search import Document, SearchFailureKind, SearchRequest, SearchResult
+from zs_nemo.types.keys import SampleKey
+from zs_nemo.types.search import Document, SearchFailure, SearchFailureKind, SearchRequest, SearchResult
 
 _PATH = "/retrieve"
+_TRIAL_QUERY = "capital of Peru"
 
 
 class RetrieverSearch:
@@ -29,6 +32,8 @@ class RetrieverSearch:
 
     def __init__(self, settings: RetrieverSearchConfig, environment: Mapping[str, str] = os.environ) -> None:
         """Read the token from ``environment``; raise ``ValueError`` when its variable is not set."""
+        self._url = settings.url
+        self._num_documents = settings.num_documents
         self._return_scores = settings.return_scores
         base = settings.url.rstrip("/")
         self._client = HttpClient(
@@ -55,9 +60,31 @@ class RetrieverSearch:
             (documents,) = await self._lookup([query], request.num_documents)
         return SearchResult(documents=documents, source=self.name, latency_s=time.perf_counter() - start)
 
+    def check_served(self, place: str = "search") -> None:
+        """Raise ``ValueError`` unless the server answers a query; ``place`` is where the settings stand.
+
+        Not for a running event loop.
+        """
+        try:
+            asyncio.run(self._try_out())
+        except SearchFailure as failure:
+            raise ValueError(
+                f"{place}.url={self._url!r} does not answer a query as Search-R1's protocol has it ({failure}); start "
+                f"the server, or mend {place}.url, and {place}.token_variable where it asks for a token"
+            ) from failure
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+
+    async def _try_out(self) -> None:
+        key = SampleKey(run_seed=0, step=0, prompt=0, member=0)
+        query = SearchRequest(query=_TRIAL_QUERY, question="", answers=(), key=key, num_documents=self._num_documents)
+        try:
+            await self.search(query)
+        finally:
+            # They belong to this event loop.
+            await self.aclose()
 
     async def _lookup(self, queries: Sequence[str], num_documents: int) -> Sequence[tuple[Document, ...]]:
         payload = {"queries": list(queries), "topk": num_documents, "return_scores": self._return_scores}

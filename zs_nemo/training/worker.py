@@ -1,7 +1,9 @@
 """One rank of the trained models: policy, reference, critic. A plain class; ``cluster`` wraps it in an actor."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -50,6 +52,8 @@ class WorkerSetup:
     """Of the critic; None without one."""
     critic_max_steps: int = 1
     """Updates that the critic's learning-rate schedule is laid out for."""
+    collective_timeout_s: float = 3600.0
+    """How long ranks wait for each other: for the slowest to write its part of a checkpoint, or to read it."""
 
 
 class MegatronWorker:
@@ -74,16 +78,20 @@ class MegatronWorker:
 
     def _join_process_group(self) -> None:
         setup = self.setup
+        # By itself NCCL gives up after 10 minutes.
+        timeout = timedelta(seconds=setup.collective_timeout_s)
         torch.distributed.init_process_group(
             self.platform.backend,
             init_method=f"tcp://{setup.master_addr}:{setup.master_port}",
             rank=setup.rank,
             world_size=setup.world_size,
+            timeout=timeout,
         )
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=setup.policy.tensor_model_parallel_size,
             pipeline_model_parallel_size=setup.policy.pipeline_model_parallel_size,
             context_parallel_size=setup.policy.context_parallel_size,
+            distributed_timeout_minutes=math.ceil(setup.collective_timeout_s / 60),
         )
         torch.manual_seed(setup.seed)
         tensor_parallel.model_parallel_cuda_manual_seed(setup.seed)

@@ -1,6 +1,9 @@
 """Which checkpoint a run goes on from."""
 
+import errno
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,22 @@ def test_only_the_newest_are_kept(tmp_path):
     for step in (2, 4, 10):
         save(folder, step)
     assert folder.whole() == [4, 10]
+
+
+def test_an_old_one_that_cannot_be_deleted_whole_ends_no_run_and_is_none_any_more(tmp_path, monkeypatch, caplog):
+    def busy(path, ignore_errors=False):
+        if ignore_errors:
+            return
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+
+    folder = CheckpointFolder(tmp_path, keep=1)
+    save(folder, 4)
+    path = folder.begin(8)
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    folder.commit(8, {})
+    assert path.with_suffix("").is_dir() and folder.whole() == [8]
+    assert (tmp_path / "step_000004" / "weights").is_file()
+    assert "step_000004 is left, whole or in part, and can be deleted: " in caplog.text
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [6, 8]), (2, [4, 6, 8])])

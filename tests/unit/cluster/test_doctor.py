@@ -5,16 +5,19 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from recipes import doctor as recipe
 from zs_nemo.cluster import doctor
 from zs_nemo.cluster.doctor import Finding, RankReport, Verdict
 from zs_nemo.cluster.memory_plan import GIB
-from zs_nemo.cluster.probe import MARK, TOKEN, appears, own_address
+from zs_nemo.cluster.probe import MARK, TOKEN, appears, meet, own_address
 from zs_nemo.config.recipe import GrpoRecipeConfig
 from zs_nemo.config.search import Bm25SearchConfig
 
@@ -132,6 +135,20 @@ def test_a_collective_needs_every_rank_and_gpus_a_fast_way():
     expect(doctor.check_collective(on_cpu, 2), Verdict.ok)
 
 
+def test_ranks_on_gpus_have_to_meet_on_their_cpus_too():
+    through = [replace(met(rank, node), met_by_gloo=True) for rank, node in enumerate("ab")]
+    expect(doctor.check_gloo(through), Verdict.ok, "2 ranks")
+    expect(
+        doctor.check_gloo([through[0], met(1, "b")], "connection refused"),
+        Verdict.problem,
+        "ranks on b did not come through on their CPUs (connection refused)",
+        "GLOO_SOCKET_IFNAME",
+    )
+    # There the collective was gloo's, or nobody met at all.
+    for reports in ([met(0, "a", num_gpus=0)], [RankReport(rank=0, node="a", sees_folder=True)], []):
+        expect(doctor.check_gloo(reports), Verdict.skipped)
+
+
 def test_clocks_may_differ_by_a_second():
     near, far = met(1, "b", time_s=100.4), met(2, "c", time_s=101.5)
     expect(doctor.check_clocks([met(0, "a"), near]), Verdict.ok, "within 0.40 s")
@@ -209,6 +226,24 @@ def test_a_configuration_that_does_not_compose_is_a_verdict_and_no_stack_trace()
     assert recipe.compose_settings(["--config-name", "ppo", "seed=7"]).seed == 7
 
 
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["reward.function=no.such.term"], "reward.function='no.such.term' cannot be imported"),
+        (["search=finetuned_14b"], "search.template=required"),
+        (["search=web"], "search.api_key_variable=SERPAPI_API_KEY, but the environment variable"),
+        (["search=retriever", "search.token_variable=NOT_SET_ANYWHERE"], "search.token_variable=NOT_SET_ANYWHERE, but"),
+        (["search=retriever"], "composes and passes its checks"),
+    ],
+)
+def test_what_a_run_would_be_refused_for_after_it_was_queued_is_told_before(
+    typed: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("SERPAPI_API_KEY", raising=False)
+    verdict = Verdict.ok if "composes" in told else Verdict.problem
+    expect(recipe.check_configuration(recipe.compose_settings(typed)), verdict, told)
+
+
 def test_a_folder_that_cannot_be_written_is_told_from_a_slow_one(tmp_path: Path):
     speed = recipe.write_speed(tmp_path / "runs")
     assert isinstance(speed, float) and speed > 0
@@ -250,6 +285,23 @@ def test_two_ranks_of_this_machine_meet(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_rank_on_a_gpu_says_when_it_has_met_the_others_and_again_when_its_cpu_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # The GPU and NCCL are stand-ins.
+    ones, begin = torch.ones, dist.init_process_group
+    for name in ("set_device", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "ones", lambda size, device="cpu": ones(size))
+    monkeypatch.setattr(dist, "init_process_group", lambda _backend, **options: begin("gloo", **options))
+    first = RankReport(rank=0, node="a", sees_folder=True)
+    reports = list(meet(first, tmp_path, world_size=1, local_rank=0))
+    assert [(report.met, report.met_by_gloo) for report in reports] == [(True, False), (True, True)]
+    assert not dist.is_initialized()
+
+
 def test_a_rank_that_does_not_see_the_folder_says_so_and_does_not_wait_for_the_others(tmp_path: Path):
     script = "import zs_nemo.cluster.probe as probe; probe.appears.__defaults__ = (0.1,); probe.main()"
     done = subprocess.run(
@@ -269,3 +321,19 @@ def test_a_file_that_comes_late_is_waited_for_and_an_address_is_found(tmp_path: 
     (tmp_path / TOKEN).touch()
     assert appears(tmp_path / TOKEN, 0.1)
     assert socket.inet_aton(own_address())
+
+
+def test_a_file_that_nfs_says_is_not_there_is_found_by_reading_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    remembered = {tmp_path / TOKEN}
+    is_file, listdir = Path.is_file, os.listdir
+
+    def read(folder: Path) -> list[str]:
+        remembered.clear()
+        return listdir(folder)
+
+    monkeypatch.setattr(Path, "is_file", lambda path: path not in remembered and is_file(path))
+    monkeypatch.setattr(os, "listdir", read)
+    (tmp_path / TOKEN).touch()
+    assert appears(tmp_path / TOKEN, 0.1)

@@ -1,6 +1,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -73,6 +74,33 @@ def test_the_quickstart_s_layout_has_two_ranks_a_policy_engine_and_a_simulator(c
     assert [setup.name for setup in layout.engines] == ["policy-engine-0", "simulator-engine-0"]
     assert layout.policy_engines[0].max_model_len == cfg.rollout.max_sequence_tokens
     preflight.check(cfg, layout)
+
+
+@pytest.mark.parametrize("group", ["rollout", "search"])
+@pytest.mark.parametrize(
+    ("rope", "refused"),
+    [
+        ({}, True),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, True),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, False),
+    ],
+)
+def test_a_sequence_longer_than_the_model_s_context_is_refused_before_anything_starts(
+    cfg: GrpoRecipeConfig, model: Path, tmp_path: Path, group: str, rope: dict[str, Any], refused: bool
+) -> None:
+    folder = tmp_path / group
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**MODEL, **rope}))
+    if group == "rollout":
+        cfg.policy.model, cfg.rollout.max_sequence_tokens = str(folder), 2049
+    else:
+        cfg.search = SimulatedSearchConfig(model=str(folder), max_sequence_tokens=2049)
+    told = rf"^{group}\.max_sequence_tokens=2049 is more than the 2048 tokens that the model takes .*; set it to"
+    with pytest.raises(ValueError, match=told) if refused else nullcontext():
+        preflight.check_context_lengths(derive_layout(cfg))
+    if refused:
+        with pytest.raises(ValueError, match=told):
+            preflight.check_cuts(cfg, derive_layout(cfg))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ PARENT = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-I
 class FakeReaper:
     finished = 0
 
-    def __init__(self, token: str, folders: list[Path]) -> None:
+    def __init__(self, token: str, folders: list[Path], locks: list[int]) -> None:
         self.folders = folders
 
     def finish(self) -> None:
@@ -40,10 +40,10 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RaySession:
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(shutdown=lambda: None))
     monkeypatch.setattr(module, "Reaper", FakeReaper)
     monkeypatch.setattr(module, "_temporary_root", lambda: tmp_path)
+    monkeypatch.setattr(module, "_SHM", tmp_path)
     monkeypatch.setattr(RaySession, "_start", start)
     monkeypatch.setattr(FakeReaper, "finished", 0)
     session = RaySession("", 1, 0, tmp_path / "logs", startup_timeout_s=1.0)
-    session.shm_folder.rmdir()
     return session
 
 
@@ -51,6 +51,34 @@ def test_after_a_failure_ray_s_logs_are_kept(session: RaySession, tmp_path: Path
     session.close(failed=True)
     assert (tmp_path / "logs/ray/raylet.err").read_text() == "the reason"
     assert FakeReaper.finished == 1 and MARKER not in os.environ
+
+
+def test_of_a_job_s_own_cluster_this_machine_s_logs_are_kept_too(
+    session: RaySession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = tmp_path / "zsn-7-0" / "ray" / "session_2026" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "gcs_server.err").write_text("the reason")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "zsn-7-0"))
+    session._joined = True
+    session.close(failed=True)
+    assert [path.name for path in (tmp_path / "logs" / "ray").iterdir()] == ["gcs_server.err"]
+
+
+def test_what_a_run_left_that_was_killed_with_its_reaper_goes_when_the_next_one_starts(
+    session: RaySession, tmp_path: Path
+) -> None:
+    mine, before = [session._ray_folder, session.shm_folder], sorted(tmp_path.glob("zs*-*"))
+    assert before == sorted(mine), "both are there, of this run, and held"
+    second = RaySession("", 1, 0, tmp_path / "logs", startup_timeout_s=1.0)
+    assert all(folder.is_dir() for folder in mine)
+    session.close()
+    third = RaySession("", 1, 0, tmp_path / "logs", startup_timeout_s=1.0)
+    # The reaper that deletes them is a stand-in here.
+    assert not any(folder.exists() for folder in mine)
+    assert second._ray_folder.is_dir() and third._ray_folder.is_dir()
+    for each in (second, third):
+        each.close()
 
 
 def test_logs_that_cannot_be_kept_hide_no_error_and_everything_is_ended(

@@ -16,13 +16,20 @@ from tests.loopback import serving
 from zs_nemo.cluster import search_engines, simulator_system
 from zs_nemo.cluster import served_engine as served_engine_module
 from zs_nemo.cluster.roles import RoleError
-from zs_nemo.cluster.search_engines import SearchEngines, build_real_engines, build_remote_engines, corpus_of
+from zs_nemo.cluster.search_engines import (
+    SearchEngines,
+    build_real_engines,
+    build_remote_engines,
+    corpus_of,
+    warn_of_other_counts,
+)
 from zs_nemo.cluster.served_engine import LostIsUnavailable, served_engine, told_noise
 from zs_nemo.cluster.simulator_system import simulator_engines
+from zs_nemo.config.ask import AskRecipeConfig
 from zs_nemo.config.cost import CostConfig
 from zs_nemo.config.endpoints import RecordingConfig, RecordingMode
 from zs_nemo.config.experiment import Accelerator, EvaluationConfig, TrainerConfig
-from zs_nemo.config.recipe import GrpoRecipeConfig
+from zs_nemo.config.recipe import GrpoRecipeConfig, RecipeConfig
 from zs_nemo.config.remote_search import RetrieverSearchConfig, WebSearchConfig
 from zs_nemo.config.rollout import CurriculumConfig, CurriculumName
 from zs_nemo.config.search import (
@@ -125,10 +132,11 @@ def test_a_run_can_train_on_bm25_and_be_judged_on_a_retriever(corpus: Path) -> N
 
 
 def test_with_the_same_settings_training_and_judging_share_one_engine(corpus: Path) -> None:
-    for search in (RetrieverSearchConfig(), Bm25SearchConfig(corpus=str(corpus))):
-        cfg = config(search, replace(search))
-        real = build_real_engines(cfg, world_of(corpus), build_remote_engines(cfg, SearchLedger()))
-        assert real.training is real.judge
+    with serving(app) as url:
+        for search in (RetrieverSearchConfig(url=url), Bm25SearchConfig(corpus=str(corpus))):
+            cfg = config(search, replace(search))
+            real = build_real_engines(cfg, world_of(corpus), build_remote_engines(cfg, SearchLedger()))
+            assert real.training is real.judge
     simulated = config(SimulatedSearchConfig(), Bm25SearchConfig(corpus=str(corpus)))
     real = build_real_engines(simulated, world_of(corpus), build_remote_engines(simulated, SearchLedger()))
     assert real.training is None and real.judge is not None and real.judge.name == "bm25"
@@ -138,7 +146,7 @@ def test_what_the_judge_lacks_is_named_as_the_judges(corpus: Path, tmp_path: Pat
     keyed = config(Bm25SearchConfig(corpus=str(corpus)), RetrieverSearchConfig(token_variable="NOT_SET"))
     with pytest.raises(ValueError, match=r"^evaluation\.search\.token_variable=NOT_SET, but"):
         build_remote_engines(keyed, SearchLedger())
-    lost = config(RetrieverSearchConfig(), Bm25SearchConfig(corpus=str(tmp_path / "lost")))
+    lost = config(SimulatedSearchConfig(), Bm25SearchConfig(corpus=str(tmp_path / "lost")))
     with pytest.raises(ValueError, match=r"^evaluation\.search\.corpus=.* is no file"):
         build_real_engines(lost, world_of(corpus), build_remote_engines(lost, SearchLedger()))
 
@@ -247,6 +255,34 @@ def test_of_two_quotas_each_counts_the_searches_of_its_own_engine_in_a_resumed_r
     one = build_remote_engines(config(WebSearchConfig(), WebSearchConfig()), SearchLedger(spent))
     assert one.training is one.judge and isinstance(one.judge, WebSearch)
     assert one.judge.num_searches == 1000, "one engine answers both, and one quota holds for it"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "judged", "warned"),
+    [(GrpoRecipeConfig, 1, True), (GrpoRecipeConfig, 5, False), (AskRecipeConfig, 1, False)],
+)
+def test_a_policy_judged_on_another_number_of_documents_than_it_trains_on_is_warned_of(
+    recipe: type[RecipeConfig], judged: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluation = EvaluationConfig(num_documents=judged)
+    warn_of_other_counts(recipe(search=SimulatedSearchConfig(num_documents=5), evaluation=evaluation))
+    assert ("set evaluation.num_documents=5 unless" in caplog.text) is warned
+
+
+def test_a_retriever_that_does_not_answer_stops_a_run_or_a_server_before_anything_starts(corpus: Path) -> None:
+    with serving(web.Application) as url:
+        wrong = RetrieverSearchConfig(url=url)
+        answered = (
+            r"\.url='http://127\.0\.0\.1:\d+' does not answer a query .* status 404.*; start the server, or mend "
+        )
+        with pytest.raises(ValueError, match=rf"^search{answered}search\.url"):
+            build_remote_engines(config(wrong), SearchLedger())
+        with pytest.raises(ValueError, match=rf"^evaluation\.search{answered}evaluation\.search\.url"):
+            build_remote_engines(config(Bm25SearchConfig(), wrong), SearchLedger())
+        with pytest.raises(ValueError, match=rf"^search{answered}"), served_engine(ServeSearchConfig(search=wrong)):
+            raise AssertionError
+    with pytest.raises(ValueError, match=r"^search\.url=.* does not answer a query .*Connection refused"):
+        build_remote_engines(config(wrong), SearchLedger())
 
 
 def test_a_missing_key_stops_a_run_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:

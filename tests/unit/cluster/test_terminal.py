@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from zs_nemo.cluster.roles import RanksLost, Role, RoleError
 from zs_nemo.cluster.stop_request import StopRequest
 from zs_nemo.cluster.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, run_in_terminal
 from zs_nemo.config.recipe import GrpoRecipeConfig
+from zs_nemo.observability import run_dir as run_dir_module
 from zs_nemo.observability.progress import Progress
 from zs_nemo.observability.run_dir import RunDir
 from zs_nemo.rollout.rewards import build_reward
@@ -69,6 +71,28 @@ def test_a_run_that_is_done_is_told_with_the_report_that_there_is(
 
     assert run_in_terminal(OmegaConf.structured(cfg), GrpoRecipeConfig, train) == 0
     assert f"this run is already done: {path / name}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("job", "code"), [("42", EXIT_STOPPED), ("7", EXIT_BAD_INPUT)])
+def test_a_job_that_its_own_earlier_life_keeps_out_asks_to_come_again(
+    job: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    monkeypatch.setattr(run_dir_module, "_LOCK_PATIENCE_WITH_MACHINE_S", 0.1)
+    cfg = config()
+    cfg.exp_manager.exp_dir = str(tmp_path)
+    path = tmp_path / cfg.exp_manager.name
+    path.mkdir()
+
+    def train(cfg: GrpoRecipeConfig, run_dir: RunDir, progress: Progress) -> Path:
+        raise AssertionError("the directory is not this run's")
+
+    with (path / ".lock").open("w") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        holder.write(f"1234 on another-node, SLURM job {job}")
+        holder.flush()
+        assert run_in_terminal(OmegaConf.structured(cfg), GrpoRecipeConfig, train) == code
+    assert "pid 1234 on another-node" in capsys.readouterr().err
 
 
 def careless(trajectory: Trajectory) -> float:

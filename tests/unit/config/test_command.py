@@ -10,7 +10,15 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from tests.composed import composed
-from zs_nemo.config.command import CONFIGS, REFUSED, _known, did_you_mean, explain, split_config_name
+from zs_nemo.config.command import (
+    CONFIGS,
+    REFUSED,
+    _known,
+    check_arguments,
+    did_you_mean,
+    explain,
+    split_config_name,
+)
 from zs_nemo.config.other_trainers import OURS, ours_of
 from zs_nemo.config.recipe import RecipeConfig
 from zs_nemo.config.registry import register, to_dataclass
@@ -194,6 +202,91 @@ def test_an_engine_for_evaluations_alone_is_answered_with_how_it_is_chosen(typed
     assert refusal(*typed) == told
 
 
+@pytest.mark.parametrize(
+    ("typed", "name", "told"),
+    [
+        (["search.corpus=x.jsonl"], "grpo", "search.corpus is a setting of search=bm25; give search=bm25 as well"),
+        (
+            ["search.url=http://h"],
+            "grpo",
+            "search.url is a setting of search=retriever or web; give search=retriever as well",
+        ),
+        (
+            ["search.max_searches=10"],
+            "serve_search",
+            "search.max_searches is a setting of search=web; give search=web as well",
+        ),
+        (
+            ["search=bm25", "search.pool.open_s=3"],
+            "grpo",
+            "search.pool.open_s is a setting of search=simulated; give search=simulated in place of search=bm25",
+        ),
+        (
+            ["+search@evaluation.search=bm25", "evaluation.search.url=http://h"],
+            "grpo",
+            "evaluation.search.url is a setting of +search@evaluation.search=retriever or web; give "
+            "+search@evaluation.search=retriever in place of +search@evaluation.search=bm25",
+        ),
+    ],
+)
+def test_a_setting_of_an_engine_that_was_not_chosen_is_answered_with_the_engine(
+    typed: list[str], name: str, told: str
+) -> None:
+    assert refusal(*typed, name=name) == told
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "meant"),
+    [
+        ("data.train=mine/train.jsonl", "grpo", "data.train=[mine/train.jsonl]"),
+        ("data.train=nq:train,hotpotqa:train", "grpo", "data.train=[nq:train,hotpotqa:train]"),
+        ("search.endpoints=http://h:8000/v1", "grpo", "search.endpoints=[http://h:8000/v1]"),
+        ("evaluation.temperatures=0", "grpo", "evaluation.temperatures=[0]"),
+        ("evaluate.methods=agent", "evaluate", "evaluate.methods=[agent]"),
+    ],
+)
+def test_a_list_without_brackets_is_answered_with_how_it_is_written(typed: str, name: str, meant: str) -> None:
+    assert refusal(typed, name=name) == f"{typed.partition('=')[0]} is a list; write '{meant}'"
+
+
+@pytest.mark.parametrize(
+    ("typed", "loop"),
+    [
+        ("seed=1,2", "for seed in 1 2; do COMMAND seed=$seed exp_manager.name=seed_$seed; done"),
+        (
+            "policy.optim.lr=1e-5,2e-5",
+            "for lr in 1e-5 2e-5; do COMMAND policy.optim.lr=$lr exp_manager.name=lr_$lr; done",
+        ),
+        ("seed=range(1,3)", "for seed in 1 2; do"),
+    ],
+)
+def test_several_values_of_a_setting_are_answered_with_a_loop(typed: str, loop: str) -> None:
+    told = refusal(typed)
+    assert told.startswith(f"{typed} names several values: a command makes one run; ") and loop in told
+    assert "multirun" not in told
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["-m", "seed=1,2"], "-m is not taken: .* for seed in 1 2; do"),
+        (["--multirun"], "--multirun is not taken: .* for seed in 1 2; do"),
+        (["hydra.mode=MULTIRUN"], "hydra.mode=MULTIRUN is not taken"),
+        (["experiment=null"], "experiment=null: choose one of quickstart, .*, or leave it out with ~experiment$"),
+        (["search=null"], "search=null: choose one of bm25, .*, web$"),
+        (["+search@evaluation.search=null"], "search@evaluation.search=null: choose one of bm25, .*, web$"),
+    ],
+)
+def test_a_sweep_and_a_group_without_a_choice_are_refused_before_hydra_sees_them(typed: list[str], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        check_arguments(typed)
+
+
+def test_what_is_usual_passes_before_hydra_sees_it() -> None:
+    check_arguments([*TYPED, "--cfg", "job", "--config-name", "ppo", "~experiment", "policy.model=/m", "search=bm25"])
+    check_arguments(["evaluation.search=null", "trainer.max_steps=3", "--help"])
+
+
 def test_an_assertion_that_is_not_about_settings_is_not_told_as_one() -> None:
     with pytest.raises(AssertionError, match="ours"):
         explain(AssertionError("ours"), "grpo", ["seed=2"])
@@ -240,13 +333,27 @@ def test_a_misspelt_value_is_answered_with_the_nearest_and_all_of_them() -> None
     assert refusal("trainer.max_steps=many").startswith("trainer.max_steps: Value 'many'")
 
 
-def test_a_command_ends_with_the_code_of_refused_input_and_no_stack_trace() -> None:
-    ended = subprocess.run(
-        [sys.executable, "recipes/plan.py", "+trainer.max_step=3"],
-        cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-        timeout=60,
+def run_recipe(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command], cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=60
     )
-    told = "error: unknown setting trainer.max_step: did you mean trainer.max_steps?\n"
-    assert (ended.returncode, ended.stderr) == (2, told)
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("+trainer.max_step=3", "error: unknown setting trainer.max_step: did you mean trainer.max_steps?\n"),
+        ("--multirun", "error: --multirun is not taken: "),
+        ("experiment=null", "error: experiment=null: choose one of "),
+        ("search=finetuned_14b", "error: search.template=required: "),
+        ("rollout.callback=no.such.Thing", "error: rollout.callback='no.such.Thing' cannot be imported"),
+    ],
+)
+def test_a_command_ends_with_the_code_of_refused_input_and_no_stack_trace(typed: str, told: str) -> None:
+    ended = run_recipe("recipes/plan.py", typed)
+    assert ended.returncode == 2 and ended.stderr.startswith(told) and ended.stderr.count("\n") == 1
+
+
+def test_the_doctor_answers_a_call_for_help() -> None:
+    ended = run_recipe("recipes/doctor.py", "--help")
+    assert ended.returncode == 0 and "launch/doctor.sh --config-name ppo" in ended.stdout

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.composed import composed
+from zs_nemo.config.ask import AskRecipeConfig
+from zs_nemo.config.endpoints import ApiKind
 from zs_nemo.config.evaluate import EvaluateRecipeConfig
 from zs_nemo.config.recipe import GrpoRecipeConfig
 from zs_nemo.config.registry import to_dataclass
@@ -40,3 +42,10 @@ def test_a_training_run_cannot_do_without_an_engine() -> None:
     with pytest.raises(Exception, match="search=none answers no search, and this recipe needs an engine"):
         load("search=none", recipe="grpo")
     assert load("search=none", "evaluate.methods=[direct]").search.num_documents == 1
+
+
+def test_a_policy_of_a_published_experiment_is_asked_with_the_limits_that_it_is_evaluated_with() -> None:
+    asked = to_dataclass(composed("ask", "experiment=zerosearch_evaluation"), AskRecipeConfig)
+    evaluated = load("experiment=zerosearch_evaluation")
+    assert (asked.api, asked.rollout, asked.search) == (ApiKind.chat, evaluated.rollout, evaluated.search)
+    assert asked.search.num_documents == 5

@@ -51,6 +51,8 @@ POLICIES = {
     "qwen3_14b": "14b",
 }
 """Policies by the experiment of their size."""
+_TEMPLATES = {"simulated": "open", **{f"finetuned_{size}": "mine.j2" for size in ("3b", "7b", "14b")}}
+"""Wordings of simulators that cannot do without one in a published experiment."""
 SIMULATORS = [f"{kind}_{size}" for kind in ("prompted", "finetuned") for size in ("3b", "7b", "14b")]
 
 
@@ -92,6 +94,14 @@ def test_on_a_machine_with_more_gpus_the_quickstart_s_policy_still_samples_where
     loads = plan_gpus(cfg, derive_layout(cfg, use_gpu=True), 3, 39 * GIB)
     roles = [[role for role, _ in each.roles] for each in loads]
     assert roles == [["policy-rank-0", "policy-engine-0"], ["simulator-engine-0"], []]
+
+
+@pytest.mark.parametrize("recipe", KINDS)
+def test_a_published_experiment_trains_on_as_many_documents_a_search_as_it_is_judged_on(recipe: str):
+    for search in ("simulated", "simulated_endpoint", "bm25", "retriever", "web", *SIMULATORS):
+        template = [f"search.template={_TEMPLATES[search]}"] if search in _TEMPLATES else []
+        cfg = load(recipe, f"experiment=zerosearch_{recipe}_7b", f"search={search}", *template)
+        assert (cfg.search.num_documents, cfg.evaluation.num_documents) == (5, 5), search
 
 
 @pytest.mark.parametrize("size", NODES)

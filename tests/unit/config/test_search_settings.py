@@ -128,6 +128,11 @@ def test_the_server_does_not_guess_how_many_steps_another_trainer_makes(
             ["+search@evaluation.search=retriever", "evaluation.search.url=x"],
             r"^evaluation\.search\.url='x' mu",
         ),
+        (
+            "grpo",
+            ["+search@evaluation.search=retriever", "evaluation.search.url=ftp://search.host"],
+            r"^evaluation\.search\.url='ftp://search\.host' mu",
+        ),
         ("grpo", ["+search@evaluation.search=web", "evaluation.search.timeout_s=0"], r"^evaluation\.search\.timeout_s"),
         (
             "evaluate_simulator",

@@ -14,7 +14,13 @@ GOOD = {
     "rollout/response_tokens": 40.0,
 }
 MADE, SKIPPED = {"num_skipped_updates": 0.0}, {"num_skipped_updates": 1.0}
-LIMITS = {"max_ratio": 2.0, "min_entropy": 0.1, "min_response_tokens": 10, "max_generation_mismatch": 0.05}
+LIMITS = {
+    "max_ratio": 2.0,
+    "min_entropy": 0.1,
+    "min_response_tokens": 10,
+    "min_searches_per_episode": 0.3,
+    "max_generation_mismatch": 0.05,
+}
 
 
 def test_a_good_step_has_no_finding_and_limits_of_zero_are_off():
@@ -30,6 +36,7 @@ def test_a_good_step_has_no_finding_and_limits_of_zero_are_off():
         ("train/ratio_max", 2.5, "max_ratio"),
         ("train/entropy", 0.05, "min_entropy"),
         ("rollout/response_tokens", 4.0, "min_response_tokens"),
+        ("rollout/searches_per_episode", 0.1, "min_searches_per_episode"),
         ("train/generation_mismatch", 0.2, "max_generation_mismatch"),
     ],
 )

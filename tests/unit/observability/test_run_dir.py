@@ -18,6 +18,7 @@ from zs_nemo.config.endpoints import RecordingConfig, RecordingMode
 from zs_nemo.config.policy import Recompute
 from zs_nemo.config.recipe import PpoRecipeConfig
 from zs_nemo.config.rollout import RefitTransport
+from zs_nemo.observability import run_dir as module
 from zs_nemo.observability.config_file import redact
 from zs_nemo.observability.files import (
     drop_torn_line,
@@ -27,7 +28,7 @@ from zs_nemo.observability.files import (
     write_text,
 )
 from zs_nemo.observability.phase import Phase
-from zs_nemo.observability.run_dir import RunDir
+from zs_nemo.observability.run_dir import LockedByFormerLifeError, RunDir
 from zs_nemo.observability.timeline import read_timeline
 from zs_nemo.observability.timer import StageTimer
 
@@ -368,3 +369,25 @@ def test_who_holds_a_run_directory_is_named_with_its_job(tmp_path: Path, monkeyp
     told = f"written by another process \\(pid {os.getpid()} on .*, SLURM job 42\\); wait for it to end"
     with RunDir(tmp_path, config()), pytest.raises(ValueError, match=told):
         RunDir(tmp_path, config())
+
+
+@pytest.mark.parametrize(("job", "kind"), [("42", LockedByFormerLifeError), ("7", ValueError)])
+def test_a_job_waits_for_the_lock_of_a_machine_that_may_have_died_and_comes_again_where_it_was_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, job: str, kind: type[ValueError]
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    monkeypatch.setattr(module, "_LOCK_PATIENCE_WITH_MACHINE_S", 0.4)
+    monkeypatch.setattr(module, "_LOCK_PATIENCE_S", 0.0)
+    with (tmp_path / ".lock").open("w") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        holder.write(f"1234 on another-node, SLURM job {job}")
+        holder.flush()
+        began = time.monotonic()
+        with pytest.raises(ValueError, match=f"pid 1234 on another-node, SLURM job {job}") as refused:
+            RunDir(tmp_path, config())
+        assert refused.type is kind and time.monotonic() - began >= 0.4
+        release = threading.Timer(0.1, fcntl.flock, (holder, fcntl.LOCK_UN))
+        release.start()
+        RunDir(tmp_path, config()).close()
+        release.join()
+    assert caplog.text.count("is locked by pid 1234 on another-node") == 2, "once a start"

@@ -9,7 +9,28 @@ from tests.fakes import FixedSearch
 from zs_nemo.config.rollout import CoinScope
 from zs_nemo.rollout.callbacks import EngineSearch, SimulatedSearch, resolve_callback
 from zs_nemo.types.keys import SampleKey
-from zs_nemo.types.search import SearchRequest
+from zs_nemo.types.search import SearchEngine, SearchRequest, SearchResult
+
+NUMBER = 3
+
+
+class NeedsMore(EngineSearch):
+    def __init__(self, engine: SearchEngine, threshold: float) -> None:
+        super().__init__(engine)
+
+
+class TakesNothing:
+    async def search(self, request: SearchRequest) -> SearchResult:
+        raise AssertionError
+
+
+class Answers:
+    def __init__(self, engine: SearchEngine) -> None:
+        self.engine = engine
+
+
+def made_by_a_function(engine: SearchEngine, *, threshold: float = 0.5) -> EngineSearch:
+    return EngineSearch(engine)
 
 
 def coins(scope: CoinScope, *, step: int = 3, noise: float = 0.5) -> list[list[tuple[bool, ...]]]:
@@ -93,3 +114,21 @@ def test_a_module_that_is_no_python_is_named(tmp_path: Path, monkeypatch: pytest
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match=r"cannot be imported \(SyntaxError.*; mend broken_callback"):
         resolve_callback("broken_callback.Picky")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("NUMBER", "is no class but of type int"),
+        ("NeedsMore", r"cannot be made with .* \(missing a required argument: 'threshold'\)"),
+        ("TakesNothing", r"cannot be made with the engine as its one argument \(too many positional arguments\)"),
+        ("Answers", "has no method search"),
+    ],
+)
+def test_what_makes_no_callback_of_an_engine_is_refused_before_it_is_made(name: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=rf"^rollout\.callback='.*\.{name}' {problem}; name a class whose constructor"):
+        resolve_callback(f"{__name__}.{name}")
+
+
+def test_a_function_that_makes_a_callback_is_taken() -> None:
+    assert resolve_callback(f"{__name__}.made_by_a_function") is made_by_a_function

@@ -92,6 +92,11 @@ def test_a_term_that_cannot_be_imported_is_named_with_its_setting(name):
         build_reward(RewardConfig(function=name).weights())
 
 
+def test_a_term_that_is_no_function_is_refused_before_anything_is_graded() -> None:
+    with pytest.raises(ValueError, match=r"^reward\.function='.*\.__name__' is no function but of type str; name one"):
+        build_reward(RewardConfig(function=f"{__name__}.__name__").weights())
+
+
 @pytest.mark.parametrize(
     ("code", "told"), [("def term(:", "SyntaxError: invalid syntax"), ("{}['title']", "KeyError: 'title'")]
 )

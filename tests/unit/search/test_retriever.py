@@ -281,6 +281,41 @@ def test_a_token_variable_that_is_not_set_is_refused_at_once() -> None:
         RetrieverSearch(settings("http://127.0.0.1:1", token_variable="MY_TOKEN"), {})
 
 
+@pytest.mark.parametrize("batch_window_s", [0.0, 0.01])
+def test_a_server_is_tried_with_the_query_of_a_run_and_asked_again_from_another_event_loop(
+    batch_window_s: float,
+) -> None:
+    asked = []
+
+    async def handler(request: web.Request) -> web.Response:
+        asked.append(await request.json())
+        return await echo(request)
+
+    async def search() -> SearchResult:
+        try:
+            return await engine.search(request())
+        finally:
+            await engine.aclose()
+
+    with serving(app_of(handler)) as url:
+        engine = RetrieverSearch(settings(url, num_documents=3, batch_window_s=batch_window_s), {})
+        engine.check_served()
+        assert asyncio.run(search()).documents
+    assert asked[0]["topk"] == 3 and len(asked[0]["queries"]) == 1
+
+
+def test_a_server_that_does_not_answer_as_it_must_is_refused_with_setting_address_what_came_and_remedy() -> None:
+    async def lost(asked: web.Request) -> web.Response:
+        return web.Response(status=404, text="no index here")
+
+    with serving(app_of(lost)) as url, pytest.raises(ValueError) as caught:
+        RetrieverSearch(settings(url), {}).check_served("evaluation.search")
+    told = str(caught.value)
+    assert told.startswith(f"evaluation.search.url='{url}' does not answer a query")
+    assert "answered with status 404: no index here" in told
+    assert "start the server, or mend evaluation.search.url, and evaluation.search.token_variable" in told
+
+
 def test_no_more_requests_are_under_way_than_configured() -> None:
     running = most = 0
 
