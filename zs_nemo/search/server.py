@@ -143,9 +143,12 @@ class SearchServer:
         self._metrics.count_defects(defects)
         return response
 
-    def _check_token(self, request: web.Request) -> None:
+    def _may_search(self, request: web.Request) -> bool:
         given = token_of(request.headers.get("Authorization", ""))
-        if self._token and not hmac.compare_digest(given, self._token):
+        return not self._token or hmac.compare_digest(given, self._token)
+
+    def _check_token(self, request: web.Request) -> None:
+        if not self._may_search(request):
             raise RequestRefused(
                 401,
                 "the header Authorization must be 'Bearer' and this server's token, or 'Basic' with the token as the "
@@ -233,6 +236,9 @@ class SearchServer:
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
         trouble = "the server is shutting down" if self._is_stopping else self._trouble()
+        if trouble and not self._is_stopping and not self._may_search(request):
+            # It names addresses, and this is open to everybody.
+            trouble = "the engine cannot answer; with the token this says why"
         state = {
             "engine": self._engine.name,
             "version": version("zs-nemo"),

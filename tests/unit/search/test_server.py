@@ -442,6 +442,18 @@ def test_a_server_whose_engine_is_in_trouble_is_not_ready_and_says_why() -> None
         assert CLIENT.get(f"{url}/health").status_code == 200
 
 
+def test_only_who_may_search_is_told_what_an_engine_s_trouble_is() -> None:
+    def app() -> web.Application:
+        return SearchServer(
+            EchoEngine(), ServerConfig(), num_documents=1, token="s3", trouble=lambda: "http://inside:8000: HTTP 500"
+        ).app()
+
+    with serving(app) as url:
+        everybody, friend = (CLIENT.get(f"{url}/health", headers=head) for head in ({}, {"Authorization": "Bearer s3"}))
+    assert everybody.status_code == friend.status_code == 503
+    assert "inside" in friend.json()["trouble"] and "inside" not in everybody.text
+
+
 def test_health_says_what_is_served_and_metrics_count_it() -> None:
     with served() as url:
         post(url, TWO | {"step": 3})
