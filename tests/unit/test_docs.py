@@ -237,6 +237,7 @@ def test_the_page_of_the_7b_rung_is_up_to_date(capsys: pytest.CaptureFixture[str
         ("runs", "[gpr]*_seed*", ()),
         ("algorithms", "algorithms_*", ()),
         ("simulators", "simulators_*", ("search.template", "search.off_target")),
+        ("curricula", "curricula_*", ("curriculum.name", "curriculum.constant_noise")),
         ("simulator_quality", "simulator_quality", ()),
         ("question_sets", "sets_*", ()),
     ],

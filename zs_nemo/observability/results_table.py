@@ -34,7 +34,7 @@ def results_table(run_dirs: Sequence[Path | str], *, by: Sequence[str] = ()) -> 
     """
     reports = [read_report(path) for path in run_dirs]
     for name in by:
-        if all(_setting(report, name) == ABSENT for report in reports):
+        if not any(_has_setting(report, name) for report in reports):
             raise ValueError(f"--by {name}: none of the runs has this setting; name one of their config.yaml in full")
 
     def setting_of_run(report: Mapping[str, Any]) -> tuple[str, ...]:
@@ -67,6 +67,16 @@ def results_table(run_dirs: Sequence[Path | str], *, by: Sequence[str] = ()) -> 
 def setting_of(report: Mapping[str, Any]) -> tuple[str, str]:
     """Return algorithm and engine in training: what runs are compared by."""
     return recipe_name(report["recipe"]), report.get("rl_engine") or ABSENT
+
+
+def _has_setting(report: Mapping[str, Any], name: str) -> bool:
+    """Whether a run's configuration has a setting, be it without a value."""
+    value: Any = report.get("settings")
+    for key in name.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            return False
+        value = value[key]
+    return True
 
 
 def _setting(report: Mapping[str, Any], name: str) -> str:

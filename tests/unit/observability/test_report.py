@@ -303,5 +303,7 @@ def test_the_table_averages_over_runs_that_differ_in_the_seed_and_not_in_a_named
         ["published", "1"],
         ["**published**", "**mean of 2**"],
     ]
+    # There, and without a value in all of them.
+    assert main([runs[-1], "--table", "--by", "curriculum.constant_noise"]) == 0
     assert main([*runs, "--table", "--by", "curriculum.nme"]) == 1
     assert "--by curriculum.nme: none of the runs has this setting" in capsys.readouterr().err
