@@ -34,8 +34,13 @@ def host_misfit(parts: dict[str, float], available: float) -> str | None:
     if total <= available:
         return None
     listed = " + ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
+    remedies = {
+        "engines asleep": "let fewer engines sleep (generation.num_engines, search.num_engines, sleep_while_training)",
+        "optimizers": "leave the optimizers on the GPUs (optim.optimizer_cpu_offload=false)",
+        "a checkpoint": "take a machine with more memory, or a smaller model",
+    }
+    remedy = ", or ".join(remedies[name] for name in parts)
     return (
         f"in the memory of the machine, beside the processes, there would be {listed} = {total / GIB:.1f} GiB, but "
-        f"{available / GIB:.1f} GiB are available; let fewer engines sleep (generation.sleep_while_training, "
-        "search.sleep_while_training), or set generation.num_engines or search.num_engines lower"
+        f"{available / GIB:.1f} GiB are available; {remedy}"
     )

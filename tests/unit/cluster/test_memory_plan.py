@@ -318,6 +318,8 @@ def test_the_machine_of_sleeping_engines_holds_their_weights_and_the_optimizer_t
     assert host_misfit(parts, sum(parts.values())) is None
     told = host_misfit(parts, 200 * GIB)
     assert told is not None and "engines asleep 113.5 + optimizers 85.1 + a checkpoint 85.1 = 283.7 GiB" in told
+    without_sleepers = host_misfit({"a checkpoint": 12.0 * number}, 64 * GIB)
+    assert without_sleepers is not None and "sleep" not in without_sleepers and "more memory" in without_sleepers
 
 
 def test_every_process_has_its_gpu_and_engines_share_only_when_there_are_too_few(big: Path):
